@@ -1,0 +1,191 @@
+// Package kubebin finds the kube-apiserver and etcd that the tests and the demo run, or builds them from their Go
+// modules (test/tools/kube) into a cache. Only the search and the build may live here; test/kube runs them.
+//
+// Search order: $KUBEBUILDER_ASSETS, PATH, the cache. The cache is
+// ${XDG_CACHE_HOME:-$HOME/.cache}/hsm-kms/<kubernetes version>/bin; it appears there by a rename, so that it is
+// whole or absent, and a file lock keeps two builds from running at once.
+package kubebin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// oldest is the first minor release (1.x) with KMS v2 as a stable feature.
+const oldest = 29
+
+// needed are the programs that every folder must hold; etcdctl and etcdutl are built too, but nobody's own folder
+// needs them.
+var needed = [...]string{"kube-apiserver", "etcd"}
+
+// Set is a folder with kube-apiserver and etcd.
+type Set struct {
+	Dir    string // absolute
+	Source string // where it was found, in words for a person
+}
+
+// Path gives the path of one program of the set.
+func (s Set) Path(name string) string { return filepath.Join(s.Dir, name) }
+
+// Find gives the programs, building them if nobody has them yet: 13 CPU minutes, with a line about the progress to
+// log every few seconds. It ends with the context. A $KUBEBUILDER_ASSETS that is set and not usable is an error,
+// because whoever set it would not want another one in silence; an unusable one in PATH is passed over with a line.
+func Find(ctx context.Context, log io.Writer) (Set, error) {
+	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
+		abs, err := filepath.Abs(dir)
+		if err == nil {
+			err = check(ctx, abs)
+		}
+		if err != nil {
+			return Set{}, fmt.Errorf("using KUBEBUILDER_ASSETS=%s: %w (unset it to have them found or built)", dir, err)
+		}
+		return Set{Dir: abs, Source: "KUBEBUILDER_ASSETS"}, nil
+	}
+	if path, err := exec.LookPath(needed[0]); err == nil {
+		dir, err := filepath.Abs(filepath.Dir(path))
+		if err == nil {
+			err = check(ctx, dir)
+		}
+		if err == nil {
+			return Set{Dir: dir, Source: "PATH"}, nil
+		}
+		fmt.Fprintf(log, "passing over %s: %v\n", path, err)
+	}
+	return cached(ctx, log)
+}
+
+// cached gives the cache's set, filled first if need be.
+func cached(ctx context.Context, log io.Writer) (Set, error) {
+	source, version, err := sources(ctx)
+	if err != nil {
+		return Set{}, err
+	}
+	root, err := cacheRoot()
+	if err != nil {
+		return Set{}, err
+	}
+	set := Set{Dir: filepath.Join(root, "hsm-kms", version, "bin"), Source: "built from source, cached"}
+	if complete(set.Dir) == nil {
+		return set, nil
+	}
+	parent := filepath.Dir(set.Dir)
+	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // programs, nothing secret
+		return Set{}, fmt.Errorf("making the cache folder: %w (set XDG_CACHE_HOME to a folder that can be written)", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(parent, "lock"), log)
+	if err != nil {
+		return Set{}, err
+	}
+	defer unlock()
+	if complete(set.Dir) == nil { // somebody else built it while we waited
+		return set, nil
+	}
+	if err := fill(ctx, builder{source: source, version: version, log: log}, set.Dir); err != nil {
+		return Set{}, err
+	}
+	return set, nil
+}
+
+// fill builds into a temporary folder beside dir and renames it to dir. Under the lock.
+func fill(ctx context.Context, b builder, dir string) error {
+	// Left-overs of a build that was killed; nobody else works here while we hold the lock.
+	old, err := filepath.Glob(filepath.Join(filepath.Dir(dir), "building-*"))
+	if err != nil {
+		return fmt.Errorf("looking for left-over builds: %w", err)
+	}
+	for _, path := range append(old, dir) {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("removing an incomplete build: %w", err)
+		}
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "building-")
+	if err != nil {
+		return fmt.Errorf("making a folder for the build: %w", err)
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil { //nolint:gosec // programs, nothing secret
+		return fmt.Errorf("opening the build folder to its readers: %w", err)
+	}
+	if err := b.build(ctx, temp); err != nil {
+		return fmt.Errorf("building kube-apiserver and etcd %s: %w", b.version, err)
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return fmt.Errorf("putting the build in its place: %w", err)
+	}
+	return nil
+}
+
+// complete says what a folder lacks.
+func complete(dir string) error {
+	for _, name := range needed {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			return fmt.Errorf("looking for %s: %w", name, err)
+		}
+		if info.IsDir() || info.Mode()&0o111 == 0 {
+			return fmt.Errorf("%s in %s is not a program", name, dir)
+		}
+	}
+	return nil
+}
+
+// versionLine is what `kube-apiserver --version` prints: "Kubernetes v1.37.2".
+var versionLine = regexp.MustCompile(`v1\.(\d+)\.`)
+
+// check says why a folder that we did not build cannot be used.
+func check(ctx context.Context, dir string) error {
+	if err := complete(dir); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(dir, needed[0]), "--version").Output() //nolint:gosec // the user's own
+	if err != nil {
+		return fmt.Errorf("asking kube-apiserver for its version: %w", err)
+	}
+	match := versionLine.FindSubmatch(out)
+	if match == nil {
+		return fmt.Errorf("kube-apiserver says %q, which holds no version 1.x", strings.TrimSpace(string(out)))
+	}
+	if minor, err := strconv.Atoi(string(match[1])); err != nil || minor < oldest {
+		return fmt.Errorf("kube-apiserver is 1.%s; KMS v2 is stable from 1.%d on", match[1], oldest)
+	}
+	return nil
+}
+
+// cacheRoot is the user's cache folder; the same on all systems, so that the documents can name it.
+func cacheRoot() (string, error) {
+	if dir := os.Getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
+		return dir, nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("finding the cache folder: %w (set XDG_CACHE_HOME)", err)
+	}
+	return filepath.Join(home, ".cache"), nil
+}
+
+// sources finds the module test/tools/kube and the Kubernetes version that it asks for.
+func sources(ctx context.Context) (dir, version string, err error) {
+	const module = "github.com/hsm-kms/hsm-kms"
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	if err != nil {
+		return "", "", fmt.Errorf("looking for the source folder of hsm-kms: %w (run it inside a clone, with Go in PATH)", err)
+	}
+	dir = filepath.Join(strings.TrimSpace(string(out)), "test", "tools", "kube")
+	data, err := os.ReadFile(filepath.Join(dir, "go.mod")) //nolint:gosec // our own source
+	if err != nil {
+		return "", "", fmt.Errorf("reading the module of the tools: %w", err)
+	}
+	match := regexp.MustCompile(`(?m)^\s*k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(data)
+	if match == nil {
+		return "", "", errors.New("test/tools/kube/go.mod requires no k8s.io/kubernetes")
+	}
+	return dir, string(match[1]), nil
+}

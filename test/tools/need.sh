@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# need.sh makes sure that what the demo and the tests need from the system is there: SoftHSM, and a C compiler for
+# the PKCS#11 binding. What is there already costs nothing: no network, no package index. What is missing is installed
+# where the user may do that (root, or sudo without a password; Homebrew needs neither); else the exact command to
+# type is printed and the exit code is 1.
+#
+#   test/tools/need.sh              SoftHSM, C compiler
+#   test/tools/need.sh shellcheck   and these too (shellcheck, opensc)
+set -euo pipefail
+
+# The folders of test/softhsm/module.go. Keep the two lists equal: what this script accepts, the tests must find.
+softhsm_modules=(
+	/usr/lib/softhsm/libsofthsm2.so
+	/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so
+	/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so
+	/usr/lib64/pkcs11/libsofthsm2.so
+	/usr/lib64/softhsm/libsofthsm2.so
+	/usr/lib/pkcs11/libsofthsm2.so
+	/usr/local/lib/softhsm/libsofthsm2.so
+	/opt/homebrew/lib/softhsm/libsofthsm2.so
+)
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+has_softhsm() {
+	has softhsm2-util || return 1
+	local file
+	for file in "${SOFTHSM2_MODULE:-}" "${softhsm_modules[@]}"; do
+		[[ -n $file && -f $file ]] && return 0
+	done
+	return 1
+}
+
+# present NAME: is it there?
+present() {
+	case $1 in
+	softhsm) has_softhsm ;;
+	cc) has gcc || has cc || has clang ;;
+	opensc) has pkcs11-tool ;;
+	shellcheck) has shellcheck ;;
+	*) echo "need.sh: I know nothing of '$1'" >&2 && exit 2 ;;
+	esac
+}
+
+# package MANAGER NAME: what the package is called there.
+package() {
+	case $1:$2 in
+	apt:softhsm) echo softhsm2 ;;
+	brew:shellcheck | apt:shellcheck | apk:shellcheck) echo shellcheck ;;
+	dnf:shellcheck) echo ShellCheck ;;
+	apt:cc) echo gcc libc6-dev ;;
+	apk:cc) echo gcc musl-dev ;;
+	dnf:cc | brew:cc) echo gcc ;;
+	*) echo "$2" ;;
+	esac
+}
+
+missing=()
+for name in softhsm cc "$@"; do
+	present "$name" || missing+=("$name")
+done
+[[ ${#missing[@]} -eq 0 ]] && exit 0
+
+manager=
+for try in apt dnf apk brew; do
+	command=$try
+	[[ $try == apt ]] && command=apt-get
+	if has "$command"; then
+		manager=$try
+		break
+	fi
+done
+if [[ -z $manager ]]; then
+	echo "need.sh: missing: ${missing[*]}, and none of apt, dnf, apk, brew is here; please install them" >&2
+	exit 1
+fi
+
+packages=()
+for name in "${missing[@]}"; do
+	read -ra names <<<"$(package "$manager" "$name")"
+	packages+=("${names[@]}")
+done
+
+case $manager in
+apt) install="apt-get update && apt-get install -y --no-install-recommends ${packages[*]}" ;;
+dnf) install="dnf install -y ${packages[*]}" ;;
+apk) install="apk add ${packages[*]}" ;;
+brew) install="brew install ${packages[*]}" ;;
+esac
+
+if [[ $manager == brew || $(id -u) -eq 0 ]]; then
+	run=(sh -c "$install")
+elif has sudo && sudo -n true 2>/dev/null; then
+	run=(sudo -n sh -c "$install")
+else
+	echo "need.sh: missing: ${missing[*]}. Please run, and then try again:" >&2
+	echo "    sudo sh -c '$install'" >&2
+	exit 1
+fi
+echo "need.sh: installing ${packages[*]} (missing: ${missing[*]})" >&2
+DEBIAN_FRONTEND=noninteractive "${run[@]}" >&2 || {
+	echo "need.sh: that failed; please install by hand: $install" >&2
+	exit 1
+}
+for name in "${missing[@]}"; do
+	present "$name" || {
+		echo "need.sh: $name is still not found after installing ${packages[*]}" >&2
+		exit 1
+	}
+done

@@ -82,7 +82,7 @@ for name in "${missing[@]}"; do
 done
 
 case $manager in
-apt) install="apt-get update && apt-get install -y --no-install-recommends ${packages[*]}" ;;
+apt) install="apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${packages[*]}" ;;
 dnf) install="dnf install -y ${packages[*]}" ;;
 apk) install="apk add ${packages[*]}" ;;
 brew) install="brew install ${packages[*]}" ;;
@@ -98,7 +98,7 @@ else
 	exit 1
 fi
 echo "need.sh: installing ${packages[*]} (missing: ${missing[*]})" >&2
-DEBIAN_FRONTEND=noninteractive "${run[@]}" >&2 || {
+"${run[@]}" >&2 || {
 	echo "need.sh: that failed; please install by hand: $install" >&2
 	exit 1
 }

@@ -1,0 +1,145 @@
+package envelope
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// State is where a version stands in the life of a key.
+type State string
+
+const (
+	Pending  State = "pending"  // made, not current yet
+	Current  State = "current"  // new DEKs are wrapped with it
+	Retained State = "retained" // was current; opens what it wrapped
+	Refused  State = "refused"  // on the token and never served: Key.Refused says why
+)
+
+// Version is one key of the ring as the tokens hold it, and where it stands.
+type Version struct {
+	Key
+	State  State
+	Tokens []string // the names of the tokens that hold it, in the order of the configuration
+	Ready  bool     // sealed and opened with on every token that can be reached now
+	twice  bool     // one token holds it more than once
+}
+
+// compareIDs orders versions by activation, then CKA_ID, then fingerprint. A key made elsewhere has been
+// active always. The key_id alone tells the order, so a key that is gone still has its place.
+func compareIDs(a, b KeyID) int {
+	return cmp.Or(
+		activationOfID(a).Compare(activationOfID(b)),
+		strings.Compare(a.Version, b.Version),
+		slices.Compare(a.Fingerprint[:], b.Fingerprint[:]),
+	)
+}
+
+// activationOfID is the activation time that a key_id carries; zero: always.
+func activationOfID(id KeyID) time.Time {
+	at, _ := ActivationOf([]byte(id.Version))
+	return at
+}
+
+// choice is the outcome of asking which key is current.
+type choice struct {
+	current  *Version // nil: none
+	deferred *Version // due, and held back because it is not ready on this process's tokens; nil: none
+	problem  error    // why there is no current key, or what is wrong although there is one; nil: nothing
+}
+
+// choose says which version is current: the latest that is due and ready, and never one older than floor,
+// the latest that is known to have been current or to have been decrypted under (zero: none known). It
+// decides without I/O and without state, so that a simulation can ask it anything.
+//
+// versions are the served ones in order. When none is due (a clock at 1970) the earliest counts as due:
+// the API server must be able to start. A choice among equals is an error that names them: floor stays
+// current then if it is there, because its place is proven.
+func choose(versions []Version, now time.Time, floor KeyID) choice {
+	var c choice
+	var kept *Version
+	for i := len(versions) - 1; i >= 0; i-- {
+		v := &versions[i]
+		if !floor.IsZero() && compareIDs(v.ID, floor) < 0 {
+			break
+		}
+		isFloor := v.ID == floor
+		if isFloor {
+			kept = v
+		}
+		if !isFloor && !due(versions, i, now, floor) {
+			continue
+		}
+		if !isFloor && !v.Ready {
+			c.deferred = cmp.Or(c.deferred, v)
+			continue
+		}
+		c.current = v
+		break
+	}
+	if c.current == nil {
+		c.problem = whyNone(versions, floor)
+		return c
+	}
+	if rivals := rivalsOf(versions, c.current); rivals != "" {
+		c.problem = fmt.Errorf("%w: %s could be meant as well as %s", ErrAmbiguous, rivals, c.current.ID)
+		c.current = kept
+	}
+	return c
+}
+
+// due tells whether versions[i] may be current at now by the clock.
+func due(versions []Version, i int, now time.Time, floor KeyID) bool {
+	if !versions[i].Activation.After(now) {
+		return true
+	}
+	return floor.IsZero() && i == 0 // all are in the future: the earliest stands in
+}
+
+func whyNone(versions []Version, floor KeyID) error {
+	switch {
+	case !floor.IsZero():
+		return fmt.Errorf("%w: %s", ErrKeyMissing, floor)
+	case len(versions) == 0:
+		return ErrRingEmpty
+	}
+	return ErrNotProven
+}
+
+// rivalsOf names the versions that are current's equals: another with its CKA_ID, itself twice on one
+// token, or, for a key made elsewhere, any other made elsewhere, since nothing orders those.
+func rivalsOf(versions []Version, current *Version) string {
+	var rivals []string
+	if current.twice {
+		rivals = append(rivals, "a second object of the same CKA_ID and material")
+	}
+	for i := range versions {
+		v := &versions[i]
+		if v.ID == current.ID {
+			continue
+		}
+		bothForeign := v.Activation.IsZero() && current.Activation.IsZero()
+		if bothForeign || v.ID.Version == current.ID.Version {
+			rivals = append(rivals, v.ID.String())
+		}
+	}
+	return strings.Join(rivals, ", ")
+}
+
+// states sets the State of each version, given the current one (nil: none). Without a current key, what
+// is due is retained and the rest pending.
+func states(versions []Version, current *Version, now time.Time) {
+	for i := range versions {
+		v := &versions[i]
+		switch {
+		case current != nil && v.ID == current.ID:
+			v.State = Current
+		case current != nil && compareIDs(v.ID, current.ID) > 0, current == nil && v.Activation.After(now):
+			v.State = Pending
+		default:
+			v.State = Retained
+		}
+	}
+}

@@ -1,0 +1,33 @@
+package envelope
+
+import "errors"
+
+// The failures that the whole program tells apart. Each layer wraps them with %w and its own detail;
+// kmsplugin maps them to gRPC codes in one place, the commands to exit codes.
+var (
+	// ErrMalformed: the bytes are not an envelope of ours (length, version, profile). Found before the
+	// HSM is asked.
+	ErrMalformed = errors.New("not a wrapped DEK of this plugin")
+	// ErrUnauthentic: the bytes have the form of an envelope, and the token refused to open them, though
+	// it opens what it sealed itself: they were changed, or belong to another key or key_id.
+	ErrUnauthentic = errors.New("wrapped DEK is not authentic")
+	// ErrUnknownKey: the ring holds no key of that key_id.
+	ErrUnknownKey = errors.New("unknown key_id")
+	// ErrUnavailable: the HSM cannot be asked just now: not reachable, hanging, or being recovered.
+	ErrUnavailable = errors.New("HSM unavailable")
+	// ErrBusy: too many callers already wait for a session.
+	ErrBusy = errors.New("too many requests are waiting for the HSM")
+	// ErrPINRefused: the token refused the PIN, or an earlier attempt with this PIN file did not succeed.
+	// No further attempt is made until a person changes the file: tokens lock for good.
+	ErrPINRefused = errors.New("the HSM refused the PIN")
+	// ErrRingEmpty: no usable key on the token has the ring's label.
+	ErrRingEmpty = errors.New("the key ring is empty")
+	// ErrAmbiguous: more than one key could be meant. It is never guessed which.
+	ErrAmbiguous = errors.New("the key ring is ambiguous")
+	// ErrKeyMissing: the key that was current is no longer on any token.
+	ErrKeyMissing = errors.New("the current key is missing from the HSM")
+	// ErrNotProven: no key of the ring has yet been sealed and opened with by this process.
+	ErrNotProven = errors.New("no key has been proven on the HSM yet")
+	// ErrSelfTest: the token does not do what the profile needs, or cannot open what it sealed.
+	ErrSelfTest = errors.New("the HSM failed the self-test")
+)

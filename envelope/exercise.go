@@ -1,0 +1,106 @@
+package envelope
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// Exercise seals and opens on every token that can be reached: with the current key each time, and once
+// in a token's generation with each key that is to become current. It is the probe behind Status: nil
+// means that the current key worked on a token just now.
+//
+// Errors: what View.Problem says when there is no current key; ErrSelfTest when a token cannot open what
+// it sealed; ErrUnavailable and its like when no token could be asked.
+func (r *Ring) Exercise(ctx context.Context) error {
+	members := r.tokens.Members()
+	errs := make([]error, len(members))
+	var wg sync.WaitGroup
+	for i, token := range members {
+		wg.Go(func() { errs[i] = r.exerciseOn(ctx, token) })
+	}
+	wg.Wait()
+
+	view := r.View()
+	if view.Current == nil {
+		return errors.Join(append([]error{view.Problem}, errs...)...)
+	}
+	worked := false
+	for _, err := range errs {
+		if errors.Is(err, ErrSelfTest) {
+			return err
+		}
+		worked = worked || err == nil
+	}
+	if !worked {
+		return errors.Join(errs...)
+	}
+	return nil
+}
+
+// exerciseOn proves on one token what Exercise says. The error is that of the current key.
+func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
+	generation := token.Generation()
+	if generation == 0 {
+		return fmt.Errorf("token %s: %w", token.Name(), ErrUnavailable)
+	}
+	view := r.View()
+	served := 0
+	for served < len(view.Versions) && view.Versions[served].State != Refused {
+		served++
+	}
+	// Newest first: with no key proven yet, the first that works is enough to go on with.
+	var failure error
+	for i := served - 1; i >= 0; i-- {
+		v := &view.Versions[i]
+		isCurrent := view.Current != nil && v.ID == view.Current.ID
+		if !isCurrent && r.isProven(v.ID, token.Name(), generation) {
+			if view.Current == nil && !v.Activation.After(r.cfg.Now()) {
+				return nil
+			}
+			continue
+		}
+		err := Prove(ctx, token, r.cfg.Profile, v.ID)
+		r.noteProof(v.ID, token.Name(), generation, err)
+		switch {
+		case isCurrent:
+			return wrapToken(token, v.ID, err)
+		case err == nil && view.Current == nil && !v.Activation.After(r.cfg.Now()):
+			return nil
+		case isHSMAway(err):
+			return wrapToken(token, v.ID, err)
+		case err != nil && view.Current == nil:
+			failure = wrapToken(token, v.ID, err)
+		}
+	}
+	if failure == nil && view.Current == nil {
+		failure = view.Problem
+	}
+	return failure
+}
+
+func wrapToken(token Token, id KeyID, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("exercising %s on token %s: %w", id, token.Name(), err)
+}
+
+func (r *Ring) isProven(id KeyID, token string, generation uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.proven[proofKey{id, token}] == generation
+}
+
+// noteProof keeps what an exercise showed. A token that was merely out of reach proves nothing either way.
+func (r *Ring) noteProof(id KeyID, token string, generation uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.proven[proofKey{id, token}] = generation
+	case !isHSMAway(err):
+		delete(r.proven, proofKey{id, token})
+	}
+}

@@ -1,0 +1,56 @@
+package envelope
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+)
+
+// fingerprintDomain separates the fingerprint from everything else that is done with a key. It is also,
+// being 12 bytes long, the GCM nonce N under which AES keys are fingerprinted, and N is used for nothing
+// else: a second message under it would give both away (SP 800-38D, section 8).
+const fingerprintDomain = "hsm-kms/fp/1"
+
+// FingerprintProbe is the one fixed AES-GCM encryption by which an AES key shows which key it is: 32
+// zero bytes under the nonce N. Its ciphertext is E(N|00000002) | E(N|00000003), two AES blocks that only
+// this key gives. (AES-ECB of a zero block would do as well and must not be used: it is the GCM hash key.)
+type FingerprintProbe struct {
+	Nonce      [NonceSize]byte
+	Associated []byte // does not enter the ciphertext; not empty, because some tokens abort on none
+	Plaintext  []byte
+}
+
+// NewFingerprintProbe returns the probe.
+func NewFingerprintProbe() FingerprintProbe {
+	return FingerprintProbe{
+		Nonce:      [NonceSize]byte([]byte(fingerprintDomain)),
+		Associated: []byte(fingerprintDomain),
+		Plaintext:  make([]byte, 32),
+	}
+}
+
+// FingerprintGCM makes the fingerprint of an AES key from what the probe's encryption gave (ciphertext
+// and tag; the tag is dropped). The raw value must not be published: it is a piece of key stream.
+func FingerprintGCM(sealed []byte) ([FingerprintSize]byte, error) {
+	if len(sealed) != 32+TagSize {
+		return [FingerprintSize]byte{}, fmt.Errorf("%w: the fingerprint's encryption gave %d bytes, not %d", ErrSelfTest, len(sealed), 32+TagSize)
+	}
+	if bytes.Equal(sealed[:32], make([]byte, 32)) {
+		return [FingerprintSize]byte{}, fmt.Errorf("%w: the token returned the plaintext as ciphertext", ErrSelfTest)
+	}
+	sum := sha256.Sum256(append([]byte(fingerprintDomain), sealed[:32]...))
+	return [FingerprintSize]byte(sum[:FingerprintSize]), nil
+}
+
+// FingerprintMessage is what an HMAC key authenticates to show which key it is. No input of the key
+// derivation begins with it, nor it with one of them.
+func FingerprintMessage() []byte { return []byte(fingerprintDomain) }
+
+// FingerprintMAC makes the fingerprint of an HMAC key from HMAC(K, FingerprintMessage()).
+func FingerprintMAC(mac [MACSize]byte) ([FingerprintSize]byte, error) {
+	if hmac.Equal(mac[:], make([]byte, MACSize)) {
+		return [FingerprintSize]byte{}, fmt.Errorf("%w: the token returned an HMAC of zeros", ErrSelfTest)
+	}
+	return [FingerprintSize]byte(mac[:FingerprintSize]), nil
+}

@@ -1,0 +1,200 @@
+package envelope
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// onDemandInterval is the shortest time between two re-reads of the ring that an unknown key_id causes:
+// whoever sends made-up key_ids must not turn into load on the HSM.
+const onDemandInterval = time.Second
+
+// RingConfig says which ring, and what is known of it from before.
+type RingConfig struct {
+	Name    string
+	Profile Profile
+	Refuse  []KeyID          // not to be served, as if they were gone: the rehearsal before keys retire
+	Floor   KeyID            // the latest key that was current in an earlier process; zero: none known
+	Now     func() time.Time // nil: time.Now
+}
+
+// Ring is the key ring: every key on the tokens that bears its name. The tokens are its only state; what
+// is held here is what was last read from them, what this process has proven of it, and the latest key
+// known to have been activated.
+//
+// Concurrency: all methods may be called from any number of goroutines.
+type Ring struct {
+	cfg    RingConfig
+	tokens Tokens
+
+	refreshing sync.Mutex // one refresh at a time; taken before mu
+
+	mu       sync.Mutex
+	read     map[string][]Key // by token, as last read; a token out of reach keeps what it had
+	everRead bool
+	lastRead time.Time
+	versions []Version // served, in order; replaced, never changed in place
+	refused  []Version
+	proven   map[proofKey]uint64 // the token's generation in which the key was proven
+	floor    KeyID
+}
+
+type proofKey struct {
+	id    KeyID
+	token string
+}
+
+// NewRing returns a ring of which nothing has been read yet.
+func NewRing(cfg RingConfig, tokens Tokens) *Ring {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	r := &Ring{cfg: cfg, tokens: tokens, read: map[string][]Key{}, proven: map[proofKey]uint64{}}
+	if cfg.Floor.Ring == cfg.Name {
+		r.floor = cfg.Floor
+	}
+	return r
+}
+
+// Refresh re-reads the ring from every token that can be reached. It fails when none could be read, with
+// what each said; the ring then stays as it was.
+func (r *Ring) Refresh(ctx context.Context) error {
+	r.refreshing.Lock()
+	defer r.refreshing.Unlock()
+	return r.refreshLocked(ctx)
+}
+
+func (r *Ring) refreshLocked(ctx context.Context) error {
+	members := r.tokens.Members()
+	keys := make([][]Key, len(members))
+	errs := make([]error, len(members))
+	var wg sync.WaitGroup
+	for i, token := range members {
+		wg.Go(func() { keys[i], errs[i] = token.Keys(ctx) })
+	}
+	wg.Wait()
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	anyRead := false
+	for i, token := range members {
+		if errs[i] == nil {
+			r.read[token.Name()] = keys[i]
+			anyRead = true
+		}
+	}
+	if !anyRead {
+		return fmt.Errorf("reading the key ring %s: %w", r.cfg.Name, errors.Join(errs...))
+	}
+	r.everRead = true
+	r.lastRead = r.cfg.Now()
+	r.versions, r.refused = r.merge(members)
+	return nil
+}
+
+// merge makes the ring's versions from what each token holds.
+func (r *Ring) merge(members []Token) (served, refused []Version) {
+	byID := map[KeyID]*Version{}
+	for _, token := range members {
+		for _, key := range r.read[token.Name()] {
+			if key.Refused == "" && slices.Contains(r.cfg.Refuse, key.ID) {
+				key.Refused = "refuseKeys in the configuration names it"
+			}
+			if key.Refused != "" {
+				refused = append(refused, Version{Key: key, State: Refused, Tokens: []string{token.Name()}})
+				continue
+			}
+			v := byID[key.ID]
+			if v == nil {
+				v = &Version{Key: key}
+				byID[key.ID] = v
+			}
+			if slices.Contains(v.Tokens, token.Name()) {
+				v.twice = true
+			} else {
+				v.Tokens = append(v.Tokens, token.Name())
+			}
+		}
+	}
+	for _, v := range byID {
+		served = append(served, *v)
+	}
+	slices.SortFunc(served, func(a, b Version) int { return compareIDs(a.ID, b.ID) })
+	return served, refused
+}
+
+// View is what the ring looks like at one moment.
+type View struct {
+	Versions []Version // served ones in order, then refused ones
+	Current  *Version  // nil: none
+	Deferred *Version  // due, and held back until it is proven on every token that can be reached; nil: none
+	Problem  error     // why there is no current key, or what is wrong although there is one
+	LastRead time.Time // zero: never
+}
+
+// View tells which versions there are, and which is current now. It asks no HSM. A key that it calls
+// current has been activated for good: no later View names an older one.
+func (r *Ring) View() View {
+	generations := r.generations()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.cfg.Now()
+	versions := r.withReadiness(generations)
+	c := choose(versions, now, r.floor)
+	if !r.everRead {
+		c = choice{problem: fmt.Errorf("%w: the key ring has not been read yet", ErrUnavailable)}
+	}
+	if c.current != nil {
+		r.floor = c.current.ID
+	}
+	states(versions, c.current, now)
+	return View{
+		Versions: append(versions, r.refused...),
+		Current:  c.current, Deferred: c.deferred, Problem: c.problem, LastRead: r.lastRead,
+	}
+}
+
+// generations are those of the tokens that can be reached now, by name.
+func (r *Ring) generations() map[string]uint64 {
+	g := map[string]uint64{}
+	for _, token := range r.tokens.Members() {
+		if n := token.Generation(); n != 0 {
+			g[token.Name()] = n
+		}
+	}
+	return g
+}
+
+// withReadiness copies the served versions and says of each whether it is proven on every token that can
+// be reached, and on one at least.
+func (r *Ring) withReadiness(generations map[string]uint64) []Version {
+	versions := slices.Clone(r.versions)
+	for i := range versions {
+		v := &versions[i]
+		v.Ready = len(generations) > 0
+		for token, generation := range generations {
+			v.Ready = v.Ready && r.proven[proofKey{v.ID, token}] == generation
+		}
+	}
+	return versions
+}
+
+// Floor is the latest key known to have been activated; zero: none. It is no secret.
+func (r *Ring) Floor() KeyID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.floor
+}
+
+// activated notes that id has been current, on this node or on another.
+func (r *Ring) activated(id KeyID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.floor.IsZero() || compareIDs(id, r.floor) > 0 {
+		r.floor = id
+	}
+}

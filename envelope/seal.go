@@ -1,0 +1,122 @@
+package envelope
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+)
+
+// ErrDEKSize: the plaintext is empty or longer than MaxDEK.
+var ErrDEKSize = fmt.Errorf("%w: plaintext must have 1 to %d bytes", ErrMalformed, MaxDEK)
+
+// SealDEK wraps dek under the key id on the token: one HSM operation. It returns the envelope's bytes.
+// dek is not kept. Errors: ErrDEKSize, ErrSelfTest when the token's answer has a wrong length, and those
+// of Token.
+func SealDEK(ctx context.Context, token Token, profile Profile, id KeyID, dek []byte) ([]byte, error) {
+	unique := make([]byte, profile.uniqueSize())
+	fillUnique(profile, unique)
+	return sealWith(ctx, token, profile, id, unique, dek)
+}
+
+// fillUnique draws a nonce or salt. The fingerprint's nonce is drawn again: a second message under it
+// would give the fingerprint's key stream away. crypto/rand.Read never fails.
+func fillUnique(profile Profile, unique []byte) {
+	_, _ = rand.Read(unique)
+	for profile == AESGCM && string(unique) == fingerprintDomain {
+		_, _ = rand.Read(unique)
+	}
+}
+
+func sealWith(ctx context.Context, token Token, profile Profile, id KeyID, unique, dek []byte) ([]byte, error) {
+	if len(dek) < 1 || len(dek) > MaxDEK {
+		return nil, ErrDEKSize
+	}
+	associated := associatedData(profile, unique, id)
+	var sealed []byte
+	var err error
+	switch profile {
+	case AESGCM:
+		sealed, err = token.EncryptGCM(ctx, id, (*[NonceSize]byte)(unique), associated, dek)
+	case HMACKDF:
+		err = withOneTimeKey(ctx, token, id, unique, func(aead cipher.AEAD) error {
+			sealed = aead.Seal(nil, make([]byte, NonceSize), dek, associated)
+			return nil
+		})
+	default:
+		err = fmt.Errorf("%w: %s is not known", ErrMalformed, profile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) != len(dek)+TagSize {
+		return nil, fmt.Errorf("%w: sealing %d bytes gave %d", ErrSelfTest, len(dek), len(sealed))
+	}
+	return Envelope{Profile: profile, Unique: unique, Sealed: sealed}.Marshal(), nil
+}
+
+// OpenDEK unwraps an envelope that names the key id: one HSM operation. The caller wipes the DEK. Errors:
+// ErrMalformed (also when the envelope is of another profile than the ring), ErrUnauthentic, and those of
+// Token.
+func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelope []byte) ([]byte, error) {
+	e, err := Parse(envelope)
+	if err != nil {
+		return nil, err
+	}
+	if e.Profile != profile {
+		return nil, fmt.Errorf("%w: its profile is %s, the ring's is %s", ErrMalformed, e.Profile, profile)
+	}
+	associated := associatedData(e.Profile, e.Unique, id)
+	var dek []byte
+	switch e.Profile {
+	case AESGCM:
+		if string(e.Unique) == fingerprintDomain {
+			return nil, fmt.Errorf("%w: its nonce is the fingerprint's", ErrMalformed)
+		}
+		dek, err = token.DecryptGCM(ctx, id, (*[NonceSize]byte)(e.Unique), associated, e.Sealed)
+	case HMACKDF:
+		err = withOneTimeKey(ctx, token, id, e.Unique, func(aead cipher.AEAD) error {
+			var openErr error
+			dek, openErr = aead.Open(nil, make([]byte, NonceSize), e.Sealed, associated)
+			if openErr != nil {
+				return fmt.Errorf("opening under the derived key: %w", ErrUnauthentic)
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(dek) != len(e.Sealed)-TagSize {
+		clear(dek)
+		return nil, fmt.Errorf("%w: opening %d bytes gave %d", ErrSelfTest, len(e.Sealed), len(dek))
+	}
+	return dek, nil
+}
+
+// withOneTimeKey derives the key of one hmac-kdf envelope in the token and wipes it after use. The key
+// seals one message only, so its nonce is zero.
+func withOneTimeKey(ctx context.Context, token Token, id KeyID, salt []byte, use func(cipher.AEAD) error) error {
+	key, err := token.MAC(ctx, id, kdfInput(salt))
+	if err != nil {
+		return err
+	}
+	defer clear(key[:])
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return fmt.Errorf("making the one-time cipher: %w", err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return fmt.Errorf("making the one-time cipher: %w", err)
+	}
+	return use(aead)
+}
+
+// isHSMAway tells the errors that say nothing of a key: the HSM, or the time for it, was not to be had.
+func isHSMAway(err error) bool {
+	return errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy) || errors.Is(err, ErrPINRefused) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}

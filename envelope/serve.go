@@ -1,0 +1,100 @@
+package envelope
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Seal wraps dek under the key id, which View named. Errors: ErrDEKSize, ErrUnknownKey when the ring
+// holds no such key (any more), and those of Token.
+func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
+	if !r.holds(id) {
+		return nil, r.unknown(id)
+	}
+	return SealDEK(ctx, r.tokens, r.cfg.Profile, id, dek)
+}
+
+// Open unwraps an envelope under the key that keyID names: that one and no other is tried. The caller
+// wipes the DEK. An unknown key_id causes one re-read of the ring, at most one a second. Errors:
+// ErrMalformed, ErrUnauthentic, ErrUnknownKey with what the ring does hold, and those of Token.
+func (r *Ring) Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error) {
+	if _, err := Parse(envelope); err != nil {
+		return nil, err
+	}
+	id, err := ParseKeyID(keyID)
+	if err != nil {
+		return nil, err
+	}
+	if id.Ring != r.cfg.Name {
+		return nil, fmt.Errorf("%w: it names the ring %s, this one is %s", ErrUnknownKey, id.Ring, r.cfg.Name)
+	}
+	if !r.holds(id) {
+		if err := r.refreshOnDemand(ctx); err != nil {
+			return nil, err
+		}
+		if !r.holds(id) {
+			return nil, r.unknown(id)
+		}
+	}
+	dek, err := OpenDEK(ctx, r.tokens, r.cfg.Profile, id, envelope)
+	if err != nil {
+		return nil, err
+	}
+	r.activated(id)
+	return dek, nil
+}
+
+func (r *Ring) holds(id KeyID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, found := slices.BinarySearchFunc(r.versions, id, func(v Version, id KeyID) int { return compareIDs(v.ID, id) })
+	return found
+}
+
+// refreshOnDemand re-reads the ring unless that was done within the last second. A ring that has never
+// been read cannot say that a key is unknown: its error is the HSM's.
+func (r *Ring) refreshOnDemand(ctx context.Context) error {
+	r.refreshing.Lock()
+	defer r.refreshing.Unlock()
+	r.mu.Lock()
+	recent := r.everRead && r.cfg.Now().Sub(r.lastRead).Abs() < onDemandInterval
+	r.mu.Unlock()
+	if recent {
+		return nil
+	}
+	return r.refreshLocked(ctx)
+}
+
+// namedInError bounds how many key_ids an error names.
+const namedInError = 8
+
+// unknown says which key_id is not there, and what is. The same version with another fingerprint is said
+// plainly: some token holds different material under one label and CKA_ID.
+func (r *Ring) unknown(id KeyID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range r.refused {
+		if v.ID == id {
+			return fmt.Errorf("%w: %s is refused: %s", ErrUnknownKey, id, v.Refused)
+		}
+	}
+	var held []string
+	for i := len(r.versions) - 1; i >= 0; i-- {
+		v := &r.versions[i]
+		if v.ID.Version == id.Version {
+			return fmt.Errorf("%w: %s; the HSM holds that version with other key material: %s", ErrUnknownKey, id, v.ID)
+		}
+		held = append(held, v.ID.String())
+	}
+	if len(held) == 0 {
+		return fmt.Errorf("%w: %s; the ring %s is empty", ErrUnknownKey, id, r.cfg.Name)
+	}
+	more := ""
+	if len(held) > namedInError {
+		more = fmt.Sprintf(" and %d more", len(held)-namedInError)
+		held = held[:namedInError]
+	}
+	return fmt.Errorf("%w: %s; the ring holds %s%s", ErrUnknownKey, id, strings.Join(held, ", "), more)
+}

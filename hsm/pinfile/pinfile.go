@@ -1,0 +1,186 @@
+// Package pinfile reads a token's user PIN from a file: the only place a PIN comes from. A PIN that others can read is
+// no PIN, and one that is cut short costs a login attempt of the few a token allows, so a file that is not exactly
+// right is refused before anything reaches the token. What lives here is the file's rules, the PIN type that cannot be
+// printed, and the file's identity; which PIN was refused by which token is remembered elsewhere.
+//
+// Links are followed, because Kubernetes mounts secrets behind links; the owner, mode and content that count are those
+// of the opened file. Functions are safe for concurrent use and keep nothing: each call reads the file anew, so a file
+// that was mended is noticed.
+package pinfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+)
+
+// MaxLength is the longest PIN accepted, in bytes. AWS CloudHSM's "user:password" is the longest known and far shorter.
+const MaxLength = 256
+
+// The ways in which a PIN file fails. All but ErrChanging need a person.
+var (
+	// ErrAbsent: there is no such file, or a relative name is used without $CREDENTIALS_DIRECTORY.
+	ErrAbsent = errors.New("PIN file is absent")
+	// ErrUnreadable: this process may not read the file, or reading failed.
+	ErrUnreadable = errors.New("PIN file cannot be read")
+	// ErrUnsafe: not a regular file, owned by another user, or open to group or others.
+	ErrUnsafe = errors.New("PIN file is unsafe")
+	// ErrMalformed: empty, too long, or holding a NUL or a second line.
+	ErrMalformed = errors.New("PIN file is malformed")
+	// ErrChanging: somebody wrote to the file while it was read; half a PIN must not be tried. Reading again cures it.
+	ErrChanging = errors.New("PIN file is being written")
+)
+
+// Identity tells one state of one PIN file from every other, with nothing in it that is derived from the PIN. It is
+// comparable; the JSON form is what is kept on disk.
+type Identity struct {
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+	Size   int64  `json:"size"`  // bytes
+	Ctime  int64  `json:"ctime"` // nanoseconds since 1970; changed by every write, chmod, chown and rename
+}
+
+// Resolve returns the absolute path that a pinFile of the configuration means: itself when absolute, else the
+// credential of that name in $CREDENTIALS_DIRECTORY (systemd's LoadCredential=). Without that variable a relative name
+// is ErrAbsent.
+func Resolve(pinFile string) (string, error) {
+	if filepath.IsAbs(pinFile) {
+		return filepath.Clean(pinFile), nil
+	}
+	dir := credentialsDirectory()
+	if dir == "" || !filepath.IsLocal(pinFile) {
+		return "", hint.Wrap(fmt.Errorf("resolving pinFile %q: %w: a relative name means a systemd credential, and there is none",
+			pinFile, ErrAbsent),
+			"give an absolute path, or LoadCredential=NAME:FILE in the unit and that NAME in pinFile")
+	}
+	return filepath.Join(dir, pinFile), nil
+}
+
+// Read returns the PIN in the file and the identity of the file that it came from. The caller wipes the PIN. Errors
+// wrap one of the sentinels above, name the file, and carry a hint; none holds any of the content.
+func Read(pinFile string) (*PIN, Identity, error) {
+	file, before, err := open(pinFile)
+	if err != nil {
+		return nil, Identity{}, err
+	}
+	defer file.Close()
+	path := file.Name()
+	// One byte more than the longest PIN with its newline, so that a longer file shows.
+	buf := make([]byte, MaxLength+3)
+	n, err := io.ReadFull(file, buf)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		clear(buf)
+		return nil, Identity{}, failure(path, ErrUnreadable, err.Error(), "look at the disk that holds it")
+	}
+	after, err := ownedfile.Stat(file)
+	if err != nil || after != before {
+		clear(buf)
+		return nil, Identity{}, failure(path, ErrChanging, "it changed while it was read",
+			"write the new PIN to another file and rename that over this one")
+	}
+	pin, problem := parse(buf[:n])
+	if problem != "" {
+		clear(buf)
+		return nil, Identity{}, failure(path, ErrMalformed, problem, "let it hold the user PIN and nothing else")
+	}
+	return newPIN(pin), identityOf(before), nil
+}
+
+// Stat checks the file as Read does, without reading it, and returns its identity.
+func Stat(pinFile string) (Identity, error) {
+	file, info, err := open(pinFile)
+	if err != nil {
+		return Identity{}, err
+	}
+	defer file.Close()
+	return identityOf(info), nil
+}
+
+// open resolves and opens the file and holds its owner and mode against the rules.
+func open(pinFile string) (*os.File, ownedfile.Info, error) {
+	path, err := Resolve(pinFile)
+	if err != nil {
+		return nil, ownedfile.Info{}, err
+	}
+	file, info, err := ownedfile.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, info, failure(path, ErrAbsent, "no such file",
+			"put the token's user PIN there, owner root, mode 0400; or mend pinFile in the configuration")
+	case err != nil:
+		return nil, info, failure(path, ErrUnreadable, err.Error(), "run as the file's owner or as root: ls -l "+path)
+	}
+	if problem, advice := judge(path, info); problem != "" {
+		_ = file.Close() // nothing was written
+		return nil, info, failure(path, ErrUnsafe, problem, advice)
+	}
+	return file, info, nil
+}
+
+// judge returns what is wrong with the kind, owner or mode of the file at path, and what to do, or "".
+func judge(path string, info ownedfile.Info) (problem, advice string) {
+	// systemd makes credentials 0440 root:root (and lets the service's user in by ACL, which shows as group bits), in
+	// a folder that nobody else can enter.
+	forbidden := fs.FileMode(0o077)
+	if inCredentials(path) {
+		forbidden = 0o037
+	}
+	switch {
+	case !info.Regular:
+		return "it is not a regular file", "point pinFile at a plain file"
+	case !info.OwnerTrusted():
+		return fmt.Sprintf("it belongs to uid %d, who is neither root nor uid %d of this process", info.UID, os.Geteuid()),
+			"chown root " + path
+	case info.Perm&forbidden != 0:
+		return fmt.Sprintf("mode %04o lets others at it", info.Perm),
+			fmt.Sprintf("chmod 0400 %s (a Kubernetes secret volume: defaultMode: 0400)", path)
+	}
+	return "", ""
+}
+
+// parse strips one newline and returns the PIN, or what is wrong. The result shares b's memory.
+func parse(b []byte) (pin []byte, problem string) {
+	pin = b
+	if rest, ok := bytes.CutSuffix(pin, []byte("\n")); ok {
+		pin = bytes.TrimSuffix(rest, []byte("\r"))
+	}
+	switch {
+	case len(pin) == 0:
+		return nil, "it holds no PIN"
+	case len(pin) > MaxLength:
+		return nil, fmt.Sprintf("it holds more than %d bytes", MaxLength)
+	case bytes.ContainsAny(pin, "\x00\r\n"):
+		return nil, "it holds a NUL or more than one line"
+	}
+	return pin, ""
+}
+
+func identityOf(info ownedfile.Info) Identity {
+	return Identity{Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime}
+}
+
+// credentialsDirectory returns where systemd put this service's credentials, or "". A relative value is nobody's.
+func credentialsDirectory() string {
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); filepath.IsAbs(dir) {
+		return filepath.Clean(dir)
+	}
+	return ""
+}
+
+// inCredentials tells whether the absolute path lies in $CREDENTIALS_DIRECTORY.
+func inCredentials(path string) bool {
+	dir := credentialsDirectory()
+	return dir != "" && strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+func failure(path string, kind error, what, advice string) error {
+	return hint.Wrap(fmt.Errorf("reading PIN from %s: %w: %s", path, kind, what), advice)
+}

@@ -1,0 +1,84 @@
+// Package ownedfile opens files whose owner and mode decide whether they may be believed: the configuration, a PIN, a
+// PKCS#11 module. What it reports is what the opened descriptor says, so nobody can swap the file between look and use.
+// Which owners and modes are good enough is each caller's own rule, and stays with the caller.
+package ownedfile
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Info is what the system says of an open file. It is comparable: equal values mean the same, unchanged file.
+type Info struct {
+	Device, Inode uint64
+	Size          int64       // bytes
+	Ctime         int64       // last change of content, owner or mode, in nanoseconds since 1970
+	UID, GID      uint32      // owner
+	Perm          fs.FileMode // the twelve permission bits as chmod takes them, 0o7777
+	Regular       bool
+}
+
+// Open opens path for reading, following links, and returns what the opened file is. It does not wait for the other
+// end of a FIFO. Errors are *fs.PathError as from os.Open. The caller closes the file.
+func Open(path string) (*os.File, Info, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, Info{}, err
+	}
+	info, err := Stat(file)
+	if err != nil {
+		_ = file.Close() // the error that counts is the one above
+		return nil, Info{}, err
+	}
+	return file, info, nil
+}
+
+// Stat tells what an open file is now.
+func Stat(file *os.File) (Info, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return Info{}, fmt.Errorf("looking at %s: %w", file.Name(), err)
+	}
+	return fromStat(&st), nil
+}
+
+// Lstat tells what path itself is, without following a link at its end, and whether it is a link. Use it for folders
+// and links on the way to a file, which cannot be held open until the file's user, the dynamic linker, has come by.
+func Lstat(path string) (info Info, link bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return Info{}, false, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return fromStat(&st), st.Mode&unix.S_IFMT == unix.S_IFLNK, nil
+}
+
+// fromStat levels the integer types, which differ between Linux and macOS.
+func fromStat(st *unix.Stat_t) Info {
+	return Info{
+		Device:  uint64(st.Dev), // int32 on macOS
+		Inode:   st.Ino,
+		Size:    st.Size,
+		Ctime:   st.Ctim.Nano(),
+		UID:     st.Uid,
+		GID:     st.Gid,
+		Perm:    fs.FileMode(st.Mode & 0o7777),
+		Regular: st.Mode&unix.S_IFMT == unix.S_IFREG,
+	}
+}
+
+// OwnerTrusted tells whether the file belongs to root or to the user that this process runs as. Anybody else who
+// owns a file can give himself every right to it, whatever its mode says now.
+func (i Info) OwnerTrusted() bool {
+	return i.UID == 0 || int(i.UID) == os.Geteuid()
+}
+
+// OthersMayWrite tells whether the mode lets anybody but the owner and root write. Group root counts as root.
+func (i Info) OthersMayWrite() bool {
+	return i.Perm&0o002 != 0 || i.Perm&0o020 != 0 && i.GID != 0
+}
+
+// Sticky tells whether the file is a folder with the sticky bit, in which one may not remove what belongs to another.
+func (i Info) Sticky() bool { return i.Perm&unix.S_ISVTX != 0 }

@@ -1,0 +1,90 @@
+/*
+ * control.h: the control block, a file of fixed layout that the module and the tests map at the same time.
+ *
+ * Every field is one 64-bit word, read and written atomically by both sides, in native byte order. control.go
+ * has the same structure: change both, and CONTROL_VERSION, together.
+ */
+#ifndef FAULTP11_CONTROL_H
+#define FAULTP11_CONTROL_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define CONTROL_MAGIC UINT64_C(0x6661756c74703131) /* "faultp11" */
+#define CONTROL_VERSION UINT64_C(1)
+
+typedef _Atomic uint64_t word;
+typedef _Atomic int64_t sword;
+
+/* The number of each function: its line in functions.def. */
+enum function {
+#define F(name, ...) FN_##name,
+#define O(name, ...) FN_##name,
+#define S(name) FN_##name,
+#include "functions.def"
+#undef F
+#undef O
+#undef S
+    FN_COUNT
+};
+
+/*
+ * A fault is one word, so that a call always takes a whole fault, never half of the old one and half of the new:
+ *
+ *   bits  0..31  the CK_RV to return
+ *   bits 32..45  times left: 0 off, TIMES_FOREVER until told otherwise
+ *   bits 46..59  calls to let pass first
+ *   bits 60..63  enum fault_mode
+ */
+enum fault_mode {
+    FAULT_BEFORE = 0,   /* the real call is not made */
+    FAULT_AFTER = 1,    /* the real call is made, then the code is returned: done but reported as failed */
+    FAULT_TRUNCATE = 2, /* the real call's output loses its last byte */
+    FAULT_CORRUPT = 3,  /* one bit of the first byte of the real call's output is flipped */
+};
+#define TIMES_FOREVER UINT64_C(0x3fff)
+
+/* One function: what to do with its calls, and what was seen. */
+struct slot {
+    word fault;         /* see above */
+    word delay_usec;    /* sleep this long before the real call */
+    word hang;          /* 0 off; else a value never used before, whose lowest bit says: after the real call */
+    word calls;         /* entered, faulty or not */
+    sword in_flight;    /* entered and not yet returned */
+    word max_in_flight; /* the most of them at once */
+    word injected;      /* calls to which a fault was done */
+    sword hung;         /* calls that wait in a hang now */
+};
+
+struct control {
+    word magic, version, size;
+
+    /* What to do. */
+    word delay_all_usec; /* as delay_usec, for every function, added to it */
+    word max_sessions;   /* C_OpenSession beyond this many says CKR_SESSION_COUNT; 0: no limit */
+    word token_flags;    /* OR-ed into CK_TOKEN_INFO.flags */
+    word hide_slots;     /* not 0: C_GetSlotList finds none */
+    word drop_sessions;  /* each increment: C_CloseAllSessions on the real module, once, at the next call */
+    word drop_login;     /* each increment: C_Logout on the real module, once, at the next call */
+    word hang_serial;    /* source of the values of hang */
+    word wake;           /* incremented, and its lower half's futex woken, when a hang may have ended */
+
+    /* What was seen. */
+    word owner;              /* process whose sessions and calls are counted; see control.c */
+    word drop_sessions_done; /* the drop_sessions that was obeyed last */
+    word drop_login_done;    /* the drop_login that was obeyed last */
+    sword open_sessions;     /* opened minus closed, on the real module */
+    word max_open_sessions;  /* the most of them at once, in one process */
+    word logins;             /* C_Login that the real module accepted */
+    word finalize_busy;      /* C_Finalize while another call of the same process was in flight */
+    sword in_flight;         /* over all functions */
+    word max_in_flight;
+
+    struct slot slots[FN_COUNT];
+};
+
+_Static_assert(FN_COUNT == 68, "PKCS#11 v2.40 has 68 functions");
+_Static_assert(sizeof(struct control) == 8 * (20 + 8 * FN_COUNT), "words only, no padding");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock would not be shared between processes");
+
+#endif

@@ -1,0 +1,95 @@
+package faultp11
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Calls gives how often fn was entered since ResetCounters, faulty or not, length queries included.
+func (c *Control) Calls(fn string) int { return int(c.slot(fn).calls.Load()) }
+
+// TotalCalls gives how often any function was entered: the round trips that a network HSM would have seen.
+func (c *Control) TotalCalls() int {
+	n := 0
+	for i := range c.b.slots {
+		n += int(c.b.slots[i].calls.Load())
+	}
+	return n
+}
+
+// Injected gives to how many calls of fn a fault was done. Delays and hangs are not in it.
+func (c *Control) Injected(fn string) int { return int(c.slot(fn).injected.Load()) }
+
+// InFlight gives the number of calls, of any function, that were entered and have not returned.
+func (c *Control) InFlight() int { return int(c.b.inFlight.Load()) }
+
+// MaxInFlight gives the highest InFlight since ResetCounters.
+func (c *Control) MaxInFlight() int { return int(c.b.maxInFlight.Load()) }
+
+// InFlightOf is InFlight for one function.
+func (c *Control) InFlightOf(fn string) int { return int(c.slot(fn).inFlight.Load()) }
+
+// MaxInFlightOf is MaxInFlight for one function.
+func (c *Control) MaxInFlightOf(fn string) int { return int(c.slot(fn).maxInFlight.Load()) }
+
+// Hung gives the number of calls of fn that wait in a hang now.
+func (c *Control) Hung(fn string) int { return int(c.slot(fn).hung.Load()) }
+
+// OpenSessions gives the sessions that are open on the real module. It is right for one process at a time: a killed
+// one's are forgotten when the next one loads the module; two at once are added together.
+func (c *Control) OpenSessions() int { return int(c.b.openSessions.Load()) }
+
+// MaxOpenSessions gives the highest number of sessions open in one process since ResetCounters.
+func (c *Control) MaxOpenSessions() int { return int(c.b.maxOpenSessions.Load()) }
+
+// Logins gives how many C_Login the real module accepted; Calls("C_Login") has the refused ones too.
+func (c *Control) Logins() int { return int(c.b.logins.Load()) }
+
+// FinalizedWhileBusy gives how often C_Finalize was called while another call of the same process was in flight, which
+// crashes real modules. Here it waits until the real module is idle instead, and is counted.
+func (c *Control) FinalizedWhileBusy() int { return int(c.b.finalizedWhileBusy.Load()) }
+
+// ResetCounters sets all counters to 0, except those of what is now: open sessions and calls in flight. What happens
+// at the same time may be counted or not.
+func (c *Control) ResetCounters() {
+	for i := range c.b.slots {
+		s := &c.b.slots[i]
+		s.calls.Store(0)
+		s.maxInFlight.Store(0)
+		s.injected.Store(0)
+	}
+	c.b.maxInFlight.Store(0)
+	c.b.maxOpenSessions.Store(0)
+	c.b.logins.Store(0)
+	c.b.finalizedWhileBusy.Store(0)
+}
+
+// WaitCalls waits until fn was entered at least n times since ResetCounters. The error is ctx's, with what was seen.
+func (c *Control) WaitCalls(ctx context.Context, fn string, n int) error {
+	return wait(ctx, "calls of "+fn, n, func() int { return c.Calls(fn) })
+}
+
+// WaitHung waits until at least n calls of fn wait in a hang. The error is ctx's, with what was seen.
+func (c *Control) WaitHung(ctx context.Context, fn string, n int) error {
+	return wait(ctx, "hung calls of "+fn, n, func() int { return c.Hung(fn) })
+}
+
+// WaitIdle waits until no call is in flight. The error is ctx's, with what was seen.
+func (c *Control) WaitIdle(ctx context.Context) error {
+	return wait(ctx, "calls in flight (negative)", 0, func() int { return -c.InFlight() })
+}
+
+// wait polls: memory that another process changes gives no event.
+func wait(ctx context.Context, what string, want int, now func() int) error {
+	tick := time.NewTicker(500 * time.Microsecond)
+	defer tick.Stop()
+	for now() < want {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %d %s, seen %d: %w", want, what, now(), context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+	return nil
+}

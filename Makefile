@@ -1,0 +1,48 @@
+# What can be made is listed by `make`. Only Go, make and a C compiler are needed; the rest is found, built or installed.
+
+GO       ?= go
+FUZZTIME ?= 20s
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# PKCS#11 modules are loaded by C code.
+export CGO_ENABLED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test unit e2e bench lint fuzz tools need
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-6s %s\n", $$1, $$2}'
+
+build: ## the program: bin/hsm-kms
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/hsm-kms ./cmd/hsm-kms
+
+# The demo is run as a program of its own and not by `go run`, which would leave it behind when it is itself killed.
+demo: need build ## the whole story on this machine: token, key, plugin, API server, a Secret and its bytes in etcd
+	@$(GO) build -o bin/demo ./test/demo
+	@exec bin/demo -bin bin/hsm-kms
+
+test: unit e2e ## every test
+
+unit: need ## the quick tests: race detector, random order
+	$(GO) test -race -shuffle=on ./...
+	CGO_ENABLED=0 $(GO) test ./envelope/...
+
+e2e: need build tools ## the tests against a real kube-apiserver and etcd
+	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -count=1 -shuffle=on -timeout 20m ./test/kube ./test/e2e
+
+bench: need build ## latency and rate, against the bare token and an empty plugin
+	$(GO) test -run '^$$' -bench . -benchmem ./test/bench/...
+
+lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
+	@GO=$(GO) test/tools/lint.sh
+
+fuzz: need ## each fuzz target for FUZZTIME (20s)
+	@GO=$(GO) FUZZTIME=$(FUZZTIME) test/tools/fuzz.sh
+
+tools: ## finds or builds kube-apiserver and etcd; the last line is their folder
+	@$(GO) build -o bin/tools ./test/tools
+	@exec bin/tools
+
+need:
+	@test/tools/need.sh

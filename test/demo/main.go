@@ -21,40 +21,46 @@ func main() {
 	// SIGPIPE too: `make demo | head` must clean up like any other end. The signals stay caught until the end, so that
 	// an impatient second Ctrl-C does not leave the folder behind.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	defer stop()
-	os.Exit(exitCode(ctx, run(ctx, *bin)))
+	code := demonstrate(ctx, *bin)
+	stop()
+	os.Exit(code)
 }
 
-// exitCode tells the end: 0, 1 for a failure, 130 after a signal, as shells have it.
-func exitCode(ctx context.Context, err error) int {
-	switch {
-	case err == nil:
-		return 0
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "\nInterrupted; everything was stopped and removed.")
-		return 130
-	default:
-		fmt.Fprintln(os.Stderr, "\nThe demo failed:", err)
-		return 1
-	}
-}
-
-// run plays the demo and cleans up whatever became of it.
-func run(ctx context.Context, bin string) (err error) {
+// demonstrate plays the demo, cleans up whatever became of it, and gives the exit code: 0, 1 for a failure, 130 after a
+// signal, as shells have it.
+func demonstrate(ctx context.Context, bin string) int {
 	dir, err := os.MkdirTemp("", "hsm-kms-demo-")
 	if err != nil {
-		return fmt.Errorf("making the demo's folder: %w", err)
+		fmt.Fprintln(os.Stderr, "making the demo's folder:", err)
+		return 1
 	}
 	d := &demo{bin: bin, dir: dir}
-	defer func() {
-		if err == nil {
-			d.step("Cleaning up: plugin, API server and etcd end, the folder goes")
-		}
-		err = errors.Join(err, d.stop(), os.RemoveAll(dir))
-		if err == nil {
-			d.summary()
-		}
-	}()
+	err = d.play(ctx)
+	interrupted := ctx.Err() != nil
+	switch {
+	case interrupted:
+		fmt.Fprintln(os.Stderr, "\nInterrupted; stopping everything.")
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "\nThe demo failed:", err)
+	default:
+		d.step("Cleaning up: plugin, API server and etcd end, the folder goes")
+	}
+	left := errors.Join(d.stop(), os.RemoveAll(dir))
+	if left != nil {
+		fmt.Fprintln(os.Stderr, "\nCleaning up failed:", left)
+	}
+	switch {
+	case interrupted:
+		return 130
+	case err != nil || left != nil:
+		return 1
+	}
+	d.summary()
+	return 0
+}
+
+// play goes through the steps and stops at the first that fails.
+func (d *demo) play(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
 		d.findTools, d.makeToken, d.makeKey, d.startPlugin, d.startKubernetes,
 		d.writeObjects, d.readEtcd, d.killPlugin, d.restartAPIServer,

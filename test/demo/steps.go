@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -176,7 +177,7 @@ func (d *demo) readEtcd(ctx context.Context) error {
 		return err
 	}
 	d.say("%s, %d bytes:", secretKey, len(secret))
-	d.say("%s", excerpt(secret))
+	d.say("%s", excerpt(secret, d.keyID))
 	prefix := "k8s:enc:kms:v2:" + kube.ProviderName + ":"
 	switch {
 	case !bytes.HasPrefix(secret, []byte(prefix)):
@@ -186,7 +187,7 @@ func (d *demo) readEtcd(ctx context.Context) error {
 	case !bytes.Contains(secret, []byte(d.keyID)):
 		return fmt.Errorf("the Secret in etcd does not name key_id %s", d.keyID)
 	}
-	d.say("it starts with %s, names key_id\n%s, and the password is not in it", prefix, d.keyID)
+	d.say("it starts with %s and names the key_id; the password is not in it", prefix)
 	config, err := d.cluster.EtcdGet(ctx, configKey)
 	if err != nil {
 		return err
@@ -198,9 +199,18 @@ func (d *demo) readEtcd(ctx context.Context) error {
 	return nil
 }
 
-// excerpt is the head of a value as a hex dump.
-func excerpt(data []byte) string {
-	return strings.TrimSpace(hex.Dump(data[:min(len(data), 128)])) + "\n..."
+// excerpt is a hex dump of the head of a value and of the lines with the key_id, with their offsets.
+func excerpt(data []byte, keyID string) string {
+	const line, head = 16, 4
+	lines := strings.Split(strings.TrimSpace(hex.Dump(data)), "\n")
+	shown := slices.Clone(lines[:min(head, len(lines))])
+	if at := bytes.Index(data, []byte(keyID)); at >= 0 {
+		from, to := max(at/line, len(shown)), (at+len(keyID)-1)/line+1
+		if from < to {
+			shown = append(append(shown, "..."), lines[from:to]...)
+		}
+	}
+	return strings.Join(append(shown, "..."), "\n")
 }
 
 func (d *demo) killPlugin(ctx context.Context) error {

@@ -71,17 +71,35 @@ func link(t *testing.T, target, path string) {
 	}
 }
 
+// sample is a change to a good module, and what Check says then.
+type sample struct {
+	change func(t *testing.T, root, module string) (path string) // nil: none
+	err    error
+	text   string // part of the error
+}
+
+func checkSamples(t *testing.T, all map[string]sample) {
+	t.Helper()
+	for name, tc := range all {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root, path := place(t)
+			if tc.change != nil {
+				path = tc.change(t, root, path)
+			}
+			id, err := modulefile.Check(path, false)
+			checkResult(t, path, id, err, tc.err, tc.text)
+		})
+	}
+}
+
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	foreign, foreignName := byte(aarch64), "it is built for aarch64, this is x86-64"
 	if own() == aarch64 {
 		foreign, foreignName = x86_64, "it is built for x86-64, this is aarch64"
 	}
-	for name, tc := range map[string]struct {
-		change func(t *testing.T, root, module string) (path string)
-		err    error
-		text   string
-	}{
+	checkSamples(t, map[string]sample{
 		"good":         {nil, nil, ""},
 		"absent":       {func(_ *testing.T, r, _ string) string { return r + "/none.so" }, modulefile.ErrAbsent, "/none.so"},
 		"relative":     {func(*testing.T, string, string) string { return "m.so" }, modulefile.ErrAbsent, "not absolute"},
@@ -110,6 +128,19 @@ func TestCheck(t *testing.T) {
 			put(t, m, nil)
 			return m
 		}, modulefile.ErrNotModule, "not an ELF file"},
+		"the machine's SoftHSM": {func(t *testing.T, _, _ string) string {
+			const path = "/usr/lib/softhsm/libsofthsm2.so"
+			if _, err := os.Stat(path); err != nil {
+				t.Skip("not installed here")
+			}
+			return path
+		}, nil, ""},
+	})
+}
+
+func TestCheckLinks(t *testing.T) {
+	t.Parallel()
+	checkSamples(t, map[string]sample{
 		"link": {func(t *testing.T, r, m string) string {
 			link(t, "sub/m.so", r+"/l.so")
 			return r + "/l.so"
@@ -126,24 +157,7 @@ func TestCheck(t *testing.T) {
 			link(t, "gone", r+"/l.so")
 			return r + "/l.so"
 		}, modulefile.ErrAbsent, "/gone"},
-		"the machine's SoftHSM": {func(t *testing.T, _, _ string) string {
-			const path = "/usr/lib/softhsm/libsofthsm2.so"
-			if _, err := os.Stat(path); err != nil {
-				t.Skip("not installed here")
-			}
-			return path
-		}, nil, ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			root, path := place(t)
-			if tc.change != nil {
-				path = tc.change(t, root, path)
-			}
-			id, err := modulefile.Check(path, false)
-			checkResult(t, path, id, err, tc.err, tc.text)
-		})
-	}
+	})
 }
 
 func checkResult(t *testing.T, path string, id modulefile.Identity, err, want error, text string) {
@@ -162,16 +176,19 @@ func checkResult(t *testing.T, path string, id modulefile.Identity, err, want er
 	}
 }
 
+// giveAway makes path belong to somebody else.
+func giveAway(t *testing.T, path string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	if err := os.Lchown(path, 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestUnsafe(t *testing.T) {
 	t.Parallel()
-	giveAway := func(t *testing.T, path string) {
-		if os.Geteuid() != 0 {
-			t.Skip("only root can give a file away")
-		}
-		if err := os.Lchown(path, 12345, 12345); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for name, tc := range map[string]struct {
 		change func(t *testing.T, root, module string) (path string)
 		text   string // of the error; "" when it is fine

@@ -9,7 +9,8 @@ const redacted = "[redacted]"
 
 // PIN is a token's user PIN. Every way of printing it gives "[redacted]": fmt with any verb, slog, JSON and YAML. The
 // bytes sit behind a function because fmt calls no methods on unexported fields, and would print the bytes of a PIN in
-// such a field, behind a pointer too; of a function it prints an address. The zero PIN is empty. Not safe for concurrent use with Wipe.
+// such a field, behind a pointer too; of a function it prints an address. The zero PIN is empty. Wipe is not
+// safe beside a concurrent use of Bytes.
 type PIN struct {
 	secret func() []byte
 }

@@ -72,26 +72,36 @@ func Read(pinFile string) (*PIN, Identity, error) {
 		return nil, Identity{}, err
 	}
 	defer file.Close()
-	path := file.Name()
+	pin, err := read(file, before)
+	if err != nil {
+		return nil, Identity{}, err
+	}
+	return pin, identityOf(before), nil
+}
+
+// read returns the PIN in file, which was as before says when it was opened and must be so still.
+func read(file *os.File, before ownedfile.Info) (_ *PIN, err error) {
 	// One byte more than the longest PIN with its newline, so that a longer file shows.
 	buf := make([]byte, MaxLength+3)
+	defer func() {
+		if err != nil {
+			clear(buf)
+		}
+	}()
 	n, err := io.ReadFull(file, buf)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		clear(buf)
-		return nil, Identity{}, failure(path, ErrUnreadable, err.Error(), "look at the disk that holds it")
+		return nil, failure(file.Name(), ErrUnreadable, err.Error(), "look at the disk that holds it")
 	}
 	after, err := ownedfile.Stat(file)
 	if err != nil || after != before {
-		clear(buf)
-		return nil, Identity{}, failure(path, ErrChanging, "it changed while it was read",
+		return nil, failure(file.Name(), ErrChanging, "it changed while it was read",
 			"write the new PIN to another file and rename that over this one")
 	}
 	pin, problem := parse(buf[:n])
 	if problem != "" {
-		clear(buf)
-		return nil, Identity{}, failure(path, ErrMalformed, problem, "let it hold the user PIN and nothing else")
+		return nil, failure(file.Name(), ErrMalformed, problem, "let it hold the user PIN and nothing else")
 	}
-	return newPIN(pin), identityOf(before), nil
+	return newPIN(pin), nil
 }
 
 // Stat checks the file as Read does, without reading it, and returns its identity.

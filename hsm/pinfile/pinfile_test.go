@@ -131,6 +131,7 @@ func TestCredentialsDirectory(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "pin"), canary, 0o440) // as systemd makes it
 	write(t, filepath.Join(dir, "open"), canary, 0o444)
+	write(t, filepath.Join(dir, "group-writable"), canary, 0o460)
 
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	if _, _, err := pinfile.Read("pin"); !errors.Is(err, pinfile.ErrAbsent) || !strings.Contains(hint.Of(err), "LoadCredential=") {
@@ -141,6 +142,7 @@ func TestCredentialsDirectory(t *testing.T) {
 		"pin":                         nil,
 		filepath.Join(dir, "pin"):     nil,
 		"open":                        pinfile.ErrUnsafe,
+		"group-writable":              pinfile.ErrUnsafe,
 		"none":                        pinfile.ErrAbsent,
 		"../" + filepath.Base(dir):    pinfile.ErrAbsent,
 		dir + "/../" + "nowhere/none": pinfile.ErrAbsent,

@@ -1,0 +1,171 @@
+// Package config reads the one configuration file of hsm-kms. What may live here: the structs, which are the manual
+// of every field; their defaults; the strict reading of the file; and the rules that can be judged by looking at the
+// file alone. It touches no token, PIN, module, socket or user database (Socket.GID apart), so that a file written on
+// another machine can be checked; what the machine has to say is asked by doctor and serve.
+//
+// A Config is not changed after Load, and is then safe for concurrent use.
+package config
+
+import "time"
+
+// DefaultPath is where the commands look when --config is not given.
+const DefaultPath = "/etc/hsm-kms/config.yaml"
+
+// What a file must say of itself, so that a later, different format cannot be read as this one.
+const (
+	APIVersion = "hsm-kms/v1"
+	Kind       = "PluginConfiguration"
+)
+
+// The two ways in which a key of the ring wraps; FORMAT.md is their specification.
+const (
+	ProfileAESGCM  = "aes-gcm"
+	ProfileHMACKDF = "hmac-kdf"
+)
+
+// Config is the whole file. Required are apiVersion, kind, keyRing and tokens; everything else has a default. An
+// unknown field, a duplicate one and one without a value are errors.
+type Config struct {
+	// APIVersion is hsm-kms/v1. Required.
+	APIVersion string `yaml:"apiVersion"`
+	// Kind is PluginConfiguration. Required.
+	Kind string `yaml:"kind"`
+	// Socket is where kube-apiserver finds the plugin, and who may connect.
+	Socket Socket `yaml:"socket"`
+	// KeyRing is the CKA_LABEL that all versions of the master key carry; [a-z0-9.-]{1,63}. Required. One ring per
+	// cluster: the name is part of every key_id, and renaming it makes all that was written unreadable.
+	KeyRing string `yaml:"keyRing"`
+	// Profile is how the keys of the ring are used: aes-gcm, the default, or hmac-kdf for tokens without AES-GCM
+	// (TPM 2.0, YubiHSM 2). It belongs to the ring: all nodes have the same, and it does not change later.
+	Profile string `yaml:"profile"`
+	// RefuseKeys are key_ids that Decrypt answers as if they were gone: a rehearsal before `keys retire`. Default
+	// none, at most 256. What is still encrypted under them cannot be read until they are taken out again.
+	RefuseKeys []string `yaml:"refuseKeys"`
+	// Tokens are the tokens that hold the ring, in order of preference; all hold the same keys. Required, at most 16.
+	// The first one serves, the next ones take over when it fails; `keys` commands work on the first.
+	Tokens []Token `yaml:"tokens"`
+	// AllowImportedKeys serves keys that were made outside their token as well (CKA_LOCAL, CKA_ALWAYS_SENSITIVE or
+	// CKA_NEVER_EXTRACTABLE is not true). Default false. With true, nobody can prove that no copy is elsewhere.
+	AllowImportedKeys bool `yaml:"allowImportedKeys"`
+	// AllowUnsafeModulePath loads a module although somebody but root and our own user could change its file or a
+	// folder on its path. Default false. With true, whoever that is runs code in the plugin and has the PIN.
+	AllowUnsafeModulePath bool `yaml:"allowUnsafeModulePath"`
+	// HangExitAfter is how long a PKCS#11 call may be stuck, with no module serving, before the process exits for its
+	// supervisor to start it anew; nothing else frees such a call. Default 60s; 1s to 1h, longer than every callTimeout.
+	HangExitAfter Duration `yaml:"hangExitAfter"`
+	// StateDir is the folder for the PIN latch and the last proven key_id; nothing secret. Default /var/lib/hsm-kms.
+	// It must outlive the process: without it a restart would try a refused PIN again, until the token locks.
+	StateDir string `yaml:"stateDir"`
+	// RefreshInterval is how often the ring is read again from the token. Default 30s; 1s to 1h. A rotation must be
+	// announced at least two of them ahead.
+	RefreshInterval Duration `yaml:"refreshInterval"`
+	// ProbeInterval is how often the current key is exercised for Status. Default 30s; 1s to 10m. A result older than
+	// three of them is unhealthy, and each costs one encryption of the 2^32 that a key has.
+	ProbeInterval Duration `yaml:"probeInterval"`
+	// HTTP is the listener for metrics and health.
+	HTTP HTTP `yaml:"http"`
+	// WriteContinuation is how long Status goes on naming the key_id, unhealthy, while the HSM cannot be reached, so
+	// that API servers can write with the DEK seed that they have. Default 1h; 0s to 24h; with 0s Status fails, and
+	// writes stop within three minutes, as soon as the HSM is out of reach.
+	WriteContinuation Duration `yaml:"writeContinuation"`
+	// Audit is the trail of every Encrypt and Decrypt.
+	Audit Audit `yaml:"audit"`
+	// Logging is the process's own log, on standard error.
+	Logging Logging `yaml:"logging"`
+}
+
+// Socket is the Unix socket of the KMS v2 service. Under systemd socket activation the unit decides path and mode.
+type Socket struct {
+	// Path is absolute and at most 107 bytes, the kernel's limit. Default /run/hsm-kms/kms.sock. Its folder must be
+	// writable for its owner alone.
+	Path string `yaml:"path"`
+	// Mode is the socket file's mode: "0600", the default, or "0660" to let the group connect. Others never may.
+	Mode FileMode `yaml:"mode"`
+	// Group is the name or number of the group that the socket file gets, for a kube-apiserver that does not run as
+	// root; its processes (by their primary group, as SO_PEERCRED tells it) may connect beside AllowedUIDs. Needs mode
+	// "0660". Default: our own group on the file, and no group is let in. Where there is no /etc/group, as in a small
+	// image, give the number.
+	Group string `yaml:"group,omitempty"`
+	// AllowedUIDs are the user ids that may connect, by SO_PEERCRED. Default root and our own uid; a list that is
+	// given is exact, and replaces both. See UIDs.
+	AllowedUIDs []uint32 `yaml:"allowedUIDs,omitempty"`
+}
+
+// Token is one PKCS#11 token and how to work with it. Exactly one of Label, Serial and Slot says which token it is.
+type Token struct {
+	// Name is what logs, metrics and reports call this token: [a-z0-9-]{1,63}, unique. Required.
+	Name string `yaml:"name"`
+	// Module is the absolute path of the vendor's PKCS#11 library. Required.
+	Module string `yaml:"module"`
+	// Label is the token's CKA label, at most 32 bytes. The usual choice: it survives a change of slot numbers.
+	Label string `yaml:"label,omitempty"`
+	// Serial is the token's serial number, at most 16 bytes.
+	Serial string `yaml:"serial,omitempty"`
+	// Slot is the slot number. The last choice: many modules number slots anew after a restart.
+	Slot *uint `yaml:"slot,omitempty"`
+	// PINFile is the file with the user PIN: an absolute path, or the name of a systemd credential, which is looked up
+	// in $CREDENTIALS_DIRECTORY. Required. Owner root or our own user, mode 0400 or 0600; at most 256 bytes, of which
+	// one newline at the end is not part of the PIN. It is read anew at each login.
+	PINFile string `yaml:"pinFile"`
+	// MaxSessions is the most working sessions at a time; one more is for login and refresh. Default 8; 1 to 1024.
+	// They are opened when needed. More are of use where a call takes long, as over a network.
+	MaxSessions int `yaml:"maxSessions"`
+	// CallTimeout is how long one PKCS#11 call may take before it is given up with its session. Default 2s; more than
+	// 0s and less than 3s, after which kube-apiserver by default has given up itself.
+	CallTimeout Duration `yaml:"callTimeout"`
+}
+
+// HTTP is the listener for /metrics, /livez and /readyz. It has no authentication and gives no secret away.
+type HTTP struct {
+	// Address is host:port; "" is off. Default 127.0.0.1:9808. Port 0 takes a free one. Other hosts than loopback are
+	// accepted with a warning.
+	Address string `yaml:"address"`
+}
+
+// Audit is the tamper-evident trail of every Encrypt and Decrypt.
+type Audit struct {
+	// Path is absolute; "" is off, with a warning. Default /var/log/hsm-kms/audit.log. Commands that use or destroy a
+	// master key write a file of their own beside it.
+	Path string `yaml:"path"`
+	// Required refuses an Encrypt or Decrypt whose record cannot be written. Default false: it is served, and the loss
+	// is logged and counted. With true, a full disk stops the API server.
+	Required bool `yaml:"required"`
+	// MaxSizeMB is the size at which the file is rotated, in megabytes of 1,000,000 bytes. Default 100; 1 to 10000.
+	MaxSizeMB int `yaml:"maxSizeMB"`
+}
+
+// Logging is the process's own log. It never holds plaintext, ciphertext or a PIN, at any level.
+type Logging struct {
+	// Level is the least that is logged: debug, info (the default), warn or error.
+	Level string `yaml:"level"`
+	// Format is json (the default) or text.
+	Format string `yaml:"format"`
+}
+
+// Default returns the configuration of a file that sets no more than it must: all but keyRing and tokens. Each call
+// gives a value of its own.
+func Default() *Config {
+	return &Config{
+		APIVersion:        APIVersion,
+		Kind:              Kind,
+		Socket:            Socket{Path: "/run/hsm-kms/kms.sock", Mode: 0o600},
+		Profile:           ProfileAESGCM,
+		RefuseKeys:        []string{},
+		HangExitAfter:     Duration(60 * time.Second),
+		StateDir:          "/var/lib/hsm-kms",
+		RefreshInterval:   Duration(30 * time.Second),
+		ProbeInterval:     Duration(30 * time.Second),
+		HTTP:              HTTP{Address: "127.0.0.1:9808"},
+		WriteContinuation: Duration(time.Hour),
+		Audit:             Audit{Path: "/var/log/hsm-kms/audit.log", MaxSizeMB: 100},
+		Logging:           Logging{Level: "info", Format: "json"},
+	}
+}
+
+// UnmarshalYAML fills in a token's defaults before its fields are read. It must be this older form of the method: the
+// function that it is given keeps the decoder's KnownFields, which Decode of a node forgets.
+func (t *Token) UnmarshalYAML(unmarshal func(any) error) error {
+	type fields Token
+	*t = Token{MaxSessions: 8, CallTimeout: Duration(2 * time.Second)}
+	return unmarshal((*fields)(t))
+}

@@ -1,0 +1,79 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// UIDs returns the user ids that may connect: the list of the file, or root and the uid of this process. Sorted, each
+// once.
+func (s *Socket) UIDs() []uint32 {
+	uids := slices.Clone(s.AllowedUIDs)
+	if uids == nil {
+		uids = []uint32{0, uint32(os.Geteuid())}
+	}
+	slices.Sort(uids)
+	return slices.Compact(uids)
+}
+
+// GID returns the number of the socket's group, and false when the file names none. It looks a name up in this
+// machine's user database, and fails, with a hint, when that does not have it.
+func (s *Socket) GID() (gid uint32, ok bool, err error) {
+	if s.Group == "" {
+		return 0, false, nil
+	}
+	number := s.Group
+	if !isNumber(number) {
+		group, err := user.LookupGroup(s.Group)
+		if err != nil {
+			return 0, false, hint.Wrap(fmt.Errorf("finding socket.group %q: %w", s.Group, err),
+				"groupadd --system "+s.Group+", or give the group's number in socket.group")
+		}
+		number = group.Gid
+	}
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return 0, false, hint.Wrap(fmt.Errorf("finding socket.group %q: %w", s.Group, err), "name a group of this machine: getent group")
+	}
+	return uint32(n), true, nil
+}
+
+// MaxBytes returns the size at which the audit file is rotated.
+func (a *Audit) MaxBytes() int64 { return int64(a.MaxSizeMB) * 1_000_000 }
+
+// Warnings returns what is allowed and yet worth a second thought, one sentence each, in the order of the file. Not
+// for mistakes: those are errors.
+func (c *Config) Warnings() []string {
+	var all []string
+	warn := func(on bool, text string) {
+		if on {
+			all = append(all, text)
+		}
+	}
+	warn(c.Socket.Mode == 0o660 && c.Socket.Group == "",
+		"socket.mode 0660 without socket.group: the file is open to our own group, and none of it is let in unless allowedUIDs has it")
+	warn(len(c.RefuseKeys) > 0, fmt.Sprintf("refuseKeys: %d key_ids are refused, what is still under them cannot be read", len(c.RefuseKeys)))
+	warn(c.AllowImportedKeys, "allowImportedKeys: keys are served of which copies may exist outside the token")
+	warn(c.AllowUnsafeModulePath, "allowUnsafeModulePath: a module is loaded that others may be able to replace")
+	warn(c.HTTP.Address != "" && !loopback(c.HTTP.Address),
+		fmt.Sprintf("http.address %s is not loopback: metrics and health are open to the network without authentication", c.HTTP.Address))
+	warn(c.Audit.Path == "", "audit.path is empty: no Encrypt or Decrypt is recorded")
+	return all
+}
+
+// loopback tells whether the host of a host:port is for certain this machine alone.
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}

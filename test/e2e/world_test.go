@@ -1,0 +1,222 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
+)
+
+// patience is how long anything may take that the tests wait for.
+const patience = time.Minute
+
+// namespace is made in every world.
+const namespace = "e2e"
+
+// programs are what the tests run: found or built once for all of them.
+type programs struct {
+	hsmkms string
+	kube   kubebin.Set
+}
+
+// findPrograms takes the hsm-kms of HSM_KMS_BIN, as `make e2e` has built it, or builds one.
+var findPrograms = sync.OnceValues(func() (programs, error) {
+	ctx := context.Background()
+	set, err := kubebin.Find(ctx, os.Stderr)
+	if err != nil {
+		return programs{}, err
+	}
+	if bin := os.Getenv("HSM_KMS_BIN"); bin != "" {
+		return programs{bin, set}, nil
+	}
+	bin, err := filepath.Abs("../../bin/hsm-kms")
+	if err != nil {
+		return programs{}, fmt.Errorf("placing the program: %w", err)
+	}
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "../../cmd/hsm-kms").CombinedOutput()
+	if err != nil {
+		return programs{}, fmt.Errorf("building hsm-kms: %w: %s", err, out)
+	}
+	return programs{bin, set}, nil
+})
+
+// world is one node: token, key, plugin and cluster. Nothing of it runs yet when newWorld returns.
+type world struct {
+	dir     string
+	keyID   string
+	plugin  *plugin.Plugin
+	cluster *kube.Cluster
+}
+
+// newWorld makes a world of the test's own, with a key; everything in it ends with the test.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	bin, err := findPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "hsm-kms-e2e-") // t.TempDir is too long for a socket's path on some systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	token, err := softhsm.New(t.Context(), filepath.Join(dir, "hsm"), "e2e", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{dir: dir}
+	w.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := w.plugin.CreateKey(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.keyID = key.KeyID
+	w.cluster, err = kube.New(kube.Options{Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.stop(t) })
+	return w
+}
+
+// stop ends everything, and shows the logs of a test that failed.
+func (w *world) stop(t *testing.T) {
+	t.Helper()
+	if t.Failed() {
+		t.Logf("kube-apiserver:\n%s", w.cluster.Log(30))
+		if p := w.plugin.Process(); p != nil {
+			t.Logf("hsm-kms:\n%s", p.Tail(50))
+		}
+	}
+	if err := w.cluster.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := w.plugin.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// running is a world in which plugin, etcd and API server are up.
+func running(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t)
+	w.startPlugin(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, step := range []func(context.Context) error{w.cluster.StartEtcd, w.cluster.StartAPIServer, w.cluster.WaitReady} {
+		if err := step(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.makeNamespace(t)
+	return w
+}
+
+// startPlugin starts the plugin, waits until it is healthy and checks that it works under the world's key.
+func (w *world) startPlugin(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	status, err := w.plugin.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.KeyID != w.keyID || status.Version != "v2" {
+		t.Fatalf("status = %+v, want key_id %s and version v2", status, w.keyID)
+	}
+}
+
+func (w *world) makeNamespace(t *testing.T) {
+	t.Helper()
+	if err := w.cluster.CreateNamespace(t.Context(), namespace); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restartAPIServer empties the API server's cache of DEKs: what it reads next, the HSM must open.
+func (w *world) restartAPIServer(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := w.cluster.RestartAPIServer(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// canary is the value that writeSecret stores under a name; it must never be readable in etcd.
+func canary(name string) string { return "canary-" + name }
+
+func (w *world) writeSecret(t *testing.T, name string) {
+	t.Helper()
+	if err := w.cluster.CreateSecret(t.Context(), namespace, name, map[string][]byte{"password": []byte(canary(name))}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) readSecret(t *testing.T, name string) {
+	t.Helper()
+	secret, err := w.cluster.GetSecret(t.Context(), namespace, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(secret.Data["password"]); got != canary(name) {
+		t.Errorf("secret %s holds %q, want %q", name, got, canary(name))
+	}
+}
+
+// checkEncrypted checks what etcd holds of a secret.
+func (w *world) checkEncrypted(t *testing.T, name string) {
+	t.Helper()
+	raw, err := w.cluster.EtcdGet(t.Context(), "/registry/secrets/"+namespace+"/"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if prefix := "k8s:enc:kms:v2:" + kube.ProviderName + ":"; !strings.HasPrefix(string(raw), prefix) {
+		t.Errorf("etcd holds %.60q, want it to start with %s", raw, prefix)
+	}
+	if bytes.Contains(raw, []byte(canary(name))) {
+		t.Errorf("the secret %s is readable in etcd", name)
+	}
+	if !bytes.Contains(raw, []byte(w.keyID)) {
+		t.Errorf("what etcd holds of %s does not name key_id %s", name, w.keyID)
+	}
+}
+
+// eventually polls until ok says so; what tells the last thing seen.
+func eventually(t *testing.T, what string, ok func() (bool, string)) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(patience)
+	for {
+		done, seen := ok()
+		if done {
+			return
+		}
+		select {
+		case <-timeout:
+			t.Fatalf("%s: not within %s; last seen: %s", what, patience, seen)
+		case <-tick.C:
+		}
+	}
+}

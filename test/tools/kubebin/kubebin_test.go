@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,10 +40,24 @@ func cacheWith(t *testing.T) (root, bin string) {
 	return root, bin
 }
 
+// onlyGo makes a folder for PATH with go and nothing else.
+func onlyGo(t *testing.T) string {
+	t.Helper()
+	program, err := exec.LookPath("go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(program, filepath.Join(dir, "go")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestSearchOrder(t *testing.T) {
 	root, cache := cacheWith(t)
 	t.Setenv("XDG_CACHE_HOME", root)
-	path := os.Getenv("PATH")
+	path := onlyGo(t) // the machine may have a kube-apiserver in its PATH
 	assets, inPath, old := programsIn(t, "v1.35.0"), programsIn(t, "v1.34.0"), programsIn(t, "v1.28.9")
 	tests := []struct{ name, assets, path, want, err string }{
 		{name: "assets first", assets: assets, path: inPath, want: assets},

@@ -1,0 +1,258 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// errVanished: the connection works and every key that was there is not. SoftHSM looks like this when its
+// folder was moved; it is believed only of a freshly initialised module.
+var errVanished = errors.New("all keys have vanished from the token")
+
+// connect makes a generation: slot, session, login, keys, self-test. It runs under the module's lock and the
+// token's control, on a goroutine that may outlive its caller; nobody but itself has seen the generation.
+func (t *Token) connect(ctx context.Context, api p11.API, fresh bool) (*generation, error) {
+	t.closeRetired(api)
+	if err := t.mod.initialize(api); err != nil {
+		return nil, err
+	}
+	slot, info, err := t.findSlot(api)
+	if err != nil {
+		return nil, err
+	}
+	session, err := api.OpenSession(slot, false)
+	if err != nil {
+		return nil, fmt.Errorf("opening session: %w", err)
+	}
+	reader := t.reader(api, slot, session)
+	gen, err := t.furnish(ctx, api, reader, info, fresh)
+	if err != nil {
+		if !sessionIsGone(err) {
+			_ = api.CloseSession(reader.session) // the failure is reported already
+		}
+		return nil, err
+	}
+	return gen, nil
+}
+
+func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
+	return &keyReader{
+		api: api, slot: slot, session: session,
+		ring: t.common.Ring, profile: t.common.Profile, allow: t.common.AllowImportedKeys,
+	}
+}
+
+// furnish makes the open session into a generation.
+func (t *Token) furnish(ctx context.Context, api p11.API, reader *keyReader, info pkcs11.TokenInfo, fresh bool) (*generation, error) {
+	if err := t.login(ctx, api, reader.session, info); err != nil {
+		return nil, err
+	}
+	keys, err := reader.read(nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(keys.byID) == 0 && t.hadKeysBefore() && !fresh {
+		return nil, errVanished
+	}
+	if err := selfTest(ctx, reader, keys); err != nil {
+		return nil, err
+	}
+	gen := &generation{slot: reader.slot, control: reader.session}
+	gen.table.Store(keys)
+	return gen, nil
+}
+
+// findSlot finds the one slot whose token matches the configuration. Slot numbers change, so a token is
+// looked for anew each time.
+func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
+	slots, err := api.Slots()
+	if err != nil {
+		return 0, pkcs11.TokenInfo{}, fmt.Errorf("listing slots: %w", err)
+	}
+	var found []uint
+	var info pkcs11.TokenInfo
+	var seen []string
+	for _, slot := range slots {
+		i, err := api.TokenInfo(slot)
+		if err != nil {
+			if f := faultOf(err); f == faultToken {
+				continue // a token that was pulled out between the two calls
+			}
+			return 0, info, fmt.Errorf("reading token info of slot %d: %w", slot, err)
+		}
+		if i.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+			continue
+		}
+		seen = append(seen, fmt.Sprintf("slot %d label %q serial %q", slot, trim(i.Label), trim(i.SerialNumber)))
+		if t.matches(slot, i) {
+			found, info = append(found, slot), i
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], info, nil
+	case 0:
+		err := fmt.Errorf("%w: %s; the module %s shows %s", ErrTokenAbsent, t.selector(), t.mod.path, orNone(seen))
+		return 0, info, hint.Wrap(err, "see that the HSM is reachable and initialised, and that tokens["+t.cfg.Name+"] names it by label, serial or slot")
+	}
+	err = fmt.Errorf("%w: two tokens match %s: %s", ErrConfiguration, t.selector(), strings.Join(seen, "; "))
+	return 0, info, hint.Wrap(err, "name the token by serial instead")
+}
+
+func (t *Token) matches(slot uint, i pkcs11.TokenInfo) bool {
+	switch {
+	case t.cfg.Label != "":
+		return trim(i.Label) == t.cfg.Label
+	case t.cfg.Serial != "":
+		return trim(i.SerialNumber) == t.cfg.Serial
+	}
+	return t.cfg.Slot != nil && *t.cfg.Slot == slot
+}
+
+func (t *Token) selector() string {
+	switch {
+	case t.cfg.Label != "":
+		return fmt.Sprintf("label %q", t.cfg.Label)
+	case t.cfg.Serial != "":
+		return fmt.Sprintf("serial %q", t.cfg.Serial)
+	}
+	return "the configured slot"
+}
+
+// trim takes the blanks off a fixed field, which some modules end with NUL instead (PKCS#11 v2.40, section 3.2).
+func trim(field string) string { return strings.TrimRight(field, " \x00") }
+
+func orNone(seen []string) string {
+	if len(seen) == 0 {
+		return "no token"
+	}
+	return strings.Join(seen, "; ")
+}
+
+// login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
+// one C_Login is made, under the latch.
+func (t *Token) login(ctx context.Context, api p11.API, s p11.Session, info pkcs11.TokenInfo) error {
+	state, err := api.SessionInfo(s)
+	if err != nil {
+		return fmt.Errorf("reading session info: %w", err)
+	}
+	if state.State == pkcs11.CKS_RO_USER_FUNCTIONS || state.State == pkcs11.CKS_RW_USER_FUNCTIONS {
+		return nil
+	}
+	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
+		return nil // a token without a PIN; private keys are then shown to all, and it says so itself
+	}
+	if err := t.mayLogin(info); err != nil {
+		return err
+	}
+	pin, file, err := pinfile.Read(t.cfg.PINFile)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	defer pin.Wipe()
+	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
+	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
+		return loginOutcome(api.Login(s, pin.Bytes()))
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, latch.ErrStands), faultOf(err) == faultPIN:
+		return pinRefused(err)
+	case errors.Is(err, latch.ErrState):
+		return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write")
+	}
+	return fmt.Errorf("logging in: %w", err)
+}
+
+// mayLogin looks at the token's own login counters first (PKCS#11 v2.40, section 4.5, CK_TOKEN_INFO flags).
+func (t *Token) mayLogin(info pkcs11.TokenInfo) error {
+	switch {
+	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+		return hint.Wrap(fmt.Errorf("%w: the token says that its user PIN is locked", envelope.ErrPINRefused),
+			"let the security officer unlock the token")
+	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return hint.Wrap(fmt.Errorf("%w: the token says that the next wrong PIN locks it, so none is tried", envelope.ErrPINRefused),
+			"log in by hand with the vendor's tool and the right PIN: that resets the counter")
+	case info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0:
+		t.log.Warn("a wrong PIN has been tried on this token since the last login that succeeded",
+			"hint", "find out who tried it: a few more lock the token")
+	}
+	return nil
+}
+
+// loginOutcome tells the latch what a C_Login means.
+func loginOutcome(err error) (latch.Outcome, error) {
+	switch {
+	case err == nil, hasRV(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+		return latch.Succeeded, nil
+	case faultOf(err) == faultPIN:
+		return latch.Refused, err
+	}
+	return latch.Undecided, err
+}
+
+// identity names a token for the latch.
+func identity(i pkcs11.TokenInfo) string {
+	return strings.Join([]string{trim(i.SerialNumber), trim(i.Label), trim(i.ManufacturerID), trim(i.Model)}, "|")
+}
+
+// selfTest proves the profile with the newest key, on the control session.
+func selfTest(ctx context.Context, reader *keyReader, keys *table) error {
+	var newest *heldKey
+	for _, held := range keys.byID {
+		if newest == nil || bytes.Compare(held.key.CKAID, newest.key.CKAID) > 0 {
+			newest = held
+		}
+	}
+	if newest == nil {
+		return nil
+	}
+	return envelope.SelfTest(ctx, &sessionToken{reader: reader, keys: keys}, reader.profile, newest.key.ID)
+}
+
+// sessionToken is a generation in the making as a token: one session, no retries.
+type sessionToken struct {
+	envelope.Token // nil: only the methods below are called
+	reader         *keyReader
+	keys           *table
+}
+
+func (s *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
+	return s.reader.api.EncryptGCM(s.reader.session, s.keys.byID[id].handle, nonce[:], associated, plaintext)
+}
+
+// DecryptGCM takes a refusal for the ciphertext's fault: the self-test opens a sound one just before.
+func (s *sessionToken) DecryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+	out, err := s.reader.api.DecryptGCM(s.reader.session, s.keys.byID[id].handle, nonce[:], associated, sealed)
+	if err != nil && faultOf(err) == faultData {
+		if err := s.reader.replace(); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %w", envelope.ErrUnauthentic, err)
+	}
+	return out, err
+}
+
+func (s *sessionToken) MAC(_ context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
+	out, err := s.reader.api.HMAC(s.reader.session, s.keys.byID[id].handle, data)
+	if err != nil {
+		return mac, err
+	}
+	defer clear(out)
+	if len(out) != len(mac) {
+		return mac, fmt.Errorf("%w: an HMAC of %d bytes", envelope.ErrSelfTest, len(out))
+	}
+	return [envelope.MACSize]byte(out), nil
+}

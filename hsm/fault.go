@@ -1,0 +1,91 @@
+package hsm
+
+import (
+	"errors"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+)
+
+// fault is what a CKR says about what is broken, from the least to the most. PKCS#11 v2.40, section 5.1, tells
+// what each value means; what tokens do with them is what was seen.
+type fault int
+
+const (
+	faultNone fault = iota
+	// faultSession: this session is of no use. Another one may be opened.
+	faultSession
+	// faultData: the token may mean the ciphertext or may mean itself. SoftHSM says CKR_GENERAL_ERROR of every
+	// flaw of a ciphertext, CloudHSM says CKR_FUNCTION_FAILED when it throttles. An independent check decides.
+	faultData
+	// faultLogin: login or handles are lost; SoftHSM says CKR_OBJECT_HANDLE_INVALID after a lost login.
+	faultLogin
+	// faultPIN: the token refused the PIN. A person must act.
+	faultPIN
+	// faultToken: the token is gone, or is not in this slot any more.
+	faultToken
+	// faultModule: the module must be initialised anew.
+	faultModule
+)
+
+// faultOf classifies an error of package p11. An error without a CKR, and a CKR that nobody foresaw, is
+// faultData: it is checked before it is believed.
+func faultOf(err error) fault {
+	if err == nil {
+		return faultNone
+	}
+	if errors.Is(err, errStale) {
+		return faultSession
+	}
+	rv, ok := p11.RVOf(err)
+	if !ok {
+		return faultData
+	}
+	switch rv {
+	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED,
+		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_SESSION_COUNT:
+		return faultSession
+	case pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID:
+		return faultLogin
+	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
+		pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
+		return faultPIN
+	case pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+		pkcs11.CKR_SLOT_ID_INVALID:
+		return faultToken
+	case pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:
+		return faultModule
+	}
+	return faultData
+}
+
+// sessionIsGone tells whether the session of a failed call no longer exists. Such a handle must not be
+// closed: its number may be another session's by now.
+func sessionIsGone(err error) bool {
+	rv, ok := p11.RVOf(err)
+	if !ok {
+		return false
+	}
+	switch rv {
+	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT:
+		return true
+	}
+	return false
+}
+
+// hasRV tells whether err carries the return value rv.
+func hasRV(err error, rv p11.RV) bool {
+	got, ok := p11.RVOf(err)
+	return ok && got == rv
+}
+
+var (
+	// ErrConfiguration: what a restart cannot cure and a person must: the module file, the PIN file, two
+	// tokens that match. At start it ends the program; later it is an outage like any other.
+	ErrConfiguration = errors.New("configuration")
+	// ErrTokenAbsent: the module shows no token that matches the configuration.
+	ErrTokenAbsent = errors.New("no token matches")
+	errAbandoned   = errors.New("the HSM has not answered in time")
+)

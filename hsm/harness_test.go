@@ -1,0 +1,157 @@
+package hsm_test
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/test/faultp11"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
+)
+
+const ringName = "kube-secrets"
+
+// bench is one SoftHSM token behind a faulty module, with one key in its ring, and what runs on it.
+type bench struct {
+	t      *testing.T
+	token  *softhsm.Token
+	module *faultp11.Module
+	common hsm.Config
+	cfg    hsm.TokenConfig
+	log    *logLines
+	set    *hsm.Set
+	ring   *envelope.Ring
+	stop   func()
+}
+
+// newBench makes the token and the key; change may alter the configuration before anything runs.
+func newBench(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) *bench {
+	t.Helper()
+	b := &bench{t: t, token: softhsm.ForTest(t, "k8s"), log: &logLines{}}
+	b.module = faultp11.New(t, b.token.Module, faultp11.Options{SoftHSMConf: b.token.Conf()})
+	b.common = hsm.Config{
+		Ring: ringName, Profile: envelope.AESGCM, StateDir: t.TempDir(),
+		Log: slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	b.cfg = hsm.TokenConfig{
+		Name: "hsm-a", Module: b.module.Path(), Label: "k8s", PINFile: b.token.PINFile,
+		MaxSessions: 8, CallTimeout: 500 * time.Millisecond,
+	}
+	if change != nil {
+		change(&b.common, &b.cfg)
+	}
+	b.generate(time.Now())
+	return b
+}
+
+// generate adds a version to the ring.
+func (b *bench) generate(activation time.Time) []byte {
+	b.t.Helper()
+	id, err := envelope.NewCKAID(activation)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := hsm.Generate(b.t.Context(), b.common, b.cfg, id); err != nil {
+		b.t.Fatal(err)
+	}
+	return id
+}
+
+// start runs the token and reads and proves the ring.
+func (b *bench) start() *bench {
+	b.t.Helper()
+	b.run()
+	for _, err := range b.set.Connected(b.within(20 * time.Second)) {
+		if err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	if err := b.ring.Refresh(b.t.Context()); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.ring.Exercise(b.t.Context()); err != nil {
+		b.t.Fatal(err)
+	}
+	return b
+}
+
+// run starts the token without waiting for it.
+func (b *bench) run() {
+	b.t.Helper()
+	set, err := hsm.Open(b.common, []hsm.TokenConfig{b.cfg})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.set = set
+	b.ring = envelope.NewRing(envelope.RingConfig{Name: ringName, Profile: b.common.Profile}, set)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { set.Run(ctx) })
+	b.stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+	b.t.Cleanup(func() {
+		b.module.Clear()
+		b.stop()
+		if b.t.Failed() {
+			b.t.Logf("log of the token:\n%s", b.log)
+		}
+	})
+}
+
+func (b *bench) within(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(b.t.Context(), d)
+	b.t.Cleanup(cancel)
+	return ctx
+}
+
+// current is the key_id to seal under.
+func (b *bench) current() envelope.KeyID {
+	b.t.Helper()
+	v := b.ring.View()
+	if v.Current == nil {
+		b.t.Fatalf("no current key: %v", v.Problem)
+	}
+	return v.Current.ID
+}
+
+// eventually tries f until it succeeds; the last error fails the test after d.
+func (b *bench) eventually(d time.Duration, f func() error) {
+	b.t.Helper()
+	deadline := time.Now().Add(d)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("not within %s: %v", d, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// logLines collects a log.
+type logLines struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *logLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
+}
+

@@ -1,0 +1,244 @@
+package hsm
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+)
+
+// maxRingKeys bounds the objects of one label that are looked at.
+const maxRingKeys = 4096
+
+// table is the ring as a generation holds it. It is replaced whole, never changed.
+type table struct {
+	byID     map[envelope.KeyID]*heldKey
+	byHandle map[p11.Object]*heldKey
+	keys     []envelope.Key // refused ones too
+}
+
+// heldKey is one object of the ring and the handle that this generation knows it by.
+type heldKey struct {
+	handle p11.Object
+	key    envelope.Key
+	// proof is what only this key gives: the fingerprint's ciphertext and tag, or its HMAC. It serves to
+	// tell a token that cannot use the key from a ciphertext that is not authentic. Never published.
+	proof []byte
+}
+
+// keyReader reads the ring on one session. A session on which something failed is replaced, because a failed
+// operation may leave it unusable.
+type keyReader struct {
+	api     p11.API
+	slot    uint
+	session p11.Session
+	ring    string
+	profile envelope.Profile
+	allow   bool // imported keys
+}
+
+// replace opens a new session before it closes the old one: when the last one closes, the login goes with it.
+func (r *keyReader) replace() error {
+	s, err := r.api.OpenSession(r.slot, false)
+	if err != nil {
+		return fmt.Errorf("replacing session: %w", err)
+	}
+	_ = r.api.CloseSession(r.session) // its state is unknown, and it is not used again
+	r.session = s
+	return nil
+}
+
+// read makes the table; what old knows of an unchanged object is not asked again.
+func (r *keyReader) read(old *table) (*table, error) {
+	handles, err := r.api.FindSecretKeys(r.session, r.ring, maxRingKeys+1)
+	if err != nil {
+		return nil, fmt.Errorf("finding the keys of ring %s: %w", r.ring, err)
+	}
+	if len(handles) > maxRingKeys {
+		return nil, fmt.Errorf("finding the keys of ring %s: %w: more than %d objects bear its label", r.ring, envelope.ErrAmbiguous, maxRingKeys)
+	}
+	t := &table{byID: map[envelope.KeyID]*heldKey{}, byHandle: map[p11.Object]*heldKey{}}
+	for _, handle := range handles {
+		held, err := r.inspect(handle, old)
+		if err != nil {
+			return nil, err
+		}
+		t.byHandle[handle] = held
+		t.keys = append(t.keys, held.key)
+		if held.key.Refused == "" {
+			t.byID[held.key.ID] = held
+		}
+	}
+	return t, nil
+}
+
+// inspect reads one object and takes its fingerprint.
+func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
+	ckaID, err := r.api.Attribute(r.session, handle, pkcs11.CKA_ID)
+	if err != nil {
+		return nil, fmt.Errorf("reading CKA_ID of a key of ring %s: %w", r.ring, err)
+	}
+	if old != nil {
+		if known := old.byHandle[handle]; known != nil && bytes.Equal(known.key.CKAID, ckaID) {
+			return known, nil
+		}
+	}
+	held := &heldKey{handle: handle, key: envelope.Key{CKAID: ckaID}}
+	key := &held.key
+	key.Activation, _ = envelope.ActivationOf(ckaID)
+	key.ID.Ring = r.ring
+	key.Attributes = r.attributes(handle)
+	key.ID.Version, err = envelope.VersionOf(ckaID)
+	if err != nil {
+		key.Refused = err.Error()
+		return held, nil
+	}
+	if key.Refused = r.refusal(handle, key.Attributes); key.Refused != "" {
+		return held, nil
+	}
+	return held, r.fingerprint(held)
+}
+
+// attributes reads those that an auditor asks for, each by itself: one that the token does not know must not
+// fail the others.
+func (r *keyReader) attributes(handle p11.Object) envelope.Attributes {
+	is := func(attribute uint) bool {
+		value, err := r.api.Attribute(r.session, handle, attribute)
+		return err == nil && len(value) == 1 && value[0] != 0
+	}
+	return envelope.Attributes{
+		Private: is(pkcs11.CKA_PRIVATE), Sensitive: is(pkcs11.CKA_SENSITIVE),
+		Extractable: is(pkcs11.CKA_EXTRACTABLE), AlwaysSensitive: is(pkcs11.CKA_ALWAYS_SENSITIVE),
+		NeverExtractable: is(pkcs11.CKA_NEVER_EXTRACTABLE), Local: is(pkcs11.CKA_LOCAL),
+	}
+}
+
+// number reads a CK_ULONG attribute.
+func (r *keyReader) number(handle p11.Object, attribute uint) (uint64, bool) {
+	value, err := r.api.Attribute(r.session, handle, attribute)
+	if err != nil || len(value) != 8 {
+		return 0, false
+	}
+	return binary.NativeEndian.Uint64(value), true
+}
+
+// refusal says why a key must not be served; "" when it may. Whoever can write to the token without login could
+// have planted a key that is not CKA_PRIVATE, and knows one that came from outside.
+func (r *keyReader) refusal(handle p11.Object, a envelope.Attributes) string {
+	switch {
+	case !a.Private:
+		return "it is not CKA_PRIVATE: anyone who reaches the token without login could have planted it"
+	case a.Extractable:
+		return "it is extractable: it could leave the HSM"
+	case !a.Sensitive:
+		return "it is not CKA_SENSITIVE: its value can be read"
+	case !r.allow && !(a.Local && a.AlwaysSensitive && a.NeverExtractable):
+		return "it was not made in this HSM, or has not always been sensitive and unextractable: allowImportedKeys would serve it"
+	}
+	kind, known := r.number(handle, pkcs11.CKA_KEY_TYPE)
+	if !known {
+		return "the token does not tell its CKA_KEY_TYPE"
+	}
+	if !r.fits(kind) {
+		return fmt.Sprintf("its key type 0x%X does not fit the ring's profile %s", kind, r.profile)
+	}
+	if size, known := r.number(handle, pkcs11.CKA_VALUE_LEN); known && size != 32 {
+		return fmt.Sprintf("it has %d bits; the profile %s wants 256", 8*size, r.profile)
+	}
+	return ""
+}
+
+func (r *keyReader) fits(kind uint64) bool {
+	if r.profile == envelope.AESGCM {
+		return kind == pkcs11.CKK_AES
+	}
+	return kind == pkcs11.CKK_GENERIC_SECRET || kind == pkcs11.CKK_SHA256_HMAC
+}
+
+// fingerprint sets key_id and proof. A token that will not use the key so makes the key refused; any other
+// failure is the token's.
+func (r *keyReader) fingerprint(held *heldKey) error {
+	proof, fingerprint, err := held.fingerprint(r.api, r.session, r.profile)
+	if err == nil {
+		held.proof, held.key.ID.Fingerprint = proof, fingerprint
+		return nil
+	}
+	rv, isCKR := p11.RVOf(err)
+	switch {
+	case errors.Is(err, envelope.ErrSelfTest):
+	case isCKR && keyCannot(rv):
+	default:
+		return fmt.Errorf("taking the fingerprint of %s: %w", held.key.ID.Version, err)
+	}
+	held.key.Refused = fmt.Sprintf("the token does not use it as %s: %v", r.profile, err)
+	return r.replace()
+}
+
+// keyCannot tells the return values that speak of this key or mechanism, and not of the token's health.
+func keyCannot(rv p11.RV) bool {
+	switch rv {
+	case pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE,
+		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED:
+		return true
+	}
+	return false
+}
+
+// fingerprint makes the proof and the fingerprint: one operation.
+func (k *heldKey) fingerprint(api p11.API, s p11.Session, profile envelope.Profile) (proof []byte, fp [envelope.FingerprintSize]byte, err error) {
+	if profile == envelope.HMACKDF {
+		proof, err = api.HMAC(s, k.handle, envelope.FingerprintMessage())
+		if err != nil {
+			return nil, fp, err
+		}
+		if len(proof) != envelope.MACSize {
+			return nil, fp, fmt.Errorf("%w: an HMAC of %d bytes", envelope.ErrSelfTest, len(proof))
+		}
+		fp, err = envelope.FingerprintMAC([envelope.MACSize]byte(proof))
+		return proof, fp, err
+	}
+	probe := envelope.NewFingerprintProbe()
+	proof, err = api.EncryptGCM(s, k.handle, probe.Nonce[:], probe.Associated, probe.Plaintext)
+	if err != nil {
+		return nil, fp, err
+	}
+	fp, err = envelope.FingerprintGCM(proof)
+	return proof, fp, err
+}
+
+// errWrongKey: the handle does not name the key it named. It must never be sealed with again.
+var errWrongKey = errors.New("the key behind the handle is another one")
+
+// check uses the key in every direction that its profile has, and compares with what it gave before.
+func (k *heldKey) check(api p11.API, s p11.Session, profile envelope.Profile) error {
+	proof, _, err := k.fingerprint(api, s, profile)
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(proof, k.proof) {
+		return errWrongKey
+	}
+	if profile == envelope.HMACKDF {
+		return nil
+	}
+	return k.reopen(api, s)
+}
+
+// reopen decrypts the proof (profile aes-gcm): one operation.
+func (k *heldKey) reopen(api p11.API, s p11.Session) error {
+	probe := envelope.NewFingerprintProbe()
+	out, err := api.DecryptGCM(s, k.handle, probe.Nonce[:], probe.Associated, k.proof)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(out, probe.Plaintext) {
+		return errWrongKey
+	}
+	return nil
+}

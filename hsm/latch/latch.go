@@ -1,0 +1,229 @@
+// Package latch sees to it that a PIN which a token refused is never tried again: tokens lock for good after
+// a few wrong ones, and a crash loop under kubelet would try them all within a minute. What is remembered is
+// which state of which PIN file met which token, in a file of stateDir, so that it outlives the process and
+// holds in every process that uses the folder. Nothing in it is derived from the PIN.
+package latch
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+)
+
+// ErrStands: an earlier attempt with this very PIN file did not succeed, and no other is made.
+var ErrStands = errors.New("this PIN file was tried on this token before, without success")
+
+// ErrState: stateDir cannot be used, so no attempt may be made.
+var ErrState = errors.New("the PIN latch cannot be kept")
+
+// Outcome is what became of a login.
+type Outcome int
+
+const (
+	// Succeeded: the latch is removed.
+	Succeeded Outcome = iota
+	// Refused: the token said that the PIN is wrong, expired or locked. The latch stands until the file changes.
+	Refused
+	// Undecided: the attempt failed for another cause and did not count. The latch is removed.
+	Undecided
+)
+
+// maxRecord bounds the latch file in bytes.
+const maxRecord = 4096
+
+// lockPoll is how often a lock that another process holds is asked for again. flock has no deadline.
+const lockPoll = 50 * time.Millisecond
+
+// Latch keeps the latch files of one folder. Safe for concurrent use, also between processes.
+type Latch struct{ dir string }
+
+// New returns the latch of the folder stateDir, which must exist when an attempt is made.
+func New(stateDir string) *Latch { return &Latch{dir: stateDir} }
+
+// record is the latch file. It is written before C_Login with Tried "unknown", so that a process that dies in
+// the call leaves it behind.
+type record struct {
+	Token       string           `json:"token"` // what names the token: serial, label, maker, model
+	PINFile     pinfile.Identity `json:"pinFile"`
+	Tried       string           `json:"tried"` // "unknown" or "refused"
+	Interrupted int              `json:"interrupted"`
+	Time        time.Time        `json:"time"`
+}
+
+const (
+	triedUnknown = "unknown"
+	triedRefused = "refused"
+)
+
+// Attempt makes one login under the latch's lock. clean tells that the token itself says that no login has
+// failed since the last success (CKF_USER_PIN_COUNT_LOW clear): only then is an attempt whose outcome nobody
+// saw, because the process died or was stopped in it, made again, and only once.
+//
+// Errors: ErrStands, ErrState, ctx's error when another process holds the lock, or what login returned.
+func (l *Latch) Attempt(ctx context.Context, token string, file pinfile.Identity, clean bool, login func() (Outcome, error)) error {
+	unlock, err := l.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	path := l.path(token)
+	last, err := read(path)
+	if err != nil {
+		return err
+	}
+	next := record{Token: token, PINFile: file, Tried: triedUnknown, Time: time.Now().UTC()}
+	if last.speaksOf(token, file) {
+		if err := last.forbids(clean); err != nil {
+			return err
+		}
+		next.Interrupted = last.Interrupted + 1
+	}
+	if err := write(path, next); err != nil {
+		return err
+	}
+	outcome, loginErr := login()
+	switch outcome {
+	case Refused:
+		next.Tried = triedRefused
+		return errors.Join(loginErr, write(path, next))
+	default:
+		if err := os.Remove(path); err != nil {
+			return errors.Join(loginErr, fmt.Errorf("%w: removing the latch: %w", ErrState, err))
+		}
+		return loginErr
+	}
+}
+
+// Standing tells, without any attempt, whether one with this file on this token would be refused here.
+func (l *Latch) Standing(token string, file pinfile.Identity, clean bool) error {
+	last, err := read(l.path(token))
+	if err != nil || !last.speaksOf(token, file) {
+		return err
+	}
+	return last.forbids(clean)
+}
+
+func (r *record) speaksOf(token string, file pinfile.Identity) bool {
+	return r != nil && r.Token == token && r.PINFile == file
+}
+
+func (r *record) forbids(clean bool) error {
+	if r.Tried == triedUnknown && r.Interrupted == 0 && clean {
+		return nil
+	}
+	return fmt.Errorf("%w (outcome %s, at %s)", ErrStands, r.Tried, r.Time.Format(time.RFC3339))
+}
+
+// path is the latch file of a token. The name is a hash because a serial or label may hold any byte.
+func (l *Latch) path(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return filepath.Join(l.dir, "pin-latch-"+hex.EncodeToString(sum[:8])+".json")
+}
+
+// lock takes the folder's lock for the time of one attempt.
+func (l *Latch) lock(ctx context.Context) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(l.dir, "pin-latch.lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	if err := giveToOwner(f, l.dir); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, fmt.Errorf("%w: locking %s: %w", ErrState, f.Name(), err)
+		}
+		select {
+		case <-time.After(lockPoll):
+		case <-ctx.Done():
+			_ = f.Close()
+			return nil, fmt.Errorf("waiting for another process's login: %w", ctx.Err())
+		}
+	}
+}
+
+// read returns nil when there is no latch. One that cannot be understood stands for every PIN file: it may be
+// the only trace of a refused PIN.
+func read(path string) (*record, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	var r record
+	if len(b) > maxRecord || json.Unmarshal(b, &r) != nil || r.Tried != triedUnknown && r.Tried != triedRefused {
+		return nil, fmt.Errorf("%w: %s is not a latch of ours: see that the PIN is right, then remove it", ErrState, path)
+	}
+	return &r, nil
+}
+
+// write puts the record on disk, whole or not at all, before it returns.
+func write(path string, r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".pin-latch-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, giveToOwner(f, filepath.Dir(path)), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return nil
+}
+
+// giveToOwner gives a file that root made to the owner of the folder: a command run by root must not leave
+// behind what the plugin under its own user cannot read.
+func giveToOwner(f *os.File, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var owner unix.Stat_t
+	if err := unix.Stat(dir, &owner); err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return nil
+}

@@ -1,0 +1,301 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+)
+
+// defaultMaxWaiting bounds the callers that wait for a session of one token.
+const defaultMaxWaiting = 512
+
+// operation is one use of a key on a session. in is the operation's own copy of what it works on: an
+// abandoned call goes on reading it after its caller has gone. It is wiped when the call has returned.
+type operation struct {
+	name string
+	in   []byte
+	run  func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error)
+	// flawed: a refusal may be the input's fault and not the token's (decryption).
+	flawed bool
+}
+
+// EncryptGCM implements envelope.Token.
+func (t *Token) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
+	n, aad := *nonce, bytes.Clone(associated)
+	return t.operate(ctx, id, operation{name: "C_Encrypt", in: plaintext,
+		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
+			return api.EncryptGCM(s, key, n[:], aad, in)
+		}})
+}
+
+// DecryptGCM implements envelope.Token.
+func (t *Token) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+	n, aad := *nonce, bytes.Clone(associated)
+	return t.operate(ctx, id, operation{name: "C_Decrypt", in: sealed, flawed: true,
+		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
+			return api.DecryptGCM(s, key, n[:], aad, in)
+		}})
+}
+
+// MAC implements envelope.Token.
+func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
+	out, err := t.operate(ctx, id, operation{name: "C_Sign", in: data,
+		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
+			return api.HMAC(s, key, in)
+		}})
+	defer clear(out)
+	if err == nil && len(out) != len(mac) {
+		err = fmt.Errorf("token %s: %w: an HMAC of %d bytes", t.cfg.Name, envelope.ErrSelfTest, len(out))
+	}
+	if err != nil {
+		return mac, err
+	}
+	return [envelope.MACSize]byte(out), nil
+}
+
+// operate does op with the key within the token's call time-out, whatever has to be mended on the way. A
+// fault is mended once each: another session, another generation, a second look at the ciphertext.
+func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.CallTimeout, errAbandoned)
+	defer cancel()
+	mended := map[fault]bool{}
+	for {
+		gen, err := t.ready(ctx)
+		if err != nil {
+			return nil, err
+		}
+		held := gen.table.Load().byID[id]
+		if held == nil {
+			return nil, fmt.Errorf("token %s: %w: %s", t.cfg.Name, envelope.ErrUnknownKey, id)
+		}
+		out, err := t.once(ctx, gen, held, op, len(mended) > 0)
+		if err == nil {
+			return out, nil
+		}
+		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) {
+			return nil, err
+		}
+		f := faultOf(err)
+		if err = t.mend(ctx, gen, held, op, f, err, mended[f]); err != nil {
+			return nil, err
+		}
+		mended[f] = true
+	}
+}
+
+// mend prepares another try after a fault, or says what the outcome is.
+func (t *Token) mend(ctx context.Context, gen *generation, held *heldKey, op operation, f fault, err error, again bool) error {
+	switch {
+	case f == faultData && op.flawed:
+		if checkErr := t.confirm(ctx, gen, held); checkErr != nil {
+			t.suspected(gen, faultData, checkErr)
+			if again {
+				return t.failed(err)
+			}
+			return nil
+		}
+		if again {
+			return fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnauthentic, err)
+		}
+		return nil
+	case again:
+		t.suspected(gen, max(f, faultData), err)
+		return t.failed(err)
+	case f == faultSession:
+		return nil
+	default:
+		t.suspected(gen, f, err)
+		return nil
+	}
+}
+
+func (t *Token) failed(err error) error {
+	return fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnavailable, err)
+}
+
+// confirm opens, with the same key, what is known to be authentic: does the token refuse this ciphertext, or
+// every one? It takes a session of its own, so that the answer does not depend on the one that failed.
+func (t *Token) confirm(ctx context.Context, gen *generation, held *heldKey) error {
+	_, err := t.once(ctx, gen, held, operation{name: "C_Decrypt", in: held.proof,
+		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
+			return nil, held.reopen(api, s)
+		}}, true)
+	return err
+}
+
+// once does op on one session and waits for it until ctx ends. A call that has not returned by then is
+// abandoned: its session and its permit stay taken until it does.
+func (t *Token) once(ctx context.Context, gen *generation, held *heldKey, op operation, fresh bool) ([]byte, error) {
+	if err := t.takePermit(ctx); err != nil {
+		return nil, err
+	}
+	c, err := t.mod.flight.begin(ctx, t.cfg.Name, op.name)
+	if err != nil {
+		t.releasePermit()
+		return nil, t.outOfTime(ctx)
+	}
+	in := bytes.Clone(op.in)
+	type outcome struct {
+		out []byte
+		err error
+	}
+	done := make(chan outcome, 1)
+	var settled atomic.Bool
+	go func() {
+		out, err := t.fly(gen, held, op, in, fresh, c)
+		clear(in)
+		if !settled.CompareAndSwap(false, true) {
+			clear(out) // nobody waits any more
+			return
+		}
+		done <- outcome{out, err}
+	}()
+	select {
+	case o := <-done:
+		return o.out, o.err
+	case <-ctx.Done():
+		if !settled.CompareAndSwap(false, true) {
+			o := <-done
+			return o.out, o.err
+		}
+		if t.common.Observer != nil {
+			t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
+		}
+		return nil, t.outOfTime(ctx)
+	}
+}
+
+// errStale: the generation ended while the operation ran. Its handle may have named another key by then, so
+// whatever came out is thrown away.
+var errStale = errors.New("the connection was replaced meanwhile")
+
+// fly is the part of an operation that is inside the module, on a goroutine of its own.
+func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fresh bool, c *call) (out []byte, err error) {
+	defer t.releasePermit()
+	defer t.mod.flight.end(c)
+	if gen.ended() {
+		return nil, errStale
+	}
+	s, err := t.session(gen, fresh)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("token %s: %s panicked: %v", t.cfg.Name, op.name, p)
+		}
+		t.putBack(gen, s, err)
+	}()
+	out, err = op.run(t.api, s, held.handle, in)
+	if gen.ended() {
+		clear(out)
+		return nil, errStale
+	}
+	return out, err
+}
+
+// session takes an idle session, or opens one where there is none. fresh: surely a new one, in the place of
+// an idle one if there is any.
+func (t *Token) session(gen *generation, fresh bool) (p11.Session, error) {
+	gen.mu.Lock()
+	n := len(gen.idle)
+	if n == 0 {
+		gen.mu.Unlock()
+		return t.openSession(gen)
+	}
+	s := gen.idle[n-1]
+	gen.idle = gen.idle[:n-1]
+	gen.mu.Unlock()
+	if !fresh {
+		return s, nil
+	}
+	_ = t.api.CloseSession(s) // perhaps dead already, and never worth an error
+	return t.openSession(gen)
+}
+
+// openSession opens a working session. When the token has no more to give but some of ours exist, this
+// caller's permit stays taken for the rest of the generation: the token's own limit is the lower one.
+func (t *Token) openSession(gen *generation) (p11.Session, error) {
+	s, err := t.api.OpenSession(gen.slot, false)
+	if hasRV(err, pkcs11.CKR_SESSION_COUNT) {
+		t.burnPermit()
+	}
+	return s, err
+}
+
+func (t *Token) burnPermit() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.permits)-t.burned <= 1 {
+		return // this is the only session: other programs hold the rest, and may give them back
+	}
+	select {
+	case t.permits <- struct{}{}:
+		t.burned++
+	default:
+	}
+}
+
+// restorePermits gives back what burnPermit took; t.mu is held.
+func (t *Token) restorePermits() {
+	for ; t.burned > 0; t.burned-- {
+		<-t.permits
+	}
+}
+
+// putBack keeps a session that is sound, and closes one that is not: an Init without its end would leave
+// CKR_OPERATION_ACTIVE behind.
+func (t *Token) putBack(gen *generation, s p11.Session, err error) {
+	gen.mu.Lock()
+	keep := err == nil && !gen.closed
+	if keep {
+		gen.idle = append(gen.idle, s)
+	}
+	gen.mu.Unlock()
+	if !keep && !sessionIsGone(err) {
+		_ = t.api.CloseSession(s) // the session is of no use either way
+	}
+}
+
+func (g *generation) ended() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
+}
+
+func (t *Token) releasePermit() { <-t.permits }
+
+// takePermit waits for a working session to be free.
+func (t *Token) takePermit(ctx context.Context) error {
+	select {
+	case t.permits <- struct{}{}:
+		return nil
+	default:
+	}
+	if int(t.waiting.Add(1)) > t.common.MaxWaiting {
+		t.waiting.Add(-1)
+		return fmt.Errorf("token %s: %w", t.cfg.Name, envelope.ErrBusy)
+	}
+	defer t.waiting.Add(-1)
+	select {
+	case t.permits <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return t.outOfTime(ctx)
+	}
+}
+
+// outOfTime says whose time was up: the caller's, or the token's call time-out.
+func (t *Token) outOfTime(ctx context.Context) error {
+	if errors.Is(context.Cause(ctx), errAbandoned) {
+		return fmt.Errorf("token %s: %w: %w (callTimeout is %s)", t.cfg.Name, envelope.ErrUnavailable, errAbandoned, t.cfg.CallTimeout)
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,100 @@
+#include "crossing.h"
+
+#include <dlfcn.h>
+#include <string.h>
+#include <time.h>
+
+// CK_FUNCTION_LIST (PKCS#11 v2.40, section 4.6): a version of two bytes, then the functions in the order of
+// the header file. Only the positions in use are named.
+typedef struct {
+	struct { unsigned char major, minor; } version;
+	void *function[68];
+} function_list;
+
+enum { LOGIN = 18, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43 };
+
+enum { CKM_SHA256_HMAC = 0x251, CKM_AES_GCM = 0x1087, CKU_USER = 1, GCM_TAG_BITS = 128 };
+
+typedef struct {
+	ck_ulong mechanism;
+	void *parameter;
+	ck_ulong parameter_len;
+} mechanism;
+
+// CK_GCM_PARAMS as in the v2.40 errata and v3.0, with ulIvBits: all modules of the last ten years.
+typedef struct {
+	unsigned char *iv;
+	ck_ulong iv_len, iv_bits;
+	unsigned char *aad;
+	ck_ulong aad_len, tag_bits;
+} gcm_params;
+
+typedef ck_ulong (*init_fn)(ck_ulong session, mechanism *m, ck_ulong key);
+typedef ck_ulong (*operation_fn)(ck_ulong session, unsigned char *in, ck_ulong in_len, unsigned char *out, ck_ulong *out_len);
+typedef ck_ulong (*login_fn)(ck_ulong session, ck_ulong user, unsigned char *pin, ck_ulong pin_len);
+
+void *crossing_load(const char *path, const char **why, ck_ulong *rv)
+{
+	*why = NULL;
+	*rv = 0;
+	void *module = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+	if (module == NULL) {
+		*why = dlerror();
+		return NULL;
+	}
+	ck_ulong (*get_list)(function_list **) = (ck_ulong (*)(function_list **))dlsym(module, "C_GetFunctionList");
+	if (get_list == NULL) {
+		*why = "it has no C_GetFunctionList: it is not a PKCS#11 module";
+		return NULL;
+	}
+	function_list *list = NULL;
+	*rv = get_list(&list);
+	if (*rv == 0 && list == NULL)
+		*why = "its C_GetFunctionList gives no function list";
+	return *rv == 0 ? list : NULL;
+}
+
+static long long now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void run(function_list *list, int init, int operation, mechanism *m, ck_ulong session, ck_ulong key,
+                unsigned char *in, ck_ulong in_len, unsigned char *out, ck_ulong out_cap, crossing *c)
+{
+	memset(c, 0, sizeof *c);
+	long long start = now_ns();
+	c->init_rv = ((init_fn)list->function[init])(session, m, key);
+	long long between = now_ns();
+	c->init_ns = between - start;
+	if (c->init_rv != 0)
+		return;
+	c->second = 1;
+	c->out_len = out_cap;
+	c->rv = ((operation_fn)list->function[operation])(session, in, in_len, out, &c->out_len);
+	c->ns = now_ns() - between;
+}
+
+void crossing_gcm(void *list, int decrypt, ck_ulong session, ck_ulong key, unsigned char *iv, ck_ulong iv_len,
+                  unsigned char *aad, ck_ulong aad_len, unsigned char *in, ck_ulong in_len, unsigned char *out,
+                  ck_ulong out_cap, crossing *c)
+{
+	gcm_params p = { iv, iv_len, iv_len * 8, aad, aad_len, GCM_TAG_BITS };
+	mechanism m = { CKM_AES_GCM, &p, sizeof p };
+	run(list, decrypt ? DECRYPT_INIT : ENCRYPT_INIT, decrypt ? DECRYPT : ENCRYPT, &m, session, key, in, in_len,
+	    out, out_cap, c);
+}
+
+void crossing_hmac(void *list, ck_ulong session, ck_ulong key, unsigned char *in, ck_ulong in_len,
+                   unsigned char *out, ck_ulong out_cap, crossing *c)
+{
+	mechanism m = { CKM_SHA256_HMAC, NULL, 0 };
+	run(list, SIGN_INIT, SIGN, &m, session, key, in, in_len, out, out_cap, c);
+}
+
+ck_ulong crossing_login(void *list, ck_ulong session, unsigned char *pin, ck_ulong pin_len)
+{
+	return ((login_fn)((function_list *)list)->function[LOGIN])(session, CKU_USER, pin, pin_len);
+}

@@ -1,0 +1,202 @@
+package p11
+
+/*
+#cgo linux LDFLAGS: -ldl
+#cgo noescape crossing_gcm
+#cgo nocallback crossing_gcm
+#cgo noescape crossing_hmac
+#cgo nocallback crossing_hmac
+#cgo noescape crossing_login
+#cgo nocallback crossing_login
+#include <stdlib.h>
+#include "crossing.h"
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Library is a loaded module. Loading one twice gives the same module instance, and two Libraries of one
+// module share its initialisation and its logins: whoever loads must see to it that there is one.
+type Library struct {
+	ctx      *pkcs11.Ctx
+	list     unsafe.Pointer // the module's CK_FUNCTION_LIST, static there
+	reserved unsafe.Pointer // C memory: pReserved of C_Initialize, or nil
+	hook     Hook
+}
+
+// Load opens the module at path. It is never unloaded: modules have threads and exit handlers of their own.
+// reserved is handed to C_Initialize as pReserved ("" for none): NSS softokn takes its parameters there.
+func Load(path, reserved string) (*Library, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	var why *C.char
+	var rv C.ck_ulong
+	list := C.crossing_load(name, &why, &rv)
+	switch {
+	case why != nil:
+		return nil, fmt.Errorf("loading PKCS#11 module %s: %s", path, C.GoString(why))
+	case list == nil:
+		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, &Error{"C_GetFunctionList", RV(rv)})
+	}
+	ctx := pkcs11.New(path)
+	if ctx == nil {
+		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, errors.New("it was loaded once and would not load again"))
+	}
+	library := &Library{ctx: ctx, list: list, hook: func(string, RV, time.Duration) {}}
+	if reserved != "" {
+		library.reserved = unsafe.Pointer(C.CString(reserved))
+	}
+	return library, nil
+}
+
+// With is the same library, its calls reported to hook.
+func (l *Library) With(hook Hook) *Library {
+	with := *l
+	with.hook = hook
+	return &with
+}
+
+// call makes one of miekg's calls and reports it.
+func (l *Library) call(function string, f func() error) error {
+	start := time.Now()
+	err := f()
+	took := time.Since(start)
+	if err == nil {
+		l.hook(function, 0, took)
+		return nil
+	}
+	var e pkcs11.Error
+	if !errors.As(err, &e) {
+		return fmt.Errorf("%s: %w", function, err)
+	}
+	l.hook(function, RV(e), took)
+	return &Error{function, RV(e)}
+}
+
+// Initialize is C_Initialize with CKF_OS_LOCKING_OK.
+func (l *Library) Initialize() error {
+	return l.call("C_Initialize", func() error {
+		if l.reserved != nil {
+			return l.ctx.Initialize(pkcs11.InitializeWithReserved(l.reserved))
+		}
+		return l.ctx.Initialize()
+	})
+}
+
+// Finalize is C_Finalize. No other call may be in flight: it crashes SoftHSM, NSS and opencryptoki.
+func (l *Library) Finalize() error { return l.call("C_Finalize", l.ctx.Finalize) }
+
+// Slots implements API.
+func (l *Library) Slots() (slots []uint, err error) {
+	err = l.call("C_GetSlotList", func() error {
+		slots, err = l.ctx.GetSlotList(true)
+		return err
+	})
+	return slots, err
+}
+
+// TokenInfo implements API.
+func (l *Library) TokenInfo(slot uint) (info pkcs11.TokenInfo, err error) {
+	err = l.call("C_GetTokenInfo", func() error {
+		info, err = l.ctx.GetTokenInfo(slot)
+		return err
+	})
+	return info, err
+}
+
+// Mechanism implements API.
+func (l *Library) Mechanism(slot, mechanism uint) (info pkcs11.MechanismInfo, err error) {
+	err = l.call("C_GetMechanismInfo", func() error {
+		info, err = l.ctx.GetMechanismInfo(slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)})
+		return err
+	})
+	return info, err
+}
+
+// OpenSession implements API.
+func (l *Library) OpenSession(slot uint, readWrite bool) (s Session, err error) {
+	flags := uint(pkcs11.CKF_SERIAL_SESSION)
+	if readWrite {
+		flags |= pkcs11.CKF_RW_SESSION
+	}
+	err = l.call("C_OpenSession", func() error {
+		s, err = l.ctx.OpenSession(slot, flags)
+		return err
+	})
+	return s, err
+}
+
+// CloseSession implements API.
+func (l *Library) CloseSession(s Session) error {
+	return l.call("C_CloseSession", func() error { return l.ctx.CloseSession(s) })
+}
+
+// SessionInfo implements API.
+func (l *Library) SessionInfo(s Session) (info pkcs11.SessionInfo, err error) {
+	err = l.call("C_GetSessionInfo", func() error {
+		info, err = l.ctx.GetSessionInfo(s)
+		return err
+	})
+	return info, err
+}
+
+// DestroyObject implements API.
+func (l *Library) DestroyObject(s Session, o Object) error {
+	return l.call("C_DestroyObject", func() error { return l.ctx.DestroyObject(s, o) })
+}
+
+// Attribute implements API.
+func (l *Library) Attribute(s Session, o Object, attribute uint) (value []byte, err error) {
+	err = l.call("C_GetAttributeValue", func() error {
+		read, err := l.ctx.GetAttributeValue(s, o, []*pkcs11.Attribute{{Type: attribute}})
+		if err == nil && len(read) == 1 {
+			value = read[0].Value
+		}
+		return err
+	})
+	return value, err
+}
+
+// FindSecretKeys implements API. The search is ended whatever becomes of it, or the session would refuse
+// the next one.
+func (l *Library) FindSecretKeys(s Session, label string, limit int) (found []Object, err error) {
+	template := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
+	}
+	if err := l.call("C_FindObjectsInit", func() error { return l.ctx.FindObjectsInit(s, template) }); err != nil {
+		return nil, err
+	}
+	defer func() {
+		end := l.call("C_FindObjectsFinal", func() error { return l.ctx.FindObjectsFinal(s) })
+		if err == nil {
+			err = end
+		}
+	}()
+	for len(found) < limit {
+		var some []Object
+		err := l.call("C_FindObjects", func() error {
+			var err error
+			some, _, err = l.ctx.FindObjects(s, min(limit-len(found), findBatch))
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if len(some) == 0 {
+			return found, nil
+		}
+		found = append(found, some...)
+	}
+	return found, nil
+}
+
+// findBatch is how many objects one C_FindObjects is asked for.
+const findBatch = 256

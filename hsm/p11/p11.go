@@ -1,0 +1,100 @@
+// Package p11 is the boundary to a PKCS#11 module: just the calls that hsm-kms uses, each with the name and
+// the return value of the function that failed. What a failure means, and what to do about it, is package
+// hsm's business.
+package p11
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Session and Object are a module's handles. They mean nothing after the C_Finalize, the closed session or
+// the lost login that ended them, and their numbers are used again.
+type (
+	Session = pkcs11.SessionHandle
+	Object  = pkcs11.ObjectHandle
+)
+
+// API is the calls into a module that are in use.
+//
+// Concurrency: the module itself is thread-safe (CKF_OS_LOCKING_OK), a session is not: one call at a time.
+// Calls cannot be cancelled and may block for ever. Errors are *Error.
+type API interface {
+	Initialize() error
+	Finalize() error
+	// Slots lists the slots that hold a token.
+	Slots() ([]uint, error)
+	TokenInfo(slot uint) (pkcs11.TokenInfo, error)
+	Mechanism(slot, mechanism uint) (pkcs11.MechanismInfo, error)
+	OpenSession(slot uint, readWrite bool) (Session, error)
+	CloseSession(s Session) error
+	SessionInfo(s Session) (pkcs11.SessionInfo, error)
+	// Login logs the user in. The PIN is handed to the module where it lies: no copy of it is made here.
+	Login(s Session, pin []byte) error
+	// FindSecretKeys finds the secret keys of one label, at most limit.
+	FindSecretKeys(s Session, label string, limit int) ([]Object, error)
+	// Attribute reads one attribute; the value is a copy. Optional ones are read singly, because a token
+	// fails a whole request for one attribute that it does not know.
+	Attribute(s Session, o Object, attribute uint) ([]byte, error)
+	DestroyObject(s Session, o Object) error
+
+	// EncryptGCM and DecryptGCM are C_EncryptInit with C_Encrypt, and C_DecryptInit with C_Decrypt, in one
+	// crossing (CKM_AES_GCM, 128-bit tag). associated and in must not be empty.
+	EncryptGCM(s Session, key Object, nonce, associated, in []byte) ([]byte, error)
+	DecryptGCM(s Session, key Object, nonce, associated, in []byte) ([]byte, error)
+	// HMAC is C_SignInit with C_Sign in one crossing (CKM_SHA256_HMAC). in must not be empty.
+	HMAC(s Session, key Object, in []byte) ([]byte, error)
+}
+
+// Hook is told of every call when it has returned. It must not block.
+type Hook func(function string, rv RV, took time.Duration)
+
+// RV is a CK_RV.
+type RV uint
+
+// String is the CKR name, or the number of a vendor's own value.
+func (rv RV) String() string {
+	switch rv {
+	case pkcs11.CKR_OK:
+		return "CKR_OK" // on every call's path: no formatting
+	case aeadDecryptFailed:
+		return "CKR_AEAD_DECRYPT_FAILED"
+	}
+	text := pkcs11.Error(rv).Error()
+	if i := lastColon(text); i >= 0 && i+2 < len(text) {
+		return text[i+2:]
+	}
+	return fmt.Sprintf("CKR 0x%08X", uint(rv))
+}
+
+// aeadDecryptFailed is PKCS#11 v3.0's own value for a tag that does not fit; miekg/pkcs11 has v2.40.
+const aeadDecryptFailed RV = 0x42
+
+func lastColon(text string) int {
+	for i := len(text) - 1; i >= 0; i-- {
+		if text[i] == ':' {
+			return i
+		}
+	}
+	return -1
+}
+
+// Error is the failure of one call.
+type Error struct {
+	Function string // C_Encrypt
+	RV       RV
+}
+
+// Error names function and CKR.
+func (e *Error) Error() string { return fmt.Sprintf("%s: %s", e.Function, e.RV) }
+
+// RVOf is the return value in err's chain; ok is false when there is none.
+func RVOf(err error) (rv RV, ok bool) {
+	if e, found := errors.AsType[*Error](err); found {
+		return e.RV, true
+	}
+	return 0, false
+}

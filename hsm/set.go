@@ -1,0 +1,201 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+// Set is the tokens of a ring in the order of preference, as envelope.Tokens: an operation goes to the first
+// that is healthy and holds the key, and moves on when it fails. A key_id carries the fingerprint of the key's
+// material, so a token that is found to hold it has proven that it is the same key.
+type Set struct {
+	common  Config
+	tokens  []*Token
+	modules []*module
+}
+
+// Open loads the modules. It makes no PKCS#11 call but C_GetFunctionList; Run does the rest. Errors wrap
+// ErrConfiguration.
+func Open(common Config, tokens []TokenConfig) (*Set, error) {
+	if common.Log == nil {
+		common.Log = slog.Default()
+	}
+	if common.MaxWaiting == 0 {
+		common.MaxWaiting = defaultMaxWaiting
+	}
+	s := &Set{common: common}
+	loaded := modules{byFile: map[fileID]*module{}}
+	for _, cfg := range tokens {
+		mod, err := loaded.load(cfg.Module, cfg.Reserved)
+		if err != nil {
+			return nil, fmt.Errorf("token %s: %w", cfg.Name, err)
+		}
+		s.tokens = append(s.tokens, newToken(cfg, &s.common, mod))
+	}
+	for _, mod := range loaded.byFile {
+		s.modules = append(s.modules, mod)
+	}
+	return s, nil
+}
+
+// Run keeps the tokens connected until ctx ends, then closes what can be closed and finalises the modules in
+// which no call hangs.
+func (s *Set) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, t := range s.tokens {
+		wg.Go(func() { t.run(ctx) })
+	}
+	wg.Go(func() { s.watch(ctx) })
+	wg.Wait()
+	for _, mod := range s.modules {
+		mod.shutdown()
+	}
+}
+
+// Connected waits until every token has been tried once, and returns what is wrong with those that cannot be
+// used, by their order; nil for one that can.
+func (s *Set) Connected(ctx context.Context) []error {
+	problems := make([]error, len(s.tokens))
+	for i, t := range s.tokens {
+		select {
+		case <-t.tried:
+			problems[i] = t.Problem()
+		case <-ctx.Done():
+			problems[i] = ctx.Err()
+		}
+	}
+	return problems
+}
+
+// watch ends the process, through Config.Stuck, when no token serves any more and a call has been hanging for
+// HangExitAfter: nothing else cures a module in which calls hang for ever.
+func (s *Set) watch(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := s.stuck(); err != nil && s.common.Stuck != nil {
+			s.common.Stuck(err)
+			return
+		}
+	}
+}
+
+func (s *Set) stuck() error {
+	if s.common.HangExitAfter <= 0 || s.Generation() != 0 {
+		return nil
+	}
+	for _, mod := range s.modules {
+		if what, age := mod.flight.longest(); age > s.common.HangExitAfter {
+			return fmt.Errorf("module %s: %s has not returned for %s, and no token serves", mod.path, what, age.Round(time.Second))
+		}
+	}
+	return nil
+}
+
+var _ envelope.Tokens = (*Set)(nil)
+
+// Members implements envelope.Tokens.
+func (s *Set) Members() []envelope.Token {
+	members := make([]envelope.Token, len(s.tokens))
+	for i, t := range s.tokens {
+		members[i] = t
+	}
+	return members
+}
+
+// Name implements envelope.Token.
+func (s *Set) Name() string { return "all tokens" }
+
+// Generation implements envelope.Token: that of the first token that can be used.
+func (s *Set) Generation() uint64 {
+	for _, t := range s.tokens {
+		if g := t.Generation(); g != 0 {
+			return g
+		}
+	}
+	return 0
+}
+
+// Keys implements envelope.Token: those of the first token that can be read.
+func (s *Set) Keys(ctx context.Context) ([]envelope.Key, error) {
+	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]envelope.Key, error) { return t.Keys(ctx) })
+}
+
+// EncryptGCM implements envelope.Token.
+func (s *Set) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
+	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) {
+		return t.EncryptGCM(ctx, id, nonce, associated, plaintext)
+	})
+}
+
+// DecryptGCM implements envelope.Token.
+func (s *Set) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) {
+		return t.DecryptGCM(ctx, id, nonce, associated, sealed)
+	})
+}
+
+// MAC implements envelope.Token.
+func (s *Set) MAC(ctx context.Context, id envelope.KeyID, data []byte) ([envelope.MACSize]byte, error) {
+	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([envelope.MACSize]byte, error) { return t.MAC(ctx, id, data) })
+}
+
+// onFirst does f on one token after the other until one does not fail for want of itself. Each but the last
+// gets an equal share of the time that is left, so that one that hangs leaves time for the next.
+func onFirst[T any](ctx context.Context, s *Set, f func(context.Context, *Token) (T, error)) (T, error) {
+	var none T
+	var errs []error
+	for i, t := range s.tokens {
+		out, err := withShare(ctx, len(s.tokens)-i, func(ctx context.Context) (T, error) { return f(ctx, t) })
+		if err == nil || errors.Is(err, envelope.ErrUnauthentic) {
+			return out, err
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return none, worst(errs)
+}
+
+// withShare gives f one part in shares of the time that is left of ctx.
+func withShare[T any](ctx context.Context, shares int, f func(context.Context) (T, error)) (T, error) {
+	deadline, limited := ctx.Deadline()
+	if shares <= 1 || !limited {
+		return f(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Until(deadline)/time.Duration(shares), errAbandoned)
+	defer cancel()
+	return f(ctx)
+}
+
+// worst joins the errors of all tokens so that the one that says most comes first: a token that was asked and
+// does not hold the key says more than one that could not be asked only when no other is left that might hold it.
+func worst(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	var away, known []error
+	for _, err := range errs {
+		if errors.Is(err, envelope.ErrUnknownKey) {
+			known = append(known, err)
+		} else {
+			away = append(away, err)
+		}
+	}
+	if len(away) > 0 {
+		return errors.Join(away...)
+	}
+	return errors.Join(known...)
+}

@@ -1,0 +1,245 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// The pauses between attempts to connect: an HSM that is back is used within seconds, and one that is away is
+// not flooded by every node at once (jitter).
+const (
+	firstPause = 50 * time.Millisecond
+	longPause  = 3 * time.Second
+	tick       = time.Second // how often a connected token looks for hanging calls; no HSM call
+	// neighbourPause: how often at most a module is initialised anew for one token while another in it is sound.
+	neighbourPause = time.Minute
+)
+
+// run keeps the token connected until ctx ends. It alone makes and drops generations, but for a
+// re-initialisation of the module, which drops those of all its tokens.
+func (t *Token) run(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	pause, anew := firstPause, false
+	for ctx.Err() == nil {
+		if t.connected() {
+			pause, anew = firstPause, false
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.wake:
+			case <-ticker.C:
+			}
+			t.lookInto(ctx)
+			continue
+		}
+		err := t.attempt(ctx, anew)
+		if err == nil {
+			continue
+		}
+		anew = t.needsInit(err)
+		if errors.Is(err, errVanished) {
+			continue // believed or not by what a fresh module shows
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause/2 + rand.N(pause)):
+		}
+		pause = min(2*pause, longPause)
+	}
+}
+
+func (t *Token) connected() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.gen != nil
+}
+
+// needsInit tells whether the module must be initialised anew before the next attempt. A refused PIN or a call
+// that hangs is not cured by it; a sound neighbour in the module is disturbed rarely.
+func (t *Token) needsInit(err error) bool {
+	if errors.Is(err, envelope.ErrPINRefused) || errors.Is(err, ErrConfiguration) || isAway(err) {
+		return false
+	}
+	for _, other := range t.mod.tokens {
+		if other != t && other.connected() && time.Since(t.mod.initializedAt()) < neighbourPause {
+			return false
+		}
+	}
+	return true
+}
+
+// attempt connects once; anew: after the module was initialised anew. One attempt at a time in a module.
+func (t *Token) attempt(ctx context.Context, anew bool) error {
+	if err := t.mod.lock(ctx); err != nil {
+		return err
+	}
+	err := t.onControl(ctx, "connecting", t.mod.unlock, func(api p11.API, c *call) error {
+		// An attempt that outlives its caller still ends by itself.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CallTimeout)
+		defer cancel()
+		if anew {
+			if err := t.mod.finalize(ctx, c, api); err != nil {
+				return err
+			}
+		}
+		gen, err := t.connect(ctx, api, anew)
+		if err != nil {
+			return err
+		}
+		t.publish(gen)
+		return nil
+	})
+	if err != nil {
+		t.failedAttempt(err)
+	}
+	t.noteTried()
+	return err
+}
+
+// publish makes gen the token's connection.
+func (t *Token) publish(gen *generation) {
+	t.lastOK.Store(time.Now().UnixNano())
+	t.change(func() {
+		t.number++
+		gen.number = t.number
+		t.gen, t.suspect, t.cause = gen, nil, nil
+		t.hadKeys = len(gen.table.Load().byID) > 0
+		t.restorePermits()
+	})
+	t.log.Info("connected to the token", "generation", gen.number, "keys", len(gen.table.Load().keys))
+}
+
+// failedAttempt keeps the cause and says it once: an outage of an hour is not ten thousand lines.
+func (t *Token) failedAttempt(err error) {
+	var news bool
+	t.change(func() {
+		if t.gen != nil {
+			return // an abandoned attempt succeeded after all
+		}
+		news = t.cause == nil && t.lastCause != err.Error() || t.cause != nil && t.cause.Error() != err.Error()
+		t.cause, t.lastCause = err, err.Error()
+	})
+	if news {
+		t.log.Error("the token cannot be used; trying again until it can", "error", err, "hint", hint.Of(err))
+	}
+}
+
+func (t *Token) noteTried() {
+	select {
+	case <-t.tried:
+	default:
+		close(t.tried)
+	}
+}
+
+// lookInto acts on what was suspected of the present generation, and on an open circuit.
+func (t *Token) lookInto(ctx context.Context) {
+	t.mu.Lock()
+	gen, suspect := t.gen, t.suspect
+	t.mu.Unlock()
+	open := t.circuitOpen()
+	switch {
+	case gen == nil || suspect == nil && !open:
+		t.mu.Lock()
+		if hanging, _ := t.mod.flight.hanging(t.cfg.Name, t.cfg.CallTimeout); hanging == 0 {
+			t.forgiven = 0
+		}
+		t.mu.Unlock()
+		return
+	case suspect != nil && suspect.fault >= faultLogin && suspect.fault != faultData:
+		t.drop(suspect.err.Error())
+		return
+	}
+	hanging, _ := t.mod.flight.hanging(t.cfg.Name, t.cfg.CallTimeout)
+	err := t.check(ctx, gen)
+	switch {
+	case err == nil:
+		t.change(func() {
+			t.suspect = nil
+			t.forgiven = hanging
+		})
+	case isAway(err):
+		// Nothing can be said and nothing can be done while calls hang: a module must not be finalised under
+		// them. Callers are refused by the open circuit.
+		t.change(func() { t.suspect = nil })
+	default:
+		t.drop(err.Error())
+	}
+}
+
+// check is the independent look at a generation: a session of its own, and the newest key used in every
+// direction.
+func (t *Token) check(ctx context.Context, gen *generation) error {
+	return t.onControl(ctx, "checking", func() {}, func(api p11.API, _ *call) error {
+		if gen.ended() {
+			return errStale
+		}
+		s, err := api.OpenSession(gen.slot, false)
+		if err != nil {
+			return fmt.Errorf("opening session: %w", err)
+		}
+		for _, held := range gen.table.Load().byID {
+			if err = held.check(api, s, t.common.Profile); err != nil {
+				err = fmt.Errorf("using %s: %w", held.key.ID, err)
+			}
+			break // one key shows what the token can do
+		}
+		if err == nil || !sessionIsGone(err) {
+			_ = api.CloseSession(s) // what matters was said by the key's use
+		}
+		return err
+	})
+}
+
+// Keys implements envelope.Token. It reads the ring on the control session and replaces the table of the
+// present generation.
+func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
+	gen, err := t.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var keys []envelope.Key
+	err = t.onControl(ctx, "reading the ring", func() {}, func(api p11.API, _ *call) error {
+		if gen.ended() {
+			return errStale
+		}
+		reader := t.reader(api, gen.slot, gen.control)
+		old := gen.table.Load()
+		read, err := reader.read(old)
+		gen.control = reader.session
+		if err != nil {
+			return err
+		}
+		if len(read.byID) == 0 && len(old.byID) > 0 {
+			return errVanished
+		}
+		gen.table.Store(read)
+		keys = read.keys
+		return nil
+	})
+	switch {
+	case err == nil:
+		return keys, nil
+	case isAway(err), errors.Is(err, errStale):
+	case errors.Is(err, errVanished):
+		t.suspected(gen, faultToken, err)
+	default:
+		t.suspected(gen, max(faultOf(err), faultLogin), err)
+	}
+	return nil, fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err))
+}
+
+func (t *Token) hadKeysBefore() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hadKeys
+}

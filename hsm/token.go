@@ -1,0 +1,244 @@
+package hsm
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+)
+
+// TokenConfig is one token of the configuration. Exactly one of Label, Serial and Slot selects it.
+type TokenConfig struct {
+	Name        string
+	Module      string // path
+	Reserved    string // pReserved of C_Initialize: only NSS softokn needs it
+	Label       string
+	Serial      string
+	Slot        *uint
+	PINFile     string
+	MaxSessions int           // working sessions; one more is for login and refresh
+	CallTimeout time.Duration // of one operation, and of every single call besides
+}
+
+// Config is what all tokens of a ring have in common.
+type Config struct {
+	Ring              string
+	Profile           envelope.Profile
+	AllowImportedKeys bool
+	StateDir          string             // of the PIN latch
+	MaxWaiting        int                // callers that may wait for one token's sessions; 0: 512
+	HangExitAfter     time.Duration      // 0: never
+	Observer          envelope.Observer  // nil: nobody counts
+	Log               *slog.Logger       // nil: slog.Default()
+	Stuck             func(reason error) // called once when no module serves and one is stuck for HangExitAfter
+}
+
+// Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
+// connected fail with ErrUnavailable, or with what a person must mend.
+type Token struct {
+	cfg    TokenConfig
+	common *Config
+	mod    *module
+	latch  *latch.Latch
+	log    *slog.Logger
+	hook   p11.Hook
+	api    p11.API
+
+	permits chan struct{} // one for each working session that exists or is being opened
+	waiting atomic.Int32  // callers waiting for a permit
+	control chan struct{} // holds one value while the control session is in use
+	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
+	wake    chan struct{} // tells the supervisor that something was suspected
+	tried   chan struct{} // closed after the first attempt to connect
+
+	mu        sync.Mutex
+	gen       *generation   // nil: not connected
+	number    uint64        // of the last generation
+	suspect   *suspicion    // of gen, until the supervisor has looked into it; nil: none
+	cause     error         // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	lastCause string        // the last cause that was logged
+	changed   chan struct{} // closed and replaced at each change of the above
+	retired   []*generation // dropped, and their idle sessions not closed yet
+	forgiven  int           // hanging calls that a half-open check has shown to be of no weight
+	burned    int           // permits taken out because the token itself refused that many sessions
+	hadKeys   bool          // the last generation that was believed held keys
+}
+
+type suspicion struct {
+	fault fault
+	err   error
+}
+
+// generation is one connection: module, slot, login, sessions and handles, which live and die together.
+type generation struct {
+	number  uint64
+	slot    uint
+	control p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
+	table   atomic.Pointer[table]
+
+	mu     sync.Mutex
+	idle   []p11.Session
+	closed bool // its sessions are closed as they come back
+}
+
+func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
+	t := &Token{
+		cfg: cfg, common: common, mod: mod,
+		latch:   latch.New(common.StateDir),
+		log:     common.Log.With("token", cfg.Name),
+		permits: make(chan struct{}, cfg.MaxSessions),
+		control: make(chan struct{}, 1),
+		wake:    make(chan struct{}, 1),
+		tried:   make(chan struct{}),
+		changed: make(chan struct{}),
+	}
+	t.hook = func(function string, rv p11.RV, took time.Duration) {
+		if rv == 0 {
+			t.lastOK.Store(time.Now().UnixNano())
+		}
+		if common.Observer != nil {
+			common.Observer.HSMCall(cfg.Name, function, rv.String(), took)
+		}
+	}
+	t.api = mod.library.With(t.hook)
+	mod.tokens = append(mod.tokens, t)
+	return t
+}
+
+var _ envelope.Token = (*Token)(nil)
+
+// Name implements envelope.Token.
+func (t *Token) Name() string { return t.cfg.Name }
+
+// Generation implements envelope.Token.
+func (t *Token) Generation() uint64 {
+	if t.circuitOpen() {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gen == nil {
+		return 0
+	}
+	return t.gen.number
+}
+
+// Problem is why the token cannot be used; nil: it can.
+func (t *Token) Problem() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gen != nil {
+		return nil
+	}
+	return t.unavailable()
+}
+
+// unavailable wraps the cause so that callers see the sentinel that fits; t.mu is held.
+func (t *Token) unavailable() error {
+	if t.cause == nil {
+		return fmt.Errorf("token %s: %w: it is being connected", t.cfg.Name, envelope.ErrUnavailable)
+	}
+	return fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(t.cause))
+}
+
+// ready returns the present generation. While one is being made or looked into for the first time it waits;
+// after an attempt that failed it fails at once.
+func (t *Token) ready(ctx context.Context) (*generation, error) {
+	for {
+		if t.circuitOpen() {
+			return nil, fmt.Errorf("token %s: %w: calls hang in its module and no more are made until one returns", t.cfg.Name, envelope.ErrUnavailable)
+		}
+		t.mu.Lock()
+		gen, suspect, cause, changed := t.gen, t.suspect, t.cause, t.changed
+		failed := t.unavailable()
+		t.mu.Unlock()
+		switch {
+		case gen != nil && suspect == nil:
+			return gen, nil
+		case gen == nil && cause != nil:
+			return nil, failed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, t.outOfTime(ctx)
+		}
+	}
+}
+
+// change makes a change of state under the lock and tells all who wait for one.
+func (t *Token) change(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f()
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// suspected says that something is wrong with gen. Callers of ready wait until the supervisor has looked.
+func (t *Token) suspected(gen *generation, f fault, err error) {
+	t.mu.Lock()
+	if t.gen == gen && (t.suspect == nil || t.suspect.fault < f) {
+		t.suspect = &suspicion{f, err}
+	}
+	t.mu.Unlock()
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// drop ends the present generation. Its idle sessions are closed by the next closeRetired, those at work when
+// they come back.
+func (t *Token) drop(why string) {
+	t.change(func() {
+		if t.gen == nil {
+			return
+		}
+		t.log.Warn("connection to the token dropped", "generation", t.gen.number, "reason", why)
+		t.gen.mu.Lock()
+		t.gen.closed = true
+		t.gen.mu.Unlock()
+		t.retired = append(t.retired, t.gen)
+		t.gen, t.suspect, t.cause = nil, nil, nil
+	})
+}
+
+// closeRetired closes what dropped generations left open. It comes before any session is opened anew: a
+// module may give a dead session's number to a new one, and that one would be closed instead.
+func (t *Token) closeRetired(api p11.API) {
+	t.mu.Lock()
+	retired := t.retired
+	t.retired = nil
+	t.mu.Unlock()
+	for _, gen := range retired {
+		gen.mu.Lock()
+		sessions := append(gen.idle, gen.control)
+		gen.idle = nil
+		gen.mu.Unlock()
+		for _, s := range sessions {
+			if err := api.CloseSession(s); err != nil && sessionIsGone(err) && !t.mod.initialized {
+				break
+			}
+		}
+	}
+}
+
+// circuitOpen tells whether calls are refused because others hang: half of the sessions do, or some do and
+// nothing has succeeded since. The supervisor closes it again by a check of its own.
+func (t *Token) circuitOpen() bool {
+	hanging, since := t.mod.flight.hanging(t.cfg.Name, t.cfg.CallTimeout)
+	if hanging == 0 {
+		return false
+	}
+	t.mu.Lock()
+	forgiven := t.forgiven
+	t.mu.Unlock()
+	return hanging >= max(1, t.cfg.MaxSessions/2)+forgiven || t.lastOK.Load() < since.UnixNano()
+}

@@ -1,0 +1,52 @@
+package kmsplugin
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// StatusAnswer is a plugin's answer to Status.
+type StatusAnswer struct {
+	Version string
+	Healthz string // "ok", or what is wrong
+	KeyID   string
+}
+
+// StatusOf asks the plugin at socketPath for its Status over the connection that kube-apiserver would make, but does not
+// wait for a plugin that is not there. ctx bounds it. Errors: the gRPC status, of code Unavailable when nobody answers.
+func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
+	conn, err := Dial(socketPath)
+	if err != nil {
+		return StatusAnswer{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	answer, err := kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
+	if err != nil {
+		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err),
+			"see that hsm-kms serve runs, that --socket is its socket.path, and that its log says nothing of a refused peer")
+	}
+	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId}, nil
+}
+
+// Dial prepares a connection to the plugin at socketPath as kube-apiserver does (k8s.io/apiserver,
+// envelope/kmsv2/grpc_service.go): authority localhost, no encryption. The caller closes it.
+func Dial(socketPath string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+socketPath,
+		grpc.WithAuthority("localhost"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socketPath)
+		}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("preparing a connection to %s: %w", socketPath, err)
+	}
+	return conn, nil
+}

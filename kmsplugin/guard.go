@@ -1,0 +1,151 @@
+package kmsplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/throttle"
+)
+
+// defaultDeadline bounds a request whose client gives no deadline: kube-apiserver's own default.
+const defaultDeadline = 3 * time.Second
+
+// failureLogInterval is the shortest time between two log lines about failed requests of one code. An outage has its
+// own lines, from the probe.
+const failureLogInterval = time.Minute
+
+// guard stands before every handler: it bounds what is in flight and how long it takes, has each Encrypt and Decrypt
+// recorded before it is answered, and is the one place where causes become codes.
+type guard struct {
+	service  *service
+	recorder Recorder
+	metrics  Metrics
+	logger   *slog.Logger
+	inFlight chan struct{}                                // holds one element for each Encrypt and Decrypt at work
+	failures [codes.Unauthenticated + 1]throttle.Throttle // by code
+}
+
+func newGuard(s *service, o *Options) *guard {
+	g := &guard{service: s, recorder: o.Recorder, metrics: o.Metrics, logger: o.Logger, inFlight: make(chan struct{}, o.MaxInFlight)}
+	for i := range g.failures {
+		g.failures[i].Interval = failureLogInterval
+	}
+	return g
+}
+
+// interceptors are what requests go through. Recovery comes twice: a handler that panics is recorded like any other
+// failure, and a recorder that panics does not take the process along.
+func (g *guard) interceptors() grpc.ServerOption {
+	toCause := recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(g.recovered))
+	toAnswer := recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(func(p any) error {
+		return problem.Of(g.recovered(p)).Error()
+	}))
+	return grpc.ChainUnaryInterceptor(toAnswer, g.serve, toCause)
+}
+
+// recovered logs a panic with its stack. Its value is logged only if it is the runtime's own (an index out of range), and
+// else its type: what a panic carries may be data.
+func (g *guard) recovered(p any) error {
+	value := fmt.Sprintf("%T", p)
+	if err, ok := p.(runtime.Error); ok {
+		value = err.Error()
+	}
+	g.logger.Error("panic while serving a request; the process goes on", "panic", value, "stack", string(debug.Stack()),
+		"hint", problem.Of(problem.ErrPanic).Hint)
+	return problem.ErrPanic
+}
+
+func (g *guard) serve(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	op := Operation{Time: start}
+	switch req := req.(type) {
+	case *kmsapi.EncryptRequest:
+		op.Operation, op.RequestUID = OperationEncrypt, req.Uid
+	case *kmsapi.DecryptRequest:
+		op.Operation, op.RequestUID, op.KeyID = OperationDecrypt, req.Uid, req.KeyId
+	default: // Status: of no limit, so that nothing starves it, and of no record
+		answer, err := handler(ctx, req)
+		class := problem.Of(err)
+		g.metrics.Answered(OperationStatus, class.Code, time.Since(start))
+		if err != nil {
+			return nil, class.Error()
+		}
+		return answer, nil
+	}
+	answer, err := g.admitted(ctx, req, handler)
+	op.Peer, _ = peers.FromContext(ctx)
+	return g.settle(ctx, &op, answer, err)
+}
+
+// admitted runs the handler if there is room, and within a deadline.
+func (g *guard) admitted(ctx context.Context, req any, handler grpc.UnaryHandler) (any, error) {
+	select {
+	case g.inFlight <- struct{}{}:
+		defer func() { <-g.inFlight }()
+	default:
+		if req, ok := req.(*kmsapi.EncryptRequest); ok {
+			clear(req.Plaintext) // the handler, which does it else, does not run
+		}
+		return nil, problem.ErrTooMany
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
+		defer cancel()
+	}
+	return handler(ctx, req)
+}
+
+// settle records the outcome and makes the answer. A DEK whose record had to be kept and was not stays here.
+func (g *guard) settle(ctx context.Context, op *Operation, answer any, err error) (any, error) {
+	switch answer := answer.(type) {
+	case *kmsapi.EncryptResponse:
+		op.KeyID = answer.KeyId
+	case nil:
+		if named := g.service.named.Load(); named != nil && op.Operation == OperationEncrypt {
+			op.KeyID = named.text
+		}
+	}
+	class := problem.Of(err)
+	op.Code = class.Code
+	op.Duration = time.Since(op.Time)
+	if recordErr := g.recorder.Record(*op); recordErr != nil {
+		if answer, ok := answer.(*kmsapi.DecryptResponse); ok {
+			clear(answer.Plaintext)
+		}
+		err = fmt.Errorf("%w: %w", problem.ErrRecord, errors.Join(recordErr, err))
+		class = problem.Of(err)
+	}
+	g.metrics.Answered(op.Operation, class.Code, op.Duration)
+	if err == nil {
+		return answer, nil
+	}
+	g.logFailure(ctx, op, class, err)
+	return nil, answerTo(class, op.KeyID, g.service.ring.View)
+}
+
+// logFailure says the cause, which the peer is not told, once a minute for each code and every time at debug level.
+func (g *guard) logFailure(ctx context.Context, op *Operation, class problem.Class, err error) {
+	level := slog.LevelDebug
+	pass, skipped := g.failures[min(int(class.Code), len(g.failures)-1)].Allow(op.Time)
+	if pass {
+		level = slog.LevelWarn
+	}
+	if !g.logger.Enabled(ctx, level) {
+		return
+	}
+	g.logger.Log(ctx, level, "request failed", "operation", op.Operation, "code", class.Code.String(), "requestUID", quoted(op.RequestUID),
+		"keyID", quoted(op.KeyID), "pid", op.Peer.PID, "uid", op.Peer.UID, "error", err, "hint", class.Hint, "alsoFailed", skipped)
+}

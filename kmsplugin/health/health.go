@@ -1,0 +1,120 @@
+// Package health knows whether the HSM can be used, without ever asking it in line: one goroutine re-reads the key ring
+// and exercises its current key, and Report answers from what that found. What may live here: when to probe, what a
+// probe's outcome means for Status, the log lines of a change, and the file that remembers the last proven key_id.
+//
+// In short: a good probe is ok and names the current key. When the HSM is away, the key_id proven last stays for
+// WriteContinuation, not ok, so that API servers can keep writing with the DEK seed they have. When the current key is
+// missing or does not open what it sealed, there is no key_id at once.
+package health
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+// Ring is what a probe needs of envelope.Ring. Refresh and Exercise ask the HSM and return by the context's deadline;
+// View does not ask it.
+type Ring interface {
+	Refresh(ctx context.Context) error
+	Exercise(ctx context.Context) error
+	View() envelope.View
+}
+
+// Defaults of Config, and the times that are not configured.
+const (
+	DefaultProbeInterval     = 30 * time.Second
+	DefaultRefreshInterval   = 30 * time.Second
+	DefaultWriteContinuation = time.Hour
+	DefaultCallLimit         = 10 * time.Second
+
+	staleAfter   = 3           // probe intervals
+	firstBackOff = time.Second // between probes while something is wrong; doubled up to the probe interval
+	saveInterval = time.Minute // between two writes of an unchanged key_id
+)
+
+// Config says how often to look, and whom to tell. The zero value of a field is its default.
+type Config struct {
+	Ring              Ring // required
+	ProbeInterval     time.Duration
+	RefreshInterval   time.Duration
+	WriteContinuation time.Duration
+	CallLimit         time.Duration // bounds one Refresh and one Exercise; at most ProbeInterval
+	StateDir          string        // "": the last proven key_id is not kept
+	Proven            Proven        // as LoadProven gave it
+	Logger            *slog.Logger  // nil: nothing is logged
+	// Probed is told of each probe: its error (nil: good) and how long it took. nil: nobody is.
+	Probed func(err error, took time.Duration)
+	// Changed is told the words and the key_id ("": none) of Report whenever they change. nil: nobody is.
+	Changed func(words, keyID string)
+}
+
+// Health is the probe and its latest result. Run is called once; the other methods may be called from any number of
+// goroutines, before, during and after it, and never wait.
+type Health struct {
+	cfg      Config
+	latest   atomic.Pointer[result]
+	first    chan struct{} // closed after the first probe
+	schedule schedule
+	saved    Proven
+	log      changes
+}
+
+// New returns a Health that has not probed yet.
+func New(cfg Config) *Health {
+	setDefault(&cfg.ProbeInterval, DefaultProbeInterval)
+	setDefault(&cfg.RefreshInterval, DefaultRefreshInterval)
+	setDefault(&cfg.WriteContinuation, DefaultWriteContinuation)
+	setDefault(&cfg.CallLimit, DefaultCallLimit)
+	cfg.CallLimit = min(cfg.CallLimit, cfg.ProbeInterval)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	h := &Health{
+		cfg: cfg, first: make(chan struct{}), saved: cfg.Proven,
+		schedule: schedule{probeEvery: cfg.ProbeInterval, refreshEvery: cfg.RefreshInterval},
+		log:      changes{logger: cfg.Logger, versions: map[string]string{}},
+	}
+	h.latest.Store(firstResult(cfg.Proven, time.Now()))
+	return h
+}
+
+func setDefault(d *time.Duration, value time.Duration) {
+	if *d <= 0 {
+		*d = value
+	}
+}
+
+// First is closed when the first probe has ended, well or badly.
+func (h *Health) First() <-chan struct{} { return h.first }
+
+// Run probes until ctx ends. Its calls into the HSM are bounded by CallLimit; a ring that breaks its promise and does
+// not return leaves the result to grow stale, which Report tells.
+func (h *Health) Run(ctx context.Context) {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { h.watch(ctx) })
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	probed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		h.round(ctx)
+		if ctx.Err() != nil {
+			return // a probe that was cut short says nothing of the HSM
+		}
+		if !probed {
+			probed = true
+			close(h.first)
+		}
+		timer.Reset(h.schedule.wait(time.Now()))
+	}
+}

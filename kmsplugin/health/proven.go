@@ -1,0 +1,114 @@
+package health
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+// ProvenFile is the name of the file in stateDir that holds the last proven key_id. Nothing in it is secret.
+const ProvenFile = "proven.json"
+
+// maxProvenFile bounds what is read of it, in bytes; what we write has about 200.
+const maxProvenFile = 4096
+
+// Proven is the key that was sealed and opened with last, and when.
+type Proven struct {
+	Key envelope.KeyID // zero: none
+	At  time.Time
+}
+
+type provenJSON struct {
+	KeyID    string    `json:"keyID"`
+	ProvenAt time.Time `json:"provenAt"`
+}
+
+// LoadProven reads what an earlier process left in stateDir for the ring. Its Key is RingConfig.Floor, the whole is
+// Config.Proven. No file, or one for another ring, is the zero Proven; a file that cannot be believed is that too, with
+// an error that is to be logged and not to stop anything: the next good probe writes the file anew.
+func LoadProven(stateDir, ring string) (Proven, error) {
+	path := filepath.Join(stateDir, ProvenFile)
+	// O_NONBLOCK: a FIFO in its place must not hang the start.
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Proven{}, nil
+	}
+	if err != nil {
+		return Proven{}, fmt.Errorf("opening the last proven key_id: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	text, err := io.ReadAll(io.LimitReader(file, maxProvenFile+1))
+	if err != nil {
+		return Proven{}, fmt.Errorf("reading the last proven key_id: %w", err)
+	}
+	if len(text) > maxProvenFile {
+		return Proven{}, fmt.Errorf("reading the last proven key_id: %s has more than %d bytes", path, maxProvenFile)
+	}
+	proven, err := parseProven(text)
+	if err != nil {
+		return Proven{}, fmt.Errorf("reading the last proven key_id from %s: %w", path, err)
+	}
+	if proven.Key.Ring != ring {
+		return Proven{}, nil
+	}
+	return proven, nil
+}
+
+func parseProven(text []byte) (Proven, error) {
+	var stored provenJSON
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&stored); err != nil {
+		return Proven{}, err
+	}
+	if decoder.More() {
+		return Proven{}, errors.New("more than one JSON value")
+	}
+	id, err := envelope.ParseKeyID(stored.KeyID)
+	if err != nil {
+		return Proven{}, err
+	}
+	return Proven{Key: id, At: stored.ProvenAt}, nil
+}
+
+// saveProven replaces the file in one step: whoever reads it, after a power loss too, finds the old or the new one.
+func saveProven(stateDir string, proven Proven) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("keeping the last proven key_id: %w", err)
+		}
+	}()
+	text, err := json.Marshal(provenJSON{KeyID: proven.Key.String(), ProvenAt: proven.At.UTC().Truncate(time.Millisecond)})
+	if err != nil {
+		return err
+	}
+	// One name, used again: a process killed here leaves one file behind and not one for each time.
+	path := filepath.Join(stateDir, ProvenFile)
+	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(append(text, '\n'))
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	folder, err := os.Open(stateDir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}

@@ -1,0 +1,143 @@
+package health
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
+)
+
+// settleTries bounds how often one probe starts over because the current key changed under it.
+const settleTries = 3
+
+// round does what is due: re-read the ring, exercise the current key, publish, and plan the next round.
+func (h *Health) round(ctx context.Context) {
+	start := time.Now()
+	var refreshErr error
+	if h.schedule.refreshDue(start) {
+		refreshErr = h.refresh(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		h.log.refreshed(refreshErr)
+	}
+	view := h.ringView()
+	if h.schedule.probeDue(start) || h.differs(view) {
+		began := time.Now()
+		var err error
+		view, err = h.exercise(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		h.publish(view, err, time.Since(began))
+	}
+	h.log.seen(view)
+	r := h.latest.Load()
+	h.schedule.plan(time.Now(), view, r.failure != nil || r.warning != nil || refreshErr != nil)
+}
+
+func (h *Health) ringView() envelope.View { return h.cfg.Ring.View() }
+
+// differs tells whether the ring now names another current key than the last probe did, or none.
+func (h *Health) differs(view envelope.View) bool {
+	return view.Current == nil || view.Current.ID != h.latest.Load().key
+}
+
+func (h *Health) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallLimit)
+	defer cancel()
+	return h.cfg.Ring.Refresh(ctx)
+}
+
+// exercise is one probe. A key that the token no longer knows is worth one look at the ring before anything is said:
+// it tells a key that is gone from one that has a new handle or a successor. A current key that changed during the
+// probe, and was not itself exercised by it, is probed in its turn.
+func (h *Health) exercise(ctx context.Context) (envelope.View, error) {
+	reread := false
+	for range settleTries {
+		before := h.ringView()
+		err := h.exerciseOnce(ctx)
+		view := h.ringView()
+		switch {
+		case errors.Is(err, envelope.ErrUnknownKey) && !reread:
+			reread = true
+			h.log.refreshed(h.refresh(ctx))
+		case problem.IsUnknownKey(err):
+			return view, fmt.Errorf("%w: %w", envelope.ErrKeyMissing, err)
+		case err != nil:
+			return view, err
+		case view.Current == nil:
+			return view, cmp.Or(view.Problem, envelope.ErrNotProven)
+		case view.Current.Ready, before.Current != nil && before.Current.ID == view.Current.ID:
+			return view, nil
+		}
+	}
+	return h.ringView(), fmt.Errorf("%w: the current key changed during each of %d probes", envelope.ErrNotProven, settleTries)
+}
+
+func (h *Health) exerciseOnce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallLimit)
+	defer cancel()
+	return h.cfg.Ring.Exercise(ctx)
+}
+
+// publish makes the outcome what Report says, tells those who asked to be told, and last, because a disk can hang too,
+// remembers the key.
+func (h *Health) publish(view envelope.View, failure error, took time.Duration) {
+	now := time.Now()
+	last := h.latest.Load()
+	r := &result{at: now, failure: failure, key: last.key, good: last.good}
+	if failure == nil {
+		r.key, r.good, r.warning = view.Current.ID, now, view.Problem
+	}
+	h.latest.Store(r)
+	if h.cfg.Probed != nil {
+		h.cfg.Probed(failure, took)
+	}
+	h.tell(r.report(now, h.cfg))
+	if failure == nil {
+		h.remember(Proven{Key: r.key, At: now})
+	}
+}
+
+// watch tells of what time alone changes: a result that grows stale under a probe that hangs, a continuation that ends.
+func (h *Health) watch(ctx context.Context) {
+	ticker := time.NewTicker(h.cfg.ProbeInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			h.tell(h.Report())
+		}
+	}
+}
+
+// tell logs the report, and passes it on, when it says something else than the one before.
+func (h *Health) tell(report Report) {
+	keyID := ""
+	if !report.Key.IsZero() {
+		keyID = report.Key.String()
+	}
+	class := problem.Of(report.Problem)
+	if h.log.reported(report.Problem, class, keyID) && h.cfg.Changed != nil {
+		h.cfg.Changed(class.Words, keyID)
+	}
+}
+
+// remember writes the proven key to stateDir, at once when it is another, else once a minute at most.
+func (h *Health) remember(proven Proven) {
+	if h.cfg.StateDir == "" || proven.Key == h.saved.Key && proven.At.Sub(h.saved.At).Abs() < saveInterval {
+		return
+	}
+	err := saveProven(h.cfg.StateDir, proven)
+	h.log.kept(err)
+	if err == nil {
+		h.saved = proven
+	}
+}

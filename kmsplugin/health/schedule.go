@@ -1,0 +1,70 @@
+package health
+
+import (
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+// clockMargin is waited beyond an activation, so that the timer, which follows the monotonic clock, does not wake a
+// moment before the wall clock has got there.
+const clockMargin = time.Millisecond
+
+// schedule says when to read the ring and when to probe. The zero times are due at once.
+type schedule struct {
+	probeEvery, refreshEvery time.Duration
+
+	probeAt, refreshAt time.Time
+	backOff            time.Duration // zero: all is well
+}
+
+func (s *schedule) probeDue(now time.Time) bool   { return !now.Before(s.probeAt) }
+func (s *schedule) refreshDue(now time.Time) bool { return !now.Before(s.refreshAt) }
+
+// plan sets the next times. While something is wrong, or a key that is due or nearly so is not ready, both come after a
+// back-off of 1 s, 2 s, 4 s and so on up to the usual interval. An activation wakes the probe at its instant, so that
+// all nodes change over together and not a probe interval apart.
+func (s *schedule) plan(now time.Time, view envelope.View, unwell bool) {
+	if unwell || s.urgent(now, view) {
+		s.backOff = min(max(firstBackOff, 2*s.backOff), s.probeEvery)
+		s.probeAt = now.Add(s.backOff)
+		s.refreshAt = s.probeAt
+	} else {
+		s.backOff = 0
+		if s.probeDue(now) || s.probeAt.After(now.Add(s.probeEvery)) {
+			s.probeAt = now.Add(s.probeEvery)
+		}
+		if s.refreshDue(now) || s.refreshAt.After(now.Add(s.refreshEvery)) {
+			s.refreshAt = now.Add(s.refreshEvery)
+		}
+	}
+	for i := range view.Versions {
+		at := view.Versions[i].Activation.Add(clockMargin)
+		if view.Versions[i].State == envelope.Pending && at.After(now) && at.Before(s.probeAt) {
+			s.probeAt = at
+		}
+	}
+}
+
+// urgent tells whether a key is held back, or will be within two refresh intervals if nothing happens.
+func (s *schedule) urgent(now time.Time, view envelope.View) bool {
+	if view.Deferred != nil {
+		return true
+	}
+	for i := range view.Versions {
+		v := &view.Versions[i]
+		if v.State == envelope.Pending && !v.Ready && v.Activation.Sub(now) < 2*s.refreshEvery {
+			return true
+		}
+	}
+	return false
+}
+
+// wait is how long to sleep until something is due.
+func (s *schedule) wait(now time.Time) time.Duration {
+	next := s.probeAt
+	if s.refreshAt.Before(next) {
+		next = s.refreshAt
+	}
+	return max(next.Sub(now), 0)
+}

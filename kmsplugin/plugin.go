@@ -1,0 +1,115 @@
+package kmsplugin
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
+)
+
+// Options say what the plugin serves and to whom it reports. The zero value of a field is its default.
+type Options struct {
+	Ring   Ring         // required
+	Logger *slog.Logger // nil: nothing is logged
+
+	ProbeInterval     time.Duration // default 30s
+	RefreshInterval   time.Duration // default 30s
+	WriteContinuation time.Duration // default 1h
+
+	StateDir string        // where the last proven key_id is kept; "": nowhere
+	Proven   health.Proven // as health.LoadProven gave it; its Key is RingConfig.Floor
+
+	AllowedUIDs []uint32 // nil: root and our own uid
+	Group       *uint32  // members of this group may connect too; nil: no group
+
+	Recorder Recorder // the audit trail; nil: none
+	Metrics  Metrics  // nil: none
+
+	MaxInFlight int           // Encrypt and Decrypt at work at once; default 256
+	Conns       conns.Config  // bounds on connections; its Dropped is not used
+	DrainLimit  time.Duration // how long requests in flight may take after the end; default 10s
+}
+
+// firstProbeWait bounds how long Run waits for the first probe before it serves. An HSM that answers does so well within
+// it, and the first Status then tells the truth instead of "not checked yet".
+const firstProbeWait = time.Second
+
+// Plugin is the service and its server. New makes one; Run runs it once.
+type Plugin struct {
+	options Options
+	health  *health.Health
+	service *service
+	notify  systemd.Notifier
+}
+
+// New returns a plugin that does nothing until Run.
+func New(o Options) *Plugin {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.AllowedUIDs == nil {
+		o.AllowedUIDs = []uint32{0, uint32(os.Geteuid())}
+	}
+	if o.Recorder == nil {
+		o.Recorder = nobody{}
+	}
+	if o.Metrics == nil {
+		o.Metrics = nobody{}
+	}
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = 256
+	}
+	if o.DrainLimit <= 0 {
+		o.DrainLimit = 10 * time.Second
+	}
+	p := &Plugin{options: o, notify: systemd.Notifier{Logger: o.Logger}}
+	p.health = health.New(health.Config{
+		Ring:              o.Ring,
+		ProbeInterval:     o.ProbeInterval,
+		RefreshInterval:   o.RefreshInterval,
+		WriteContinuation: o.WriteContinuation,
+		StateDir:          o.StateDir,
+		Proven:            o.Proven,
+		Logger:            o.Logger,
+		Probed:            o.Metrics.Probed,
+		Changed:           p.tellManager,
+	})
+	p.service = &service{ring: o.Ring, health: p.health, logger: o.Logger}
+	return p
+}
+
+func (p *Plugin) tellManager(words, keyID string) {
+	if keyID != "" {
+		words += ", key_id " + keyID
+	}
+	p.notify.Status(words)
+}
+
+// Health is what Status would say now, without being one: what Encrypt seals under does not change by it. words is "ok"
+// or fixed words of what is wrong; keyID is "" when Status is an error; lastGood is zero before the first good probe.
+func (p *Plugin) Health() (words, keyID string, lastGood time.Time) {
+	report := p.health.Report()
+	if !report.Key.IsZero() {
+		keyID = report.Key.String()
+	}
+	return problem.Of(report.Problem).Words, keyID, report.LastGood
+}
+
+// FirstProbe is closed when the first probe has ended, well or badly.
+func (p *Plugin) FirstProbe() <-chan struct{} { return p.health.First() }
+
+// waitForFirstProbe returns when the first probe has ended, or will not soon.
+func (p *Plugin) waitForFirstProbe(ctx context.Context) {
+	timer := time.NewTimer(firstProbeWait)
+	defer timer.Stop()
+	select {
+	case <-p.health.First():
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

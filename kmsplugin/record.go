@@ -1,0 +1,57 @@
+package kmsplugin
+
+import (
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
+)
+
+// The names of the operations, in records and metrics.
+const (
+	OperationStatus  = "Status"
+	OperationEncrypt = "Encrypt"
+	OperationDecrypt = "Decrypt"
+)
+
+// Operation is one Encrypt or Decrypt, as an auditor sees it: everything but the data. RequestUID and the KeyID of a
+// Decrypt are the peer's own words, of any length up to the message's limit.
+type Operation struct {
+	Time       time.Time // when the request came in
+	Operation  string
+	RequestUID string
+	// KeyID is the key_id that a Decrypt named, or that an Encrypt sealed or would have sealed under; "": none.
+	KeyID    string
+	Code     codes.Code
+	Duration time.Duration
+	Peer     peers.Peer
+}
+
+// Recorder keeps the audit trail. Record is called for every Encrypt and Decrypt, refused ones too, before the answer
+// goes out; it is on the request's path, and is called from many goroutines at once. An error means that the record had
+// to be kept and was not: the answer is then withheld. A recorder that may lose records returns nil.
+type Recorder interface {
+	Record(op Operation) error
+}
+
+// Metrics counts. Its methods are called from many goroutines at once, and must not block.
+type Metrics interface {
+	// Answered: a request of the named operation (Status too) was answered with code.
+	Answered(operation string, code codes.Code, took time.Duration)
+	// Probed: the background probe ended, well if err is nil.
+	Probed(err error, took time.Duration)
+	// PeerRefused: a peer connected that is not allowed to.
+	PeerRefused()
+	// ConnectionDropped: there were too many connections, and one had to go.
+	ConnectionDropped()
+}
+
+// nobody is told of anything: the Recorder and Metrics of an Options without.
+type nobody struct{}
+
+func (nobody) Record(Operation) error                     { return nil }
+func (nobody) Answered(string, codes.Code, time.Duration) {}
+func (nobody) Probed(error, time.Duration)                {}
+func (nobody) PeerRefused()                               {}
+func (nobody) ConnectionDropped()                         {}

@@ -1,0 +1,113 @@
+package kmsplugin
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
+)
+
+// Bounds of the server. A message of this API has a few hundred bytes; 64 KiB leaves room for annotations that are
+// refused with a code of their own.
+const (
+	maxMessage      = 64 << 10
+	maxHeaderList   = 16 << 10
+	flowWindow      = 64 << 10        // fixed windows: no BDP pings on a local socket, and bounded memory for each connection
+	ioBuffer        = 4 << 10         // for each connection and direction; gRPC's own default is 32 KiB
+	handshakeLimit  = 5 * time.Second // from accept to the end of the HTTP/2 preface
+	idleLimit       = time.Hour       // kube-apiserver asks every minute; who is idle for that long has forgotten us
+	minPingInterval = 30 * time.Second
+)
+
+// streamsPerSlot times MaxInFlight bounds the requests of one connection. With more streams than slots, the refusal of
+// what is too much is ours and comes at once, and a Status behind a heap of Decrypts on kube-apiserver's one connection
+// is not kept waiting for a stream.
+const streamsPerSlot = 2
+
+// Run serves on lis until ctx ends, and then drains: no new connections, requests in flight get DrainLimit, and nil is
+// returned. It closes lis; removing a socket file (socket.Listener.Release) is the caller's, after Run. An error means
+// that lis failed. systemd is told of readiness, of the state and of the end.
+func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop() // after the drain: Status is asked during it
+	running.Go(func() { p.health.Run(background) })
+	running.Go(func() { p.notify.Watch(background) })
+
+	p.waitForFirstProbe(ctx)
+	server := p.newServer()
+	bounds := p.options.Conns
+	bounds.Dropped = p.options.Metrics.ConnectionDropped
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(conns.Limit(lis, bounds)) }()
+	p.notify.Ready()
+	p.options.Logger.Info("serving", "socket", lis.Addr().String())
+
+	select {
+	case err := <-served:
+		server.Stop()
+		return fmt.Errorf("serving on %s: %w", lis.Addr(), err)
+	case <-ctx.Done():
+	}
+	p.notify.Stopping()
+	p.drain(server)
+	return nil
+}
+
+// drain lets requests in flight end, and cuts them off when they take too long: a call into an HSM can hang for ever.
+func (p *Plugin) drain(server *grpc.Server) {
+	p.options.Logger.Info("draining")
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		server.GracefulStop()
+	}()
+	limit := time.NewTimer(p.options.DrainLimit)
+	defer limit.Stop()
+	select {
+	case <-drained:
+	case <-limit.C:
+		// Stop ends the connections and the requests' contexts. It cannot end a handler that does not look at its
+		// context, and neither it nor GracefulStop is waited for: the process is about to end.
+		p.options.Logger.Warn("requests in flight took too long, and are cut off", "after", p.options.DrainLimit)
+		go server.Stop()
+	}
+	p.options.Logger.Info("stopped")
+}
+
+// newServer makes the gRPC server. There is no reflection, no compression and no other service on it: what is not part
+// of KMS v2 is Unimplemented.
+func (p *Plugin) newServer() *grpc.Server {
+	server := grpc.NewServer(
+		grpc.Creds(peers.Credentials(peers.Policy{
+			UIDs:    p.options.AllowedUIDs,
+			Group:   p.options.Group,
+			Logger:  p.options.Logger,
+			Refused: p.options.Metrics.PeerRefused,
+		})),
+		newGuard(p.service, &p.options).interceptors(),
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaderList),
+		grpc.MaxConcurrentStreams(uint32(streamsPerSlot*p.options.MaxInFlight)),
+		grpc.StaticStreamWindowSize(flowWindow),
+		grpc.StaticConnWindowSize(flowWindow),
+		grpc.ReadBufferSize(ioBuffer),
+		grpc.WriteBufferSize(ioBuffer),
+		grpc.ConnectionTimeout(handshakeLimit),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
+	)
+	kmsapi.RegisterKeyManagementServiceServer(server, p.service)
+	return server
+}

@@ -1,0 +1,125 @@
+package kmsplugin
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
+)
+
+// version is the API version that Status names. It must be the same in every answer (k8s.io/apiserver,
+// envelope/kmsv2), and "v2" is what current releases ask for.
+const version = "v2"
+
+// The API server's own limits on an Encrypt answer, in bytes (k8s.io/apiserver, envelope/kmsv2/envelope.go).
+const (
+	maxCiphertext = 1024
+	maxKeyID      = 1024
+)
+
+// Ring is what the service uses of envelope.Ring, whose documentation has contexts, errors and concurrency.
+type Ring interface {
+	health.Ring
+	Seal(ctx context.Context, id envelope.KeyID, dek []byte) ([]byte, error)
+	Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error)
+}
+
+// service is the KMS v2 service. Its methods return causes; guard turns them into what a peer may see.
+type service struct {
+	kmsapi.UnimplementedKeyManagementServiceServer
+	ring   Ring
+	health *health.Health
+	logger *slog.Logger
+	named  atomic.Pointer[namedKey]
+}
+
+// namedKey is the key_id that Status gave last, and with it the one that Encrypt seals under: the API server refuses an
+// answer under any other.
+type namedKey struct {
+	id   envelope.KeyID
+	text string
+}
+
+// Status answers from the background probe. It takes microseconds, whatever the HSM does.
+func (s *service) Status(context.Context, *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
+	report := s.health.Report()
+	if report.Key.IsZero() {
+		return nil, report.Problem
+	}
+	named := s.named.Load()
+	if named == nil || named.id != report.Key {
+		named = &namedKey{id: report.Key, text: report.Key.String()}
+		s.named.Store(named)
+	}
+	return &kmsapi.StatusResponse{Version: version, Healthz: problem.Of(report.Problem).Words, KeyId: named.text}, nil
+}
+
+// Encrypt seals one DEK, and wipes it in the request.
+func (s *service) Encrypt(ctx context.Context, req *kmsapi.EncryptRequest) (*kmsapi.EncryptResponse, error) {
+	defer clear(req.Plaintext)
+	if n := len(req.Plaintext); n < 1 || n > envelope.MaxDEK {
+		return nil, fmt.Errorf("%w: it has %d", envelope.ErrDEKSize, n)
+	}
+	named, err := s.writeKey()
+	if err != nil {
+		return nil, err
+	}
+	ciphertext, err := s.ring.Seal(ctx, named.id, req.Plaintext)
+	if problem.IsUnknownKey(err) {
+		// Status named it, so it is not the caller's key_id that is wrong.
+		return nil, fmt.Errorf("%w: %w", envelope.ErrKeyMissing, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if n := len(ciphertext); n < 1 || n > maxCiphertext || len(named.text) > maxKeyID {
+		return nil, fmt.Errorf("sealing gave %d bytes under a key_id of %d: the API server takes %d and %d", n, len(named.text), maxCiphertext, maxKeyID)
+	}
+	return &kmsapi.EncryptResponse{Ciphertext: ciphertext, KeyId: named.text}, nil
+}
+
+// writeKey is the key that Status gave last, or, before any Status, the current one, if it is proven. While Status is an
+// error because what is written now might never be read again, there is none.
+func (s *service) writeKey() (*namedKey, error) {
+	report := s.health.Report()
+	if report.Key.IsZero() && problem.Of(report.Problem).Stops {
+		return nil, report.Problem
+	}
+	if named := s.named.Load(); named != nil {
+		return named, nil
+	}
+	view := s.ring.View()
+	switch {
+	case view.Current == nil:
+		return nil, cmp.Or(view.Problem, envelope.ErrNotProven)
+	case !view.Current.Ready && report.Problem != nil:
+		return nil, report.Problem
+	case !view.Current.Ready:
+		return nil, envelope.ErrNotProven
+	}
+	named := &namedKey{id: view.Current.ID, text: view.Current.ID.String()}
+	if !s.named.CompareAndSwap(nil, named) {
+		named = s.named.Load() // a Status came in between, and its word counts
+	}
+	return named, nil
+}
+
+// Decrypt opens one envelope. We give no annotations, so a request with some is none of ours: they are stored beside
+// the envelope, and one that they had been added to was changed.
+func (s *service) Decrypt(ctx context.Context, req *kmsapi.DecryptRequest) (*kmsapi.DecryptResponse, error) {
+	if len(req.Annotations) > 0 {
+		return nil, fmt.Errorf("%w: it comes with %d annotations, and this plugin gives none", envelope.ErrMalformed, len(req.Annotations))
+	}
+	dek, err := s.ring.Open(ctx, req.KeyId, req.Ciphertext)
+	if err != nil {
+		return nil, err
+	}
+	return &kmsapi.DecryptResponse{Plaintext: dek}, nil
+}

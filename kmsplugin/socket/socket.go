@@ -1,0 +1,181 @@
+// Package socket makes the Unix socket that kube-apiserver connects to, and takes it away again. What may live here:
+// the folder, the lock, what is in the way, the mode, and the unlinking.
+//
+// The order is what makes it safe. The folder must be one in which only root and we can rename or remove, so that
+// nobody races with what follows. A lock beside the socket is held until Release, so that of two plugins one wins. What
+// lies at the path is removed only if it is a socket of ours on which nobody answers. The bind happens under umask 0077,
+// so the socket is ours alone from its first moment; group and mode only ever widen that, and the group comes first, so
+// that no mode applies to a wrong group. Release removes the file only if it is still the one that was made.
+package socket
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// ErrInUse: another process serves at the path, or is about to.
+var ErrInUse = errors.New("the socket is in use")
+
+// ErrInTheWay: something that is not a left-over socket of ours lies at the path.
+var ErrInTheWay = errors.New("something else is in the way of the socket")
+
+// ErrFolder: the socket's folder lets others replace the socket.
+var ErrFolder = errors.New("the socket's folder is not safe")
+
+// Config says where the socket is to be, and for whom.
+type Config struct {
+	Path  string      // absolute; its folder is made (0755) when missing
+	Mode  fs.FileMode // permission bits; none for others. 0: 0600
+	Group *uint32     // the socket's group; nil: ours
+}
+
+// Listener is the socket, listening. Close stops the listening and leaves the file, so that a drain can end before the
+// next plugin starts; Release, after Close, removes the file and gives the lock up.
+type Listener struct {
+	*net.UnixListener
+	path    string
+	made    identity
+	lock    *os.File
+	release sync.Once
+}
+
+// identity names a file whatever its path: device and inode.
+type identity struct{ device, inode uint64 }
+
+// Listen makes the socket. For the time of the bind the umask of the whole process is 0077: a file that another
+// goroutine makes at that moment gets a narrower mode than it asked for. Every error needs a person, and has a hint.
+func Listen(cfg Config) (*Listener, error) {
+	l, err := listen(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("making the socket %s: %w", cfg.Path, err)
+	}
+	return l, nil
+}
+
+func listen(cfg Config) (*Listener, error) {
+	if cfg.Mode == 0 {
+		cfg.Mode = 0o600
+	}
+	if err := checkConfig(cfg); err != nil {
+		return nil, err
+	}
+	if err := prepareFolder(filepath.Dir(cfg.Path)); err != nil {
+		return nil, err
+	}
+	lock, err := takeLock(cfg.Path + ".lock")
+	if err != nil {
+		return nil, err
+	}
+	l, err := bind(cfg)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	l.lock = lock
+	return l, nil
+}
+
+func checkConfig(cfg Config) error {
+	if !filepath.IsAbs(cfg.Path) || filepath.Clean(cfg.Path) != cfg.Path {
+		return hint.Wrap(errors.New("the path is not a clean absolute one"), "set socket.path to an absolute path such as /run/hsm-kms/kms.sock")
+	}
+	// sun_path ends with a NUL (unix(7)); a longer path would fail in bind with a bare "invalid argument".
+	if most := len(syscall.RawSockaddrUnix{}.Path) - 1; len(cfg.Path) > most {
+		return hint.Wrap(fmt.Errorf("the path has %d bytes, and %d are possible", len(cfg.Path), most), "set socket.path to a shorter path")
+	}
+	if cfg.Mode&^0o770 != 0 {
+		return hint.Wrap(fmt.Errorf("the mode %#o gives rights to others", cfg.Mode), `set socket.mode to "0600", or to "0660" with socket.group`)
+	}
+	return nil
+}
+
+func bind(cfg Config) (*Listener, error) {
+	if err := clearTheWay(cfg.Path); err != nil {
+		return nil, err
+	}
+	unixListener, err := listenNarrow(cfg.Path)
+	if err != nil {
+		return nil, hint.Wrap(err, "see that this user can write to the socket's folder")
+	}
+	// net would unlink whatever is at the path on Close, another plugin's socket too.
+	unixListener.SetUnlinkOnClose(false)
+	l := &Listener{UnixListener: unixListener, path: cfg.Path}
+	if err := l.open(cfg); err != nil {
+		_ = unixListener.Close()
+		_ = l.remove()
+		return nil, err
+	}
+	return l, nil
+}
+
+// umaskLock guards the umask, which belongs to the process as a whole: two binds at once could otherwise leave it
+// narrow for good, or let one of them happen under the wide one.
+var umaskLock sync.Mutex
+
+func listenNarrow(path string) (*net.UnixListener, error) {
+	umaskLock.Lock()
+	defer umaskLock.Unlock()
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+}
+
+// open notes which file was made and lets its group and mode have their way.
+func (l *Listener) open(cfg Config) error {
+	made, _, err := lstat(l.path)
+	if err != nil {
+		return err
+	}
+	l.made = made
+	if cfg.Group != nil {
+		if err := os.Lchown(l.path, -1, int(*cfg.Group)); err != nil {
+			return hint.Wrap(fmt.Errorf("setting its group: %w", err), "run as root or as a member of socket.group")
+		}
+	}
+	if err := os.Chmod(l.path, cfg.Mode); err != nil {
+		return fmt.Errorf("setting its mode: %w", err)
+	}
+	return nil
+}
+
+// Release removes the socket file if it is still ours, and gives the lock up. The lock file stays: removing it would let
+// two processes hold a lock on two files of one name. Calls after the first do nothing.
+func (l *Listener) Release() error {
+	var err error
+	l.release.Do(func() {
+		err = errors.Join(l.remove(), l.lock.Close())
+	})
+	if err != nil {
+		return fmt.Errorf("removing the socket: %w", err)
+	}
+	return nil
+}
+
+func (l *Listener) remove() error {
+	now, _, err := lstat(l.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && now != l.made {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Remove(l.path)
+}
+
+func lstat(path string) (identity, unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return identity{}, st, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return identity{uint64(st.Dev), st.Ino}, st, nil // Dev is an int32 on macOS
+}

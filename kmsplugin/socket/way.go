@@ -1,0 +1,83 @@
+package socket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// answerWait bounds the attempt to connect to what lies at the path. A listener answers at once, from its backlog.
+const answerWait = time.Second
+
+// takeLock takes the lock that one plugin holds for its life. flock goes with the process: SIGKILL leaves none behind.
+func takeLock(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, hint.Wrap(fmt.Errorf("opening its lock file: %w", err), "see that this user can write to the socket's folder")
+	}
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return file, nil
+	}
+	_ = file.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, hint.Wrap(fmt.Errorf("%w: another plugin holds %s", ErrInUse, path), "stop the other plugin, or give this one another socket.path")
+	}
+	return nil, fmt.Errorf("locking %s: %w", path, err)
+}
+
+// clearTheWay removes a socket that a killed plugin left at path, and refuses everything else that lies there. The
+// caller holds the lock, and nobody else can write to the folder.
+func clearTheWay(path string) error {
+	found, st, err := lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return hint.Wrap(fmt.Errorf("%w: it is not a socket", ErrInTheWay), "move it away, or give another socket.path")
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return hint.Wrap(fmt.Errorf("%w: a socket of uid %d", ErrInTheWay, st.Uid), "see whether a plugin runs as that user; if not, remove the file")
+	}
+	if err := mustBeDead(path); err != nil {
+		return err
+	}
+	// The same file as was looked at: whoever else removes left-overs at this path (a script, an older plugin without
+	// the lock) may have put a live one there meanwhile.
+	if now, _, err := lstat(path); err != nil || now != found {
+		return hint.Wrap(fmt.Errorf("%w: it changed while it was looked at", ErrInUse), "see what else uses the path, and try again")
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("removing a left-over socket: %w", err)
+	}
+	return nil
+}
+
+// mustBeDead succeeds only if the system says that nobody listens. Everything else, a full backlog or a refusal to
+// look, may be a live plugin.
+func mustBeDead(path string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), answerWait)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return hint.Wrap(fmt.Errorf("%w: somebody answers on it", ErrInUse), "stop the other plugin, or give this one another socket.path")
+	case errors.Is(err, unix.ECONNREFUSED):
+		return nil
+	case errors.Is(err, unix.EPROTOTYPE):
+		return hint.Wrap(fmt.Errorf("%w: it is not a stream socket", ErrInTheWay), "move it away, or give another socket.path")
+	}
+	return hint.Wrap(fmt.Errorf("%w: it cannot be told whether somebody answers on it: %w", ErrInUse, err), "stop what uses the path, or remove the file")
+}

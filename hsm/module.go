@@ -86,9 +86,9 @@ func (m *module) initialize(api p11.API) error {
 
 // finalize ends the module so that initialize begins anew, with the generations of every token in it. self is
 // the caller's own call, the only one that may be in flight.
-func (m *module) finalize(ctx context.Context, self *call, api p11.API) error {
+func (m *module) finalize(ctx context.Context, self *call, api p11.API, why string) error {
 	for _, t := range m.tokens {
-		t.drop("its module is initialised anew")
+		t.drop(why)
 	}
 	resume, err := m.flight.drain(ctx, self)
 	if err != nil {
@@ -109,6 +109,9 @@ func (m *module) finalize(ctx context.Context, self *call, api p11.API) error {
 
 func (m *module) initializedAt() time.Time { return time.Unix(0, m.lastInit.Load()) }
 
+// shuttingDown is the reason for dropping a connection that is no news.
+const shuttingDown = "the program ends"
+
 // shutdownWait is how long a shutdown waits for calls that are still in flight.
 const shutdownWait = 2 * time.Second
 
@@ -123,7 +126,7 @@ func (m *module) shutdown() {
 	if !m.initialized {
 		return
 	}
-	_ = m.finalize(ctx, nil, m.library) // the process ends anyway
+	_ = m.finalize(ctx, nil, m.library, shuttingDown) // the process ends anyway
 }
 
 // isAway tells errors that say only that somebody ran out of time.

@@ -87,7 +87,7 @@ func (t *Token) attempt(ctx context.Context, anew bool) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CallTimeout)
 		defer cancel()
 		if anew {
-			if err := t.mod.finalize(ctx, c, api); err != nil {
+			if err := t.mod.finalize(ctx, c, api, "its module is initialised anew"); err != nil {
 				return err
 			}
 		}

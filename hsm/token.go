@@ -201,7 +201,11 @@ func (t *Token) drop(why string) {
 		if t.gen == nil {
 			return
 		}
-		t.log.Warn("connection to the token dropped", "generation", t.gen.number, "reason", why)
+		level := slog.LevelWarn
+		if why == shuttingDown {
+			level = slog.LevelDebug
+		}
+		t.log.Log(context.Background(), level, "connection to the token dropped", "generation", t.gen.number, "reason", why)
 		t.gen.mu.Lock()
 		t.gen.closed = true
 		t.gen.mu.Unlock()

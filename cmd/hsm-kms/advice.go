@@ -1,0 +1,33 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// advise says what to do about an error: what the place that made it says, or else what its kind asks for.
+func advise(err error) string {
+	if advice := hint.Of(err); advice != "" {
+		return advice
+	}
+	for _, known := range []struct {
+		err    error
+		advice string
+	}{
+		{envelope.ErrPINRefused, "correct the PIN file: no further attempt is made until it changes"},
+		{envelope.ErrRingEmpty, "make the first key with: hsm-kms keys create"},
+		{envelope.ErrAmbiguous, "see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong"},
+		{envelope.ErrKeyMissing, "restore the key to the HSM from its backup, or point the configuration at the token that holds it"},
+		{envelope.ErrSelfTest, "this token cannot serve the profile: see docs/hsm-support.md"},
+		{hsm.ErrTokenAbsent, "see that the HSM is reachable and that tokens[] names it by label, serial or slot"},
+		{envelope.ErrUnavailable, "see that the HSM is reachable from this machine, then try again"},
+	} {
+		if errors.Is(err, known.err) {
+			return known.advice
+		}
+	}
+	return ""
+}

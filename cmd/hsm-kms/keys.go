@@ -1,0 +1,146 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+func (c *command) keys() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "keys",
+		Short: "Make and list the keys of the ring",
+		Long: `The key ring is every secret key on the token that bears the ring's label. The token is its only state.
+keys commands work on the first token of the configuration; list looks at all of them.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(c.keysCreate(), c.keysList())
+	return cmd
+}
+
+// keyJSON is one version of the ring for programs. Fields and names are a contract.
+type keyJSON struct {
+	KeyID            string   `json:"keyID"`
+	Ring             string   `json:"ring"`
+	ID               string   `json:"id"`
+	State            string   `json:"state"`
+	Activates        *string  `json:"activates"`
+	Fingerprint      string   `json:"fingerprint"`
+	Sensitive        bool     `json:"sensitive"`
+	Extractable      bool     `json:"extractable"`
+	NeverExtractable bool     `json:"neverExtractable"`
+	Local            bool     `json:"local"`
+	Tokens           []string `json:"tokens"`
+	Problem          string   `json:"problem,omitempty"`
+}
+
+// rfc3339Milli is RFC 3339 with milliseconds, the precision of an activation.
+const rfc3339Milli = "2006-01-02T15:04:05.000Z07:00"
+
+func keyOf(v envelope.Version) keyJSON {
+	k := keyJSON{
+		Ring: v.ID.Ring, ID: hex.EncodeToString(v.CKAID), State: string(v.State), Tokens: v.Tokens, Problem: v.Refused,
+		Sensitive: v.Attributes.Sensitive, Extractable: v.Attributes.Extractable,
+		NeverExtractable: v.Attributes.NeverExtractable, Local: v.Attributes.Local,
+	}
+	if !v.Activation.IsZero() {
+		at := v.Activation.UTC().Format(rfc3339Milli)
+		k.Activates = &at
+	}
+	if v.ID.Fingerprint != [envelope.FingerprintSize]byte{} {
+		k.KeyID, k.Fingerprint = v.ID.String(), v.ID.FingerprintHex()
+	}
+	return k
+}
+
+func (c *command) keysList() *cobra.Command {
+	return c.withConfig(c.withOutput(&cobra.Command{
+		Use:   "list",
+		Short: "List every version of the ring, and which is current",
+		Example: `  hsm-kms keys list
+  hsm-kms keys list -o json | jq -r '.[] | select(.state == "current") | .keyID'`,
+		Args: cobra.NoArgs,
+		RunE: c.runKeysList,
+	}))
+}
+
+func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
+	cfg, err := c.load()
+	if err != nil {
+		return err
+	}
+	common, tokens, err := hsmConfig(cfg)
+	if err != nil {
+		return err
+	}
+	in, err := connect(cmd.Context(), common, tokens)
+	if err != nil {
+		return err
+	}
+	defer in.stop()
+	exerciseErr := in.ring.Exercise(cmd.Context()) // says which version is current; its error is in the view
+	view := in.ring.View()
+	if err := c.printKeys(view.Versions); err != nil {
+		return err
+	}
+	if problems := errors.Join(in.problems...); problems != nil {
+		return finding(fmt.Errorf("not every token could be read: %w", problems))
+	}
+	if view.Problem != nil && !errors.Is(view.Problem, envelope.ErrRingEmpty) {
+		return finding(errors.Join(view.Problem, exerciseErr))
+	}
+	return nil
+}
+
+func (c *command) printKeys(versions []envelope.Version) error {
+	if c.output == "json" {
+		list := []keyJSON{}
+		for _, v := range versions {
+			list = append(list, keyOf(v))
+		}
+		return c.json(list)
+	}
+	if len(versions) == 0 {
+		_, err := fmt.Fprintln(c.out, "The ring is empty. Make the first key with: hsm-kms keys create")
+		return err
+	}
+	rows := [][]string{{"STATE", "ACTIVATES", "KEY ID", "TOKENS", "EXTRACTABLE", "MADE IN HSM"}}
+	for _, v := range versions {
+		k := keyOf(v)
+		at := "always"
+		if k.Activates != nil {
+			at = v.Activation.UTC().Format(time.RFC3339)
+		}
+		rows = append(rows, []string{k.State, at, nameOf(v), strings.Join(k.Tokens, ","), yesNo(k.Extractable), yesNo(k.Local)})
+	}
+	if err := c.table(rows); err != nil {
+		return err
+	}
+	for _, v := range versions {
+		if v.Refused != "" {
+			fmt.Fprintf(c.out, "\n%s on %s is not served: %s\n", nameOf(v), strings.Join(v.Tokens, ","), v.Refused)
+		}
+	}
+	return nil
+}
+
+// nameOf is what a version is called in tables: its key_id, or its CKA_ID when it has none.
+func nameOf(v envelope.Version) string {
+	if k := keyOf(v); k.KeyID != "" {
+		return k.KeyID
+	}
+	return fmt.Sprintf("CKA_ID %x", v.CKAID)
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+)
+
+// The exit codes of every command.
+const (
+	exitOK      = 0 // done, healthy
+	exitFinding = 1 // a finding or a refusal: unhealthy, not safe
+	exitUsage   = 2 // usage, configuration, cannot run
+)
+
+// errFinding marks the errors that exit 1: the command could run, and the answer is no.
+var errFinding = errors.New("finding")
+
+// finding makes an error that exits 1.
+func finding(err error) error { return &findingError{err} }
+
+type findingError struct{ error }
+
+func (f *findingError) Unwrap() []error { return []error{f.error, errFinding} }
+
+// command is what the subcommands share: where they write and what the common flags say.
+type command struct {
+	out, errOut io.Writer
+	configPath  string
+	output      string
+}
+
+// run is the program: it reads args, writes, and returns the exit code.
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	c := &command{out: out, errOut: errOut}
+	root := c.root()
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(errOut, "hsm-kms:", err)
+	if advice := advise(err); advice != "" {
+		fmt.Fprintln(errOut, "hint:", advice)
+	}
+	if errors.Is(err, errFinding) {
+		return exitFinding
+	}
+	return exitUsage
+}
+
+func (c *command) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hsm-kms",
+		Short: "Kubernetes KMS v2 plugin whose master key never leaves a PKCS#11 HSM",
+		Long: `hsm-kms wraps the data-encryption keys with which kube-apiserver encrypts Secrets. The key that wraps
+them is made in a PKCS#11 HSM (SoftHSM will do on a laptop) and never leaves it.
+
+Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration, or cannot run.`,
+		Example: `  hsm-kms keys create        # the first key of the ring
+  hsm-kms serve              # run the plugin
+  hsm-kms status             # ask a running plugin, as kube-apiserver does`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.AddCommand(c.serve(), c.status(), c.keys(), c.version())
+	return root
+}
+
+// withConfig adds --config to a command that needs the token.
+func (c *command) withConfig(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration file")
+	return cmd
+}
+
+// withOutput adds -o.
+func (c *command) withOutput(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table for people, json for programs")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if c.output != "table" && c.output != "json" {
+			return fmt.Errorf("unknown output %q: table and json are known", c.output)
+		}
+		return run(cmd, args)
+	}
+	return cmd
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
+)
+
+// firstAttemptWait is how long serve waits for the tokens before it serves without them: long enough to tell
+// a mistake in the configuration from an HSM that is slow today.
+const firstAttemptWait = 2 * time.Second
+
+func (c *command) serve() *cobra.Command {
+	return c.withConfig(&cobra.Command{
+		Use:   "serve",
+		Short: "Run the plugin in the foreground",
+		Long: `Serves the KMS v2 API on the Unix socket until SIGTERM or SIGINT, then drains.
+
+What a person must mend (configuration, module file, PIN file, live socket) ends it with exit 2 before it
+serves. What may come by itself (HSM unreachable, token absent, PIN refused, ring empty) does not: it serves
+what it can, says what is wrong, and heals without a restart.`,
+		Example: "  hsm-kms serve --config /etc/hsm-kms/config.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := c.load()
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return serveUntil(ctx, cfg, newLogger(cfg.Logging, c.errOut))
+		},
+	})
+}
+
+// serveUntil runs the plugin until ctx ends.
+func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
+	for _, warning := range cfg.Warnings() {
+		log.Warn("configuration", "warning", warning)
+	}
+	group, err := socketGroup(cfg)
+	if err != nil {
+		return err
+	}
+	listener, release, err := listen(cfg, group)
+	if err != nil {
+		return err
+	}
+	defer release(log)
+	defer func() { _ = listener.Close() }() // closed twice on the way that is well; only the first counts
+	trail, err := openTrail(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer trail.close()
+	proven, err := health.LoadProven(cfg.StateDir, cfg.KeyRing)
+	if err != nil {
+		log.Warn("the last proven key_id is not known", "error", err)
+	}
+
+	common, tokens, err := hsmConfig(cfg)
+	if err != nil {
+		return err
+	}
+	ctx, endWith := context.WithCancelCause(ctx)
+	defer endWith(nil)
+	common.Log = log
+	common.Stuck = func(reason error) { endWith(&stuckError{reason}) }
+	set, stopTokens, err := runTokens(ctx, common, tokens)
+	if err != nil {
+		return err
+	}
+	defer stopTokens()
+
+	refuse, err := refusedKeys(cfg)
+	if err != nil {
+		return err
+	}
+	ring := envelope.NewRing(envelope.RingConfig{
+		Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key,
+	}, set)
+	plugin := kmsplugin.New(kmsplugin.Options{
+		Ring: ring, Logger: log, StateDir: cfg.StateDir, Proven: proven,
+		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
+		WriteContinuation: cfg.WriteContinuation.Std(),
+		AllowedUIDs:       cfg.Socket.UIDs(), Group: group,
+		Recorder: trail,
+	})
+	if err := plugin.Run(ctx, listener); err != nil {
+		return err
+	}
+	if stuck, ok := errors.AsType[*stuckError](context.Cause(ctx)); ok {
+		log.Error("a PKCS#11 module hangs and nothing serves: ending, to be started anew", "error", stuck.error)
+		return finding(hint.Wrap(stuck.error, "the supervisor (kubelet, systemd) starts the plugin anew; look at the HSM and at the way to it"))
+	}
+	return nil
+}
+
+// stuckError ends the program because a module hangs.
+type stuckError struct{ error }
+
+// runTokens starts to keep the tokens connected and waits for the first attempt. Only what a restart cannot
+// cure is an error.
+func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (*hsm.Set, func(), error) {
+	set, err := hsm.Open(common, tokens)
+	if err != nil {
+		return nil, nil, err
+	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { set.Run(runCtx) })
+	stop := func() { cancel(); running.Wait() }
+	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
+	defer cancelWait()
+	for _, problem := range set.Connected(waitCtx) {
+		if errors.Is(problem, hsm.ErrConfiguration) {
+			stop()
+			return nil, nil, problem
+		}
+	}
+	return set, stop, nil
+}
+
+// listen takes the socket that systemd passed, or makes the configured one. release removes what was made.
+func listen(cfg *config.Config, group *uint32) (net.Listener, func(*slog.Logger), error) {
+	activated, err := systemd.Listener()
+	if err != nil {
+		return nil, nil, err
+	}
+	if activated != nil {
+		return activated, func(*slog.Logger) {}, nil
+	}
+	made, err := socket.Listen(socket.Config{Path: cfg.Socket.Path, Mode: cfg.Socket.Mode.Perm(), Group: group})
+	if err != nil {
+		return nil, nil, err
+	}
+	return made, func(log *slog.Logger) {
+		if err := made.Release(); err != nil {
+			log.Warn("the socket was not removed", "error", err)
+		}
+	}, nil
+}
+
+// socketGroup is the group that may connect; nil: none.
+func socketGroup(cfg *config.Config) (*uint32, error) {
+	gid, named, err := cfg.Socket.GID()
+	if err != nil || !named {
+		return nil, err
+	}
+	return &gid, nil
+}
+
+func refusedKeys(cfg *config.Config) ([]envelope.KeyID, error) {
+	var refuse []envelope.KeyID
+	for _, text := range cfg.RefuseKeys {
+		id, err := envelope.ParseKeyID(text)
+		if err != nil {
+			return nil, hint.Wrap(fmt.Errorf("reading refuseKeys: %q: %w", text, err), "copy the key_id from: hsm-kms keys list")
+		}
+		refuse = append(refuse, id)
+	}
+	return refuse, nil
+}
+
+func newLogger(cfg config.Logging, out io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		level = slog.LevelInfo // the configuration admits only names that slog knows
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "text" {
+		return slog.New(slog.NewTextHandler(out, options))
+	}
+	return slog.New(slog.NewJSONHandler(out, options))
+}

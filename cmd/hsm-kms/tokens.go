@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/modulefile"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// connectWait is how long a command waits for the tokens; it is longer than a few call time-outs.
+const connectWait = 15 * time.Second
+
+// hsmConfig turns the file's fields into package hsm's.
+func hsmConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
+	profile, err := envelope.ParseProfile(cfg.Profile)
+	if err != nil {
+		return hsm.Config{}, nil, err
+	}
+	common := hsm.Config{
+		Ring: cfg.KeyRing, Profile: profile, AllowImportedKeys: cfg.AllowImportedKeys,
+		StateDir: cfg.StateDir, HangExitAfter: cfg.HangExitAfter.Std(),
+		Log: slog.New(slog.DiscardHandler),
+	}
+	var tokens []hsm.TokenConfig
+	for _, t := range cfg.Tokens {
+		tokens = append(tokens, hsm.TokenConfig{
+			Name: t.Name, Module: t.Module, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
+			PINFile: t.PINFile, MaxSessions: t.MaxSessions, CallTimeout: t.CallTimeout.Std(),
+		})
+	}
+	return common, tokens, nil
+}
+
+// preflight checks what a restart cannot cure before anything is loaded: module files, PIN files, stateDir.
+func preflight(cfg *config.Config) error {
+	for _, t := range cfg.Tokens {
+		if _, err := modulefile.Check(t.Module, cfg.AllowUnsafeModulePath); err != nil {
+			return fmt.Errorf("token %s: %w", t.Name, err)
+		}
+		if _, err := pinfile.Stat(t.PINFile); err != nil && !errors.Is(err, pinfile.ErrChanging) {
+			return fmt.Errorf("token %s: %w", t.Name, err)
+		}
+	}
+	return prepareStateDir(cfg.StateDir)
+}
+
+// prepareStateDir makes the folder if it is missing. Whoever else could write there could lift the PIN latch.
+func prepareStateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return hint.Wrap(fmt.Errorf("making stateDir: %w", err), "make "+dir+" by hand for the user that runs the plugin, or set stateDir")
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("checking stateDir: %w", err)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() {
+		return fmt.Errorf("checking stateDir: %s is not a folder", dir)
+	}
+	owner := int(stat.Uid)
+	if owner != 0 && owner != os.Geteuid() && os.Geteuid() != 0 || info.Mode().Perm()&0o022 != 0 {
+		return hint.Wrap(fmt.Errorf("checking stateDir: %s belongs to uid %d with mode %04o: others could write there", dir, owner, info.Mode().Perm()),
+			fmt.Sprintf("chmod 0700 %s, and let the plugin's user own it", dir))
+	}
+	probe, err := os.CreateTemp(dir, ".writable-*")
+	if errors.Is(err, fs.ErrPermission) || err != nil {
+		return hint.Wrap(fmt.Errorf("checking stateDir: %w", err), "let the user that runs hsm-kms write to "+dir)
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+// tokensInUse is tokens that are kept connected for the time of a command, and the ring on them.
+type tokensInUse struct {
+	set      *hsm.Set
+	ring     *envelope.Ring
+	problems []error // by token; nil for one that can be used
+	stop     func()
+}
+
+// connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.
+func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (*tokensInUse, error) {
+	set, err := hsm.Open(common, tokens)
+	if err != nil {
+		return nil, err
+	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { set.Run(runCtx) })
+	u := &tokensInUse{
+		set:  set,
+		ring: envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile}, set),
+		stop: func() { cancel(); running.Wait() },
+	}
+	ctx, cancelWait := context.WithTimeout(ctx, connectWait)
+	defer cancelWait()
+	u.problems = set.Connected(ctx)
+	if set.Generation() == 0 {
+		u.stop()
+		return nil, errors.Join(u.problems...)
+	}
+	if err := u.ring.Refresh(ctx); err != nil {
+		u.stop()
+		return nil, err
+	}
+	return u, nil
+}

@@ -85,6 +85,9 @@ func (g *guard) serve(ctx context.Context, req any, _ *grpc.UnaryServerInfo, han
 		return answer, nil
 	}
 	answer, err := g.admitted(ctx, req, handler)
+	if err != nil {
+		answer = nil // it holds a nil pointer of the answer's type
+	}
 	op.Peer, _ = peers.FromContext(ctx)
 	return g.settle(ctx, &op, answer, err)
 }

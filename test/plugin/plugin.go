@@ -29,6 +29,8 @@ type Options struct {
 	Dir   string // short: the socket in it has at most 107 bytes of path
 	Token *softhsm.Token
 	Extra string // more lines of configuration, such as "probeInterval: 1s"
+	// TokenExtra are more fields of the token, in one line: "maxSessions: 32, callTimeout: 1s".
+	TokenExtra string
 }
 
 // Plugin is one configuration of hsm-kms and at most one running `serve`. Start and stop it from one goroutine.
@@ -52,15 +54,12 @@ socket:
   allowedUIDs: [%d]
 keyRing: kube-secrets
 tokens:
-  - name: softhsm
-    module: %q
-    label: %q
-    pinFile: %q
+  - {name: softhsm, module: %q, label: %q, pinFile: %q, %s}
 stateDir: %q
 http: {address: ""}
 audit: {path: %q}
 %s
-`, p.Socket(), os.Getuid(), opts.Token.Module, opts.Token.Label, opts.Token.PINFile, p.path("state"), p.AuditLog(), opts.Extra)
+`, p.Socket(), os.Getuid(), opts.Token.Module, opts.Token.Label, opts.Token.PINFile, opts.TokenExtra, p.path("state"), p.AuditLog(), opts.Extra)
 	if err := os.WriteFile(p.Config(), []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the plugin's configuration: %w", err)
 	}
@@ -94,7 +93,7 @@ func (e *ExitError) Error() string {
 
 // Run runs one command with --config and gives its stdout, also beside an *ExitError.
 func (p *Plugin) Run(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, p.opts.Bin, append(slices.Clone(args), "--config", p.Config())...) //nolint:gosec // ours
+	cmd := proc.Command(ctx, p.opts.Bin, append(slices.Clone(args), "--config", p.Config())...)
 	cmd.Env = append(os.Environ(), p.opts.Token.Env()...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

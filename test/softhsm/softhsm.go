@@ -13,9 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // Token is a SoftHSM token in a folder. Its methods do not guard against each other.
@@ -65,7 +66,7 @@ func (t *Token) init(ctx context.Context, pin string) error {
 	if err := os.WriteFile(t.PINFile, []byte(pin+"\n"), 0o600); err != nil {
 		return fmt.Errorf("writing the PIN file: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", t.Label, "--so-pin", rand.Text(), "--pin", pin)
+	cmd := proc.Command(ctx, "softhsm2-util", "--init-token", "--free", "--label", t.Label, "--so-pin", rand.Text(), "--pin", pin)
 	cmd.Env = append(os.Environ(), t.Env()...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initialising the SoftHSM token %q: %w: %s", t.Label, err, strings.TrimSpace(string(out)))

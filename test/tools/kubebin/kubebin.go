@@ -17,6 +17,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // oldest is the first minor release (1.x) with KMS v2 as a stable feature.
@@ -145,7 +147,7 @@ func check(ctx context.Context, dir string) error {
 	if err := complete(dir); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(dir, needed[0]), "--version").Output() //nolint:gosec // the user's own
+	out, err := proc.Command(ctx, filepath.Join(dir, needed[0]), "--version").Output()
 	if err != nil {
 		return fmt.Errorf("asking kube-apiserver for its version: %w", err)
 	}
@@ -174,7 +176,7 @@ func cacheRoot() (string, error) {
 // sources finds the module test/tools/kube and the Kubernetes version that it asks for.
 func sources(ctx context.Context) (dir, version string, err error) {
 	const module = "github.com/hsm-kms/hsm-kms"
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	out, err := proc.Command(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
 	if err != nil {
 		return "", "", fmt.Errorf("looking for the source folder of hsm-kms: %w (run it inside a clone, with Go in PATH)", err)
 	}

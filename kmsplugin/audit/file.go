@@ -1,0 +1,182 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"golang.org/x/sys/unix"
+)
+
+// ErrInUse: another process writes this trail.
+var ErrInUse = errors.New("another process writes this audit trail")
+
+// writeFlags open a file to append to. O_NOFOLLOW: a link in its place would have us write where somebody else
+// chose. O_NONBLOCK: a FIFO in its place would make the open wait for ever. Reading is for the file's end.
+const writeFlags = os.O_RDWR | os.O_APPEND | os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+
+const readFlags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+
+// checkFolder refuses a folder in which anybody may rename the trail away and put another in its place.
+func checkFolder(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return hint.Wrap(fmt.Errorf("opening the audit trail's folder: %w", err), "make the folder "+path+" for the plugin's user, mode 0750")
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("opening the audit trail's folder: %s is not a folder", path)
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return hint.Wrap(fmt.Errorf("opening the audit trail's folder: anybody may write to %s", path), "chmod o-w "+path+", or set audit.path to a folder of its own")
+	}
+	return nil
+}
+
+// openFile opens path to append to, makes it with mode 0600 when it is not there, checks it and locks it.
+// wait bounds how long another's lock is waited for; then the error is ErrInUse. extra is added to the flags.
+func openFile(path string, extra int, wait time.Duration) (*os.File, error) {
+	const attempts = 5
+	for range attempts {
+		file, err := os.OpenFile(path, writeFlags|extra, 0o600)
+		if err != nil {
+			return nil, openError(path, err)
+		}
+		err = checkFile(file)
+		if err == nil {
+			err = lock(file, wait)
+		}
+		if err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+		if isAt(file, path) {
+			return file, nil
+		}
+		// Renamed by the process that had the lock until now: what is at the path is another file.
+		if err := file.Close(); err != nil {
+			return nil, fmt.Errorf("closing the audit trail: %w", err)
+		}
+	}
+	return nil, fmt.Errorf("opening the audit trail %s: the file is replaced again and again", path)
+}
+
+func openError(path string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		err = hint.Wrap(fmt.Errorf("%s is a symbolic link", path), "name the file itself in audit.path")
+	case errors.Is(err, fs.ErrPermission):
+		err = hint.Wrap(err, "let the plugin's user write to "+path+" and its folder")
+	}
+	return fmt.Errorf("opening the audit trail: %w", err)
+}
+
+// checkFile looks at what was opened, not at the path again, which may have changed since.
+func checkFile(file *os.File) error {
+	var st, folder unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return fmt.Errorf("looking at the audit trail %s: %w", file.Name(), err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("opening the audit trail: %s is not a regular file", file.Name())
+	}
+	if st.Mode&0o022 != 0 {
+		return hint.Wrap(fmt.Errorf("opening the audit trail: others may write to %s (mode %04o)", file.Name(), st.Mode&0o777), "chmod 0600 "+file.Name())
+	}
+	if err := unix.Stat(filepath.Dir(file.Name()), &folder); err != nil {
+		return fmt.Errorf("looking at the audit trail's folder: %w", err)
+	}
+	// The folder's owner could put another file there anyway, so that one is no danger more.
+	if own := uint32(os.Geteuid()); st.Uid != own && st.Uid != 0 && st.Uid != folder.Uid {
+		return hint.Wrap(fmt.Errorf("opening the audit trail: %s belongs to uid %d", file.Name(), st.Uid), fmt.Sprintf("chown %d %s", own, file.Name()))
+	}
+	return nil
+}
+
+// lock takes the writer's lock. A check of the file holds a shared one for an instant, and a restart may
+// overlap with the end of the process before, so a short wait is no error.
+func lock(file *os.File, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("locking the audit trail %s: %w", file.Name(), err)
+		case time.Now().After(deadline):
+			return hint.Wrap(fmt.Errorf("%w: %s", ErrInUse, file.Name()), "stop that process, or give this one another audit.path")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// isWritten tells whether a process holds the writer's lock on the file.
+func isWritten(file *os.File) bool {
+	err := unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		_ = unix.Flock(int(file.Fd()), unix.LOCK_UN) // closing the file does it too
+	}
+	return errors.Is(err, unix.EWOULDBLOCK)
+}
+
+// isAt tells whether the open file is the one at path.
+func isAt(file *os.File, path string) bool {
+	opened, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(path)
+	return err == nil && os.SameFile(opened, there)
+}
+
+// latestSibling finds where the chain of a file that is gone or empty goes on from: the last record of the
+// newest file that was renamed from it (path.N or path-N). A nil tail.last: there is none. The error wraps
+// ErrInUse when a process still writes one: two writers would fork the chain.
+func latestSibling(path string) (tail, error) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return tail{}, fmt.Errorf("looking for the audit trail's older files: %w", err)
+	}
+	var latest tail
+	for _, entry := range entries {
+		if !isSibling(entry.Name(), filepath.Base(path)) || !entry.Type().IsRegular() {
+			continue
+		}
+		t, err := siblingTail(filepath.Join(filepath.Dir(path), entry.Name()))
+		if err != nil {
+			return tail{}, err
+		}
+		if t.last != nil && (latest.last == nil || t.last.Sequence > latest.last.Sequence) {
+			latest = t
+		}
+	}
+	return latest, nil
+}
+
+func isSibling(name, base string) bool {
+	rest, found := strings.CutPrefix(name, base)
+	return found && len(rest) > 1 && (rest[0] == '.' || rest[0] == '-') && strings.Trim(rest[1:], "0123456789") == ""
+}
+
+func siblingTail(path string) (tail, error) {
+	file, err := os.OpenFile(path, readFlags, 0)
+	if err != nil {
+		return tail{}, fmt.Errorf("reading the audit trail's older file: %w", err)
+	}
+	defer file.Close() // read only: nothing to lose
+	if isWritten(file) {
+		return tail{}, hint.Wrap(fmt.Errorf("%w: it was renamed to %s", ErrInUse, path), "stop that process, or send it SIGHUP first")
+	}
+	t, err := tailOfFile(file)
+	if errors.Is(err, errNotATrail) {
+		return tail{}, nil // not ours, or of no use: the check of the files will say so
+	}
+	return t, err
+}

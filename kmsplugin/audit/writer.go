@@ -1,0 +1,254 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Options say where a trail is, and how much it matters.
+type Options struct {
+	Path     string        // in a folder that exists and that not everybody may write to
+	Required bool          // an operation that cannot be recorded is an error; else it is counted
+	MaxBytes int64         // the file is rotated when it has that size; 0: never
+	LockWait time.Duration // how long to wait for another writer; 0: half a second
+	Logger   *slog.Logger  // told of changes of state, once each; nil: nobody
+
+	sync func(*os.File) error // for tests; nil: fsync
+}
+
+// Stats are for metrics.
+type Stats struct {
+	Sequence uint64 // of the last record: beside a history kept elsewhere, it shows a cut-off end
+	Failures uint64 // failed attempts to write, flush or rotate, since the process began
+	Lost     uint64 // operations that are not in the trail, since the process began
+	Failing  bool   // the last attempt to write or to flush failed
+}
+
+// errClosed: Record after Close.
+var errClosed = errors.New("the audit trail is closed")
+
+// flushInterval is how long a record may be in the kernel's memory only.
+const flushInterval = time.Second
+
+// Writer appends to one trail. All methods may be called from any number of goroutines.
+//
+// Record costs two system calls (fstat, write) under one lock and allocates nothing: about two microseconds.
+// A writer goroutine was not better: the answer has to wait for the write either way.
+type Writer struct {
+	opts Options
+	path string
+
+	mu       sync.Mutex
+	file     *os.File
+	fd       int   // of file: File.Fd costs two system calls each time
+	size     int64 // of the file as we left it: another size means that somebody else changed it
+	sequence uint64
+	previous digest
+	newline  bool       // the file's last byte is not a newline
+	torn     *tornBytes // what stands after the last good record; nil: nothing
+	fresh    bool       // the file has no good record yet
+	pending  *event     // to be written before anything else; nil: nothing
+	buf      []byte
+	stats    Stats
+	flushErr error     // of the last flush
+	retry    time.Time // no rotation before
+	closed   bool
+
+	flush flusher
+}
+
+// Open opens or makes the trail at opts.Path, takes its lock, finds the end of the chain and goes on there:
+// with audit.started after an orderly end, else with audit.recovered. When the path has no file, the chain of
+// the newest file renamed from it goes on.
+//
+// Errors: ErrInUse, and what is wrong with the file or folder, with a hint. That the first record cannot be
+// written (a full disk) is an error only when opts.Required.
+func Open(opts Options) (*Writer, error) {
+	path, err := filepath.Abs(opts.Path)
+	if err != nil || opts.Path == "" {
+		return nil, errors.Join(errors.New("opening the audit trail: no path is given"), err)
+	}
+	if err := checkFolder(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.LockWait <= 0 {
+		opts.LockWait = 500 * time.Millisecond
+	}
+	file, err := openFile(path, 0, opts.LockWait)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{opts: opts, path: path, previous: noRecord(), buf: make([]byte, 0, maxLine)}
+	w.file, w.fd = file, int(file.Fd())
+	if err := w.resume(); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	w.flush.start(w)
+	w.mu.Lock()
+	err = w.settle(w.writePending())
+	w.mu.Unlock()
+	if err != nil && opts.Required {
+		return nil, errors.Join(err, w.Close())
+	}
+	opts.Logger.Info("audit trail opened", "path", path, "sequence", w.sequence, "hash", string(w.previous[:]))
+	return w, nil
+}
+
+// resume takes the state of the chain from the file, or from the file that was renamed from it.
+func (w *Writer) resume() error {
+	t, err := tailOfFile(w.file)
+	if err != nil {
+		return err
+	}
+	info, err := w.file.Stat()
+	if err != nil {
+		return fmt.Errorf("looking at the audit trail: %w", err)
+	}
+	w.size, w.newline, w.torn, w.fresh = info.Size(), t.newline, t.torn, t.last == nil
+	if t.last == nil {
+		older, err := latestSibling(w.path)
+		if err != nil {
+			return err
+		}
+		t.last = older.last
+		if older.torn != nil {
+			// It stays behind in a file that nobody appends to any more, and no record will cover it.
+			w.opts.Logger.Warn("the audit trail's older file ends in a torn record", "path", w.path)
+		}
+	}
+	orderly := t.torn == nil
+	if t.last != nil {
+		w.sequence, w.previous = t.last.Sequence, t.last.hash
+		orderly = orderly && t.last.Operation == opEnded
+	}
+	if orderly {
+		w.pending = &event{operation: opStarted}
+	} else {
+		w.pending = &event{operation: opRecovered, cause: "the process before ended without an end record"}
+	}
+	return nil
+}
+
+// Record appends r. When it returns nil, the record is with the kernel, and it is on the disk a second
+// later, or the operation is counted as lost because the trail is not required. An error (Required only)
+// means that the operation must not be answered.
+func (w *Writer) Record(r Record) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := w.settle(w.record(&r))
+	if err == nil {
+		return nil
+	}
+	w.stats.Lost++
+	if w.pending != nil {
+		w.pending.lost++
+	}
+	if !w.opts.Required {
+		return nil
+	}
+	return err
+}
+
+func (w *Writer) record(r *Record) error {
+	switch {
+	case w.closed:
+		return errClosed
+	case strings.HasPrefix(r.Operation, ownPrefix):
+		return fmt.Errorf("recording the operation %q: names with %s are the trail's own", r.Operation, ownPrefix)
+	case w.flushErr != nil && w.opts.Required:
+		return w.flushErr
+	}
+	if err := w.look(); err != nil {
+		return err
+	}
+	if w.opts.MaxBytes > 0 && w.size >= w.opts.MaxBytes && !w.fresh {
+		if err := w.rotate(); err != nil {
+			return err
+		}
+	}
+	if err := w.writePending(); err != nil {
+		return err
+	}
+	start := w.begin()
+	w.buf = appendRecord(w.buf, w.sequence+1, r)
+	return w.write(start)
+}
+
+// settle notes the outcome of an attempt to write, and logs it when it is news.
+func (w *Writer) settle(err error) error {
+	switch {
+	case err != nil:
+		w.fail(err)
+	case w.stats.Failing && w.flushErr == nil:
+		w.stats.Failing = false
+		w.opts.Logger.Info("audit trail is written again", "path", w.path)
+	}
+	return err
+}
+
+// fail counts a failure and sees to it that the trail will tell of it.
+func (w *Writer) fail(err error) {
+	w.stats.Failures++
+	if w.closed {
+		return
+	}
+	w.pendingRecovery("it could not be written: " + err.Error())
+	w.flush.wanted() // which tries again in a second, so that the gap ends without a request too
+	if w.stats.Failing {
+		return
+	}
+	w.stats.Failing = true
+	consequence := "operations go on without a record (audit.required is false)"
+	if w.opts.Required {
+		consequence = "operations are refused (audit.required is true)"
+	}
+	w.opts.Logger.Error("audit trail cannot be written", "path", w.path, "error", err, "consequence", consequence,
+		"hint", "make room on its file system, or see why it cannot be written")
+}
+
+// pendingRecovery makes sure that the next record is audit.recovered. The first cause is kept.
+func (w *Writer) pendingRecovery(cause string) {
+	if w.pending == nil || w.pending.operation != opRecovered {
+		w.pending = &event{operation: opRecovered, cause: cause}
+	}
+}
+
+// Stats tells how the trail fares.
+func (w *Writer) Stats() Stats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.stats
+	s.Sequence = w.sequence
+	return s
+}
+
+// Close writes the end record, flushes and gives the lock up. What it could not write or flush is its error.
+// A second Close does nothing.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return nil
+	}
+	err := w.look()
+	if err == nil {
+		err = w.writePending()
+	}
+	if err == nil {
+		err = w.writeEvent(&event{operation: opEnded})
+	}
+	w.closed = true
+	w.mu.Unlock()
+	err = errors.Join(err, w.flush.stop())
+	w.opts.Logger.Info("audit trail closed", "path", w.path, "sequence", w.sequence, "hash", string(w.previous[:]))
+	return errors.Join(err, w.file.Close())
+}

@@ -2,6 +2,8 @@
 
 GO       ?= go
 FUZZTIME ?= 20s
+BENCH_TIME ?= 200ms
+BENCH_OPS ?= 100000
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
@@ -31,8 +33,9 @@ unit: need ## the quick tests: race detector, random order
 e2e: need build tools ## the tests against a real kube-apiserver and etcd
 	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -count=1 -shuffle=on -parallel 4 -timeout 20m ./test/kube ./test/e2e
 
-bench: need build ## latency and rate, against the bare token and an empty plugin
-	$(GO) test -run '^$$' -bench . -benchmem ./test/bench/...
+bench: need build ## latency, rate and what is held, against the bare token and an empty plugin
+	@$(GO) build -o bin/bench ./test/bench
+	@exec bin/bench -bin bin/hsm-kms -time $(BENCH_TIME) -ops $(BENCH_OPS)
 
 lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 	@GO=$(GO) test/tools/lint.sh

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestQuantileAndMedian(t *testing.T) {
+	t.Parallel()
+	hundred := make([]int, 100)
+	for i := range hundred {
+		hundred[i] = i + 1
+	}
+	for _, tc := range []struct {
+		sorted []int
+		q      float64
+		want   int
+	}{{nil, 0.5, 0}, {[]int{7}, 0.99, 7}, {hundred, 0.5, 51}, {hundred, 0.99, 100}, {hundred[:3], 0.5, 2}} {
+		if got := quantile(tc.sorted, tc.q); got != tc.want {
+			t.Errorf("quantile of %d values at %v = %d, want %d", len(tc.sorted), tc.q, got, tc.want)
+		}
+	}
+	for _, tc := range []struct {
+		values []float64
+		want   float64
+	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{9, 1, 5}, 5}, {[]float64{4, 1, 3, 2}, 2.5}} {
+		if got := median(tc.values); got != tc.want {
+			t.Errorf("median of %v = %v, want %v", tc.values, got, tc.want)
+		}
+	}
+}
+
+func TestDriveMakesTheCallsAskedFor(t *testing.T) {
+	t.Parallel()
+	var calls, atOnce, most atomic.Int64
+	s, err := drive(t.Context(), load{Clients: 4, Ops: 1000}, func(int, int) error {
+		calls.Add(1)
+		if n := atOnce.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		atOnce.Add(-1)
+		return nil
+	})
+	if err != nil || s.Ops != 1000 || calls.Load() != 1000 || most.Load() > 4 {
+		t.Errorf("%d in the sample, %d calls, %d at once: %v", s.Ops, calls.Load(), most.Load(), err)
+	}
+	broken := errors.New("broken")
+	_, err = drive(t.Context(), load{Clients: 4, Time: time.Hour}, func(_, call int) error {
+		if call == 10 {
+			return broken
+		}
+		return nil
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("err = %v, want the call's own", err)
+	}
+}
+
+// samples are three rounds, the second of them on a machine that was busy with something else.
+func samples() rounds {
+	r := rounds{}
+	for _, busy := range []time.Duration{1, 10, 1} {
+		at := func(p50 time.Duration) sample {
+			return sample{Ops: 1000, Elapsed: 1000 * p50 * busy, P50: p50 * busy, P99: 2 * p50 * busy}
+		}
+		r.add(point{whoN, "", opEncrypt, 1, 0}, at(60*time.Microsecond))
+		r.add(point{whoR, profileGCM, opEncrypt, 1, 0}, at(20*time.Microsecond))
+		r.add(point{whoPlugin, profileGCM, opEncrypt, 1, 0}, at(100*time.Microsecond))
+	}
+	return r
+}
+
+func TestRatiosAreMadeWithinARound(t *testing.T) {
+	t.Parallel()
+	plugin := point{whoPlugin, profileGCM, opEncrypt, 1, 0}
+	for i, got := range samples().perRound(plugin, 1, latencyRatio) {
+		if got != 1.25 {
+			t.Errorf("round %d: p50/(N+R) = %v, want 1.25", i, got)
+		}
+	}
+	for i, got := range samples().perRound(plugin, 1, rateRatio) {
+		if got < 0.799 || got > 0.801 {
+			t.Errorf("round %d: rate ratio = %v, want 0.8", i, got)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		l     *limit
+		value float64
+		keeps bool
+	}{
+		{atMost(2), 2, true}, {atMost(2), 2.1, false}, {below(2), 2, false}, {below(2), 1.9, true}, {atLeast(2), 2, true}, {atLeast(2), 1.9, false},
+	} {
+		if got := tc.l.keeps(tc.value); got != tc.keeps {
+			t.Errorf("%v %s %v is %v", tc.value, tc.l.sign, tc.l.bound, got)
+		}
+	}
+}
+
+func TestResultsAreForPeopleAndForBenchstat(t *testing.T) {
+	t.Parallel()
+	results := &table{measured: samples()}
+	results.figure("start, SoftHSM", 400, "ms", below(300))
+	results.figure("told only", 1, "s", nil)
+	if got := results.missed(); got != 1 {
+		t.Errorf("%d limits missed, want 1", got)
+	}
+	dir := filepath.Join(t.TempDir(), "results")
+	for range 2 {
+		if _, err := save(results, dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	latest, err := os.ReadFile(filepath.Join(dir, latestFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	previous, err := os.ReadFile(filepath.Join(dir, previousFile))
+	if err != nil || !bytes.Equal(latest, previous) {
+		t.Errorf("the results before are not kept: %v", err)
+	}
+	for want, times := range map[string]int{
+		"BenchmarkKMS/who=plugin/delay=0s/profile=aes-gcm/op=Encrypt/clients=1 1000 100000 p50-ns 200000 p99-ns 10000.0 ops/s 1.2500 p50-ratio 0.8000 rate-ratio\n": 2,
+		"BenchmarkKMS/who=R/delay=0s/profile=aes-gcm/op=Encrypt/clients=1 ":                                                                                         3,
+		"BenchmarkFigure/start_SoftHSM_in_ms 1 400 value\n":                                                                                                         1,
+		"MISS": 1,
+	} {
+		if got := strings.Count(string(latest), want); got != times {
+			t.Errorf("%d times %q, want %d", got, want, times)
+		}
+	}
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// options are the command line's.
+type options struct {
+	bin    string
+	out    string
+	slice  time.Duration
+	rounds int
+	ops    int
+	deks   int
+	strict bool
+
+	// Of the other roles, which this program starts itself in.
+	role, socket, module, label, pinFile string
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	o := options{}
+	flag.StringVar(&o.bin, "bin", "bin/hsm-kms", "the `program` that is measured")
+	flag.StringVar(&o.out, "out", "bin/bench-results", "the `folder` that the results go to")
+	flag.DurationVar(&o.slice, "time", 200*time.Millisecond, "how long one turn takes")
+	flag.IntVar(&o.rounds, "rounds", 9, "how many rounds of turns; those with a slow token are a third of it")
+	flag.IntVar(&o.ops, "ops", 100_000, "how many operations the memory is measured over")
+	flag.IntVar(&o.deks, "deks", 2000, "how many DEKs a cold start opens")
+	flag.BoolVar(&o.strict, "strict", false, "exit 1 when a limit is missed")
+	flag.StringVar(&o.role, "role", "", "internal: what this process is")
+	flag.StringVar(&o.socket, "socket", "", "internal")
+	flag.StringVar(&o.module, "module", "", "internal")
+	flag.StringVar(&o.label, "label", "", "internal")
+	flag.StringVar(&o.pinFile, "pin-file", "", "internal")
+	flag.Parse()
+	switch {
+	case o.role == "empty":
+		return serveEmpty(o.socket)
+	case o.role == "bare":
+		return runBare(&o)
+	case o.slice <= 0 || o.rounds < 1 || o.ops < 100 || o.deks < 1:
+		return errors.New("-time, -rounds and -deks must be positive, and -ops at least 100")
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return measureAll(ctx, &o)
+}
+
+// measureAll measures everything, prints the table and saves the results.
+func measureAll(ctx context.Context, o *options) (err error) {
+	var absErr error
+	if o.bin, absErr = filepath.Abs(o.bin); absErr != nil {
+		return absErr
+	}
+	w, err := newWorld(o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	t := &table{measured: rounds{}}
+	if err := w.startEmpty(ctx); err != nil {
+		return err
+	}
+	for _, part := range []func(context.Context, *table) error{w.fast, w.slow, w.held} {
+		if err := part(ctx, t); err != nil {
+			return err
+		}
+	}
+	if err := t.write(os.Stdout, ""); err != nil {
+		return err
+	}
+	path, err := save(t, o.out)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\nresults: %s\ncompare: go run golang.org/x/perf/cmd/benchstat@latest %s %s\n", path, filepath.Join(o.out, previousFile), path)
+	if n := t.missed(); n > 0 {
+		fmt.Printf("%s missed\n", counted(n, "limit"))
+		if o.strict {
+			return errors.New("a limit was missed")
+		}
+	}
+	return nil
+}
+
+func tell(text string) { fmt.Fprintln(os.Stderr, text) }

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// steady keeps probes and refreshes out of what is counted.
+const steady = "probeInterval: 10m\nrefreshInterval: 1h\n"
+
+// fast measures both profiles on SoftHSM itself, in the configuration that every user gets, and the start.
+func (w *world) fast(ctx context.Context, t *table) error {
+	var subjects []*subject
+	for _, profile := range []string{profileGCM, profileHMAC} {
+		s, err := w.start(ctx, setup{name: profile, profile: profile})
+		if err != nil {
+			return err
+		}
+		subjects = append(subjects, s)
+	}
+	// The first turns warm up connections, pools and caches, and are thrown away.
+	warm := plan{subjects: subjects, clients: []int{8}, slice: w.options.slice, rounds: 1}
+	if err := warm.run(ctx, w.n, rounds{}, func(string) {}); err != nil {
+		return err
+	}
+	p := plan{subjects: subjects, clients: []int{1, 8, 32}, slice: w.options.slice, rounds: w.options.rounds}
+	if err := p.run(ctx, w.n, t.measured, tell); err != nil {
+		return err
+	}
+	for _, s := range subjects {
+		for _, op := range []string{opEncrypt, opDecrypt} {
+			one := point{whoPlugin, s.profile, op, 1, 0}
+			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", atMost(1.15))
+			eight := point{whoPlugin, s.profile, op, 8, 0}
+			t.figure(fmt.Sprintf("%s, %s, rate with 8 clients", s.profile, op), median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", atLeast(0.9))
+		}
+	}
+	tell("starting again and again")
+	for _, s := range subjects {
+		if err := startUp(ctx, s, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// slow measures both profiles on a token whose every call takes longer, and what is counted.
+func (w *world) slow(ctx context.Context, t *table) error {
+	var subjects []*subject
+	for _, profile := range []string{profileGCM, profileHMAC} {
+		s, err := w.start(ctx, setup{
+			name: "slow-" + profile, profile: profile, faulty: true, extra: steady, token: fmt.Sprintf("maxSessions: %d", manySessions),
+		})
+		if err != nil {
+			return err
+		}
+		subjects = append(subjects, s)
+		if err := callsPerOperation(ctx, s, t); err != nil {
+			return err
+		}
+	}
+	gcm := subjects[0]
+	if err := idleCalls(ctx, gcm, t); err != nil {
+		return err
+	}
+	if err := sessions(ctx, gcm, t); err != nil {
+		return err
+	}
+	for _, delay := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
+		for _, s := range subjects {
+			s.delay(delay)
+		}
+		p := plan{
+			subjects: subjects, clients: []int{1, 8, 32}, rounds: max(w.options.rounds/3, 1), delay: delay,
+			// At the end of a turn clients stand idle until the last call is back: a turn has to be many calls long.
+			slice: w.options.slice + 20*delay,
+		}
+		if err := p.run(ctx, w.n, t.measured, tell); err != nil {
+			return err
+		}
+		for _, s := range subjects {
+			s.delay(0)
+		}
+	}
+	for _, s := range subjects {
+		for _, op := range []string{opEncrypt, opDecrypt} {
+			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, 5 * time.Millisecond} }
+			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", atMost(11.5))
+			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.rate), "per second", atLeast(2800))
+		}
+	}
+	return w.coldAndHung(ctx, gcm, t)
+}
+
+func (w *world) coldAndHung(ctx context.Context, s *subject, t *table) error {
+	for _, delay := range []time.Duration{0, 5 * time.Millisecond} {
+		tell(fmt.Sprintf("cold start, %s per PKCS#11 call more", delay))
+		if err := coldStart(ctx, s, w.options.deks, delay, t); err != nil {
+			return err
+		}
+	}
+	tell("Status while the HSM hangs")
+	return statusWhileHung(ctx, s, t)
+}
+
+// held measures what the process holds, on a plugin as it comes: the faulty module does nothing here but count sessions.
+func (w *world) held(ctx context.Context, t *table) error {
+	s, err := w.start(ctx, setup{name: "held", profile: profileGCM, faulty: true})
+	if err != nil {
+		return err
+	}
+	tell(fmt.Sprintf("memory over %d operations", w.options.ops))
+	return memory(ctx, s, w.options.ops, t)
+}

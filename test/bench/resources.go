@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	kmsapi "k8s.io/kms/apis/v2"
+)
+
+// resources are what a process holds.
+type resources struct {
+	AnonMiB        float64 // RssAnon: resident memory that is nobody's file
+	Threads, Files int
+	Sessions       int
+}
+
+// errNoProc: this system does not tell (only Linux has /proc).
+var errNoProc = errors.New("no /proc")
+
+// resourcesOf reads a process's status (proc_pid_status(5)) and counts its descriptors.
+func resourcesOf(pid int) (resources, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	text, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return resources{}, fmt.Errorf("%w: %w", errNoProc, err)
+	}
+	var r resources
+	for line := range strings.Lines(string(text)) {
+		name, rest, _ := strings.Cut(line, ":")
+		value, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
+		switch name {
+		case "RssAnon":
+			r.AnonMiB = float64(value) / 1024
+		case "Threads":
+			r.Threads = value
+		}
+	}
+	files, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		return resources{}, fmt.Errorf("counting descriptors: %w", err)
+	}
+	r.Files = len(files)
+	return r, nil
+}
+
+// memory puts ops operations on the plugin, a tenth of them Decrypts that must fail, and looks at what it holds after
+// every tenth. What it holds after the second tenth is where growth is counted from: pools and sessions are there then.
+func memory(ctx context.Context, s *subject, ops int, t *table) error {
+	const steps, clients = 10, 8
+	start, err := s.resources()
+	if errors.Is(err, errNoProc) {
+		t.note("memory, threads and descriptors are not measured: " + err.Error())
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	t.resources(0, start)
+	var settled, now resources
+	for step := 1; step <= steps; step++ {
+		if _, err := drive(ctx, load{Clients: clients, Ops: ops / steps}, func(_, call int) error { return s.mixed(ctx, call) }); err != nil {
+			return err
+		}
+		if now, err = s.resources(); err != nil {
+			return err
+		}
+		if step == 2 {
+			settled = now
+		}
+		t.resources(step*ops/steps, now)
+	}
+	t.figure(fmt.Sprintf("RssAnon after %d operations, a tenth of them failed Decrypts", ops), now.AnonMiB, "MiB", below(40))
+	t.figure("RssAnon, growth over the last 8 tenths of them", now.AnonMiB-settled.AnonMiB, "MiB", below(2))
+	t.figure("descriptors, growth over the same", float64(now.Files-settled.Files), "fds", atMost(0))
+	t.figure("threads, growth over the same", float64(now.Threads-settled.Threads), "threads", atMost(4))
+	t.figure("sessions, growth over the same", float64(now.Sessions-settled.Sessions), "sessions", atMost(0))
+	return nil
+}
+
+func (s *subject) resources() (resources, error) {
+	r, err := resourcesOf(s.plugin.Process().PID())
+	r.Sessions = s.fault.OpenSessions()
+	return r, err
+}
+
+// mixed makes one call: of ten five Decrypts, four Encrypts, and one Decrypt of a ciphertext that was changed.
+func (s *subject) mixed(ctx context.Context, call int) error {
+	request := s.client.sealed[call%len(s.client.sealed)]
+	switch n := call % 10; {
+	case n == 9:
+		changed := bytes.Clone(request.Ciphertext)
+		changed[len(changed)-1] ^= 1
+		err := s.client.decrypt(ctx, &kmsapi.DecryptRequest{Ciphertext: changed, KeyId: request.KeyId, Uid: requestUID})
+		if status.Code(err) != codes.InvalidArgument {
+			return fmt.Errorf("opening a changed ciphertext: want InvalidArgument, got %v", err)
+		}
+		return nil
+	case n >= 5:
+		_, err := s.client.encrypt(ctx)
+		return err
+	}
+	return s.client.decrypt(ctx, request)
+}
+
+// startUp starts the plugin again and again, and tells the median from the start of the process to the first Status
+// that is ok.
+func startUp(ctx context.Context, s *subject, t *table) error {
+	const starts = 9
+	var took []float64
+	for range starts {
+		d, err := s.restart(ctx)
+		if err != nil {
+			return err
+		}
+		took = append(took, milliseconds(d))
+	}
+	t.figure("start to first answer, SoftHSM, "+s.profile, median(took), "ms", below(300))
+	return nil
+}

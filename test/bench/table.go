@@ -1,0 +1,198 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// limit is what a figure must keep to.
+type limit struct {
+	sign  string
+	bound float64
+}
+
+func atMost(bound float64) *limit  { return &limit{"<=", bound} }
+func below(bound float64) *limit   { return &limit{"<", bound} }
+func atLeast(bound float64) *limit { return &limit{">=", bound} }
+
+func (l *limit) keeps(value float64) bool {
+	switch l.sign {
+	case "<":
+		return value < l.bound
+	case "<=":
+		return value <= l.bound
+	}
+	return value >= l.bound
+}
+
+// figure is one number with a name.
+type figure struct {
+	what  string
+	value float64
+	unit  string
+	limit *limit // nil: told, and not judged
+}
+
+// table is what comes out, in the order in which it came in. It is used by one goroutine.
+type table struct {
+	measured rounds
+	figures  []figure
+	held     [][]string // of the process, over many operations
+	notes    []string
+}
+
+func (t *table) figure(what string, value float64, unit string, l *limit) {
+	t.figures = append(t.figures, figure{what, value, unit, l})
+}
+
+func (t *table) note(text string) { t.notes = append(t.notes, text) }
+
+func (t *table) resources(ops int, r resources) {
+	t.held = append(t.held, []string{fmt.Sprint(ops), fmt.Sprintf("%.1f", r.AnonMiB), fmt.Sprint(r.Threads), fmt.Sprint(r.Files), fmt.Sprint(r.Sessions)})
+}
+
+// missed counts the figures that do not keep to their limits.
+func (t *table) missed() int {
+	n := 0
+	for _, f := range t.figures {
+		if f.limit != nil && !f.limit.keeps(f.value) {
+			n++
+		}
+	}
+	return n
+}
+
+// write writes all of it as tables for people, each line after prefix.
+func (t *table) write(out io.Writer, prefix string) error {
+	var text strings.Builder
+	section(&text, "", t.operations())
+	section(&text, "What the process holds over many operations", append([][]string{{"operations", "RssAnon MiB", "threads", "descriptors", "sessions"}}, t.held...))
+	section(&text, "Figures and their limits", t.judged())
+	for _, note := range t.notes {
+		fmt.Fprintf(&text, "\nnote: %s\n", note)
+	}
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprint(out, strings.TrimRight(prefix+strings.TrimSuffix(line, "\n"), " ")+"\n"); err != nil {
+			return fmt.Errorf("writing the table: %w", err)
+		}
+	}
+	return nil
+}
+
+// section writes rows in columns; one with its heading row alone is left out.
+func section(out io.Writer, title string, rows [][]string) {
+	if len(rows) < 2 {
+		return
+	}
+	if title != "" {
+		fmt.Fprintf(out, "\n%s\n", title)
+	}
+	columns := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(columns, strings.Join(row, "\t"))
+	}
+	_ = columns.Flush() // a strings.Builder takes all
+}
+
+// operations is one row for each operation of the plugin, with the N and R that were measured beside it.
+func (t *table) operations() [][]string {
+	rows := [][]string{{"delay", "profile", "operation", "clients", "N p50", "R p50", "p50", "p99", "N /s", "R /s", "rate /s", "p50/(N+R)", "rate ratio"}}
+	for _, p := range t.points(whoPlugin) {
+		n, r := point{whoN, "", p.Op, p.Clients, p.Delay}, p
+		r.Who = whoR
+		rows = append(rows, []string{
+			p.Delay.String(), p.Profile, p.Op, fmt.Sprint(p.Clients),
+			micros(t.measured.median(n, p50)), micros(t.measured.median(r, p50)),
+			micros(t.measured.median(p, p50)), micros(t.measured.median(p, p99)),
+			whole(t.measured.median(n, sample.rate)), whole(t.measured.median(r, sample.rate)), whole(t.measured.median(p, sample.rate)),
+			fmt.Sprintf("%.2f", median(t.measured.perRound(p, p.Clients, latencyRatio))),
+			fmt.Sprintf("%.2f", median(t.measured.perRound(p, rateLoops(p), rateRatio))),
+		})
+	}
+	return rows
+}
+
+// rateLoops is how many loops the R of a rate has: one, as promised, unless each call waits for a network, which as
+// many loops as clients can do at once.
+func rateLoops(p point) int {
+	if p.Delay > 0 {
+		return p.Clients
+	}
+	return 1
+}
+
+func (t *table) judged() [][]string {
+	rows := [][]string{{"figure", "value", "limit", ""}}
+	for _, f := range t.figures {
+		bound, verdict := "", ""
+		if f.limit != nil {
+			bound, verdict = fmt.Sprintf("%s %s", f.limit.sign, number(f.limit.bound)), "PASS"
+			if !f.limit.keeps(f.value) {
+				verdict = "MISS"
+			}
+		}
+		rows = append(rows, []string{f.what, number(f.value) + " " + f.unit, bound, verdict})
+	}
+	return rows
+}
+
+// points are those measured of one of the three, in the table's order.
+func (t *table) points(who string) []point {
+	var points []point
+	for p := range t.measured {
+		if p.Who == who {
+			points = append(points, p)
+		}
+	}
+	order := []string{opEncrypt, opDecrypt, opStatus}
+	slices.SortFunc(points, func(a, b point) int {
+		return cmp.Or(cmp.Compare(a.Delay, b.Delay), cmp.Compare(a.Profile, b.Profile),
+			cmp.Compare(slices.Index(order, a.Op), slices.Index(order, b.Op)), cmp.Compare(a.Clients, b.Clients))
+	})
+	return points
+}
+
+func p50(s sample) float64 { return float64(s.P50) }
+func p99(s sample) float64 { return float64(s.P99) }
+
+// micros shows nanoseconds as microseconds; "-" for what was not measured.
+func micros(ns float64) string {
+	if ns == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f us", ns/1e3)
+}
+
+func whole(v float64) string {
+	if v == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+// number shows three significant places, and never an exponent.
+func number(v float64) string {
+	switch a := max(v, -v); {
+	case a >= 100 || v == float64(int64(v)):
+		return fmt.Sprintf("%.0f", v)
+	case a >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case a >= 1:
+		return fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("%.3f", v)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,242 @@
+package envelope
+
+import (
+	"bytes"
+	"context"
+	"crypto/cipher"
+	"errors"
+	"fmt"
+	"testing"
+)
+
+var profiles = []Profile{AESGCM, HMACKDF}
+
+// sealed is an envelope and what it was made with.
+type sealed struct {
+	token    *softToken
+	id       KeyID
+	dek      []byte
+	envelope []byte
+}
+
+func newSealed(t *testing.T, profile Profile, n int) sealed {
+	t.Helper()
+	key := newSoftKey(profile, "r", []byte("key"), "seed")
+	s := sealed{token: newSoftToken("soft", key), id: key.ID, dek: bytes.Repeat([]byte{0xd}, n)}
+	var err error
+	if s.envelope, err = SealDEK(t.Context(), s.token, profile, s.id, s.dek); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func forProfiles(t *testing.T, f func(t *testing.T, profile Profile)) {
+	t.Helper()
+	for _, profile := range profiles {
+		t.Run(profile.String(), func(t *testing.T) { t.Parallel(); f(t, profile) })
+	}
+}
+
+func TestSealThenOpen(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		for _, n := range []int{1, 15, 16, 17, 32, 33, MaxDEK} {
+			s := newSealed(t, profile, n)
+			again, err := SealDEK(t.Context(), s.token, profile, s.id, s.dek)
+			if err != nil || bytes.Equal(again, s.envelope) || bytes.Contains(s.envelope, s.dek) && n >= 15 {
+				t.Errorf("%d bytes: %x and %x, %v", n, s.envelope, again, err)
+			}
+			before := s.token.used(s.id)
+			got, err := OpenDEK(t.Context(), s.token, profile, s.id, s.envelope)
+			if err != nil || !bytes.Equal(got, s.dek) {
+				t.Errorf("%d bytes: %x, %v", n, got, err)
+			}
+			if uses := s.token.used(s.id) - before; uses != 1 {
+				t.Errorf("opening took %d operations of the HSM, want 1", uses)
+			}
+		}
+	})
+}
+
+func TestDEKSizes(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		s := newSealed(t, profile, 32)
+		before := s.token.used(s.id)
+		for _, n := range []int{0, MaxDEK + 1, 1 << 20} {
+			if _, err := SealDEK(t.Context(), s.token, profile, s.id, make([]byte, n)); !errors.Is(err, ErrDEKSize) || !errors.Is(err, ErrMalformed) {
+				t.Errorf("%d bytes: %v, want ErrDEKSize", n, err)
+			}
+		}
+		if s.token.used(s.id) != before {
+			t.Error("the token was asked all the same")
+		}
+	})
+}
+
+// TestEveryBitCounts: an envelope with any one bit changed does not open.
+func TestEveryBitCounts(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		s := newSealed(t, profile, 32)
+		for bit := range 8 * len(s.envelope) {
+			changed := bytes.Clone(s.envelope)
+			changed[bit/8] ^= 1 << (bit % 8)
+			want := ErrUnauthentic
+			if bit/8 < headerSize {
+				want = ErrMalformed
+			}
+			if dek, err := OpenDEK(t.Context(), s.token, profile, s.id, changed); !errors.Is(err, want) || dek != nil {
+				t.Errorf("bit %d of byte %d changed: %x, %v; want %v", bit%8, bit/8, dek, err, want)
+			}
+		}
+	})
+}
+
+// TestEveryLengthCounts: no beginning of an envelope opens, and no longer one.
+func TestEveryLengthCounts(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		s := newSealed(t, profile, 32)
+		longer := append(bytes.Clone(s.envelope), make([]byte, 40)...)
+		for n := range longer {
+			if n == len(s.envelope) {
+				continue
+			}
+			dek, err := OpenDEK(t.Context(), s.token, profile, s.id, longer[:n])
+			if !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrUnauthentic) || dek != nil {
+				t.Errorf("%d of %d bytes: %x, %v", n, len(s.envelope), dek, err)
+			}
+		}
+	})
+}
+
+// TestKeyIDIsBound: the same key material under another key_id does not open the envelope.
+func TestKeyIDIsBound(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		s := newSealed(t, profile, 32)
+		ring, version, fingerprint := s.id, s.id, s.id
+		ring.Ring, version.Version = "s", "x00"
+		fingerprint.Fingerprint[7] ^= 1
+		for _, other := range []KeyID{ring, version, fingerprint} {
+			s.token.held[other] = s.token.held[s.id]
+			if dek, err := OpenDEK(t.Context(), s.token, profile, other, s.envelope); !errors.Is(err, ErrUnauthentic) {
+				t.Errorf("sealed as %s, opened as %s: %x, %v", s.id, other, dek, err)
+			}
+		}
+	})
+}
+
+// TestAssociatedDataIsInjective: no two of (profile, nonce or salt, key_id) give the same associated data.
+func TestAssociatedDataIsInjective(t *testing.T) {
+	t.Parallel()
+	seen := map[string]string{}
+	for _, profile := range profiles {
+		for _, fill := range []byte{0, 1, 'r', '/'} {
+			for _, ring := range []string{"r", "rr", "r.r", "-"} {
+				for _, version := range []string{"x", "x00", "x72"} {
+					unique := bytes.Repeat([]byte{fill}, profile.uniqueSize())
+					id := KeyID{Ring: ring, Version: version}
+					what := fmt.Sprint(profile, fill, id)
+					data := string(associatedData(profile, unique, id))
+					if other, found := seen[data]; found {
+						t.Errorf("%s and %s have the same associated data", what, other)
+					}
+					seen[data] = what
+				}
+			}
+		}
+	}
+}
+
+// TestDomainsArePrefixFree: what a key authenticates for one purpose cannot pass for another.
+func TestDomainsArePrefixFree(t *testing.T) {
+	t.Parallel()
+	domains := []string{associatedDomain, kdfDomain, fingerprintDomain}
+	for i, a := range domains {
+		for j, b := range domains {
+			if i != j && bytes.HasPrefix([]byte(a), []byte(b)) {
+				t.Errorf("%q begins with %q", a, b)
+			}
+		}
+	}
+	if !bytes.HasPrefix(kdfInput(make([]byte, SaltSize)), []byte(kdfDomain)) || len(fingerprintDomain) != NonceSize {
+		t.Error("the key derivation lacks its domain, or the fingerprint's nonce has a wrong length")
+	}
+}
+
+func TestWrongProfile(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		s := newSealed(t, profile, 32)
+		before := s.token.used(s.id)
+		for _, other := range []Profile{AESGCM + HMACKDF - profile, 0, 3} {
+			if _, err := OpenDEK(t.Context(), s.token, other, s.id, s.envelope); !errors.Is(err, ErrMalformed) {
+				t.Errorf("opened as %s: %v", other, err)
+			}
+		}
+		if _, err := SealDEK(t.Context(), s.token, Profile(3), s.id, s.dek); !errors.Is(err, ErrMalformed) {
+			t.Errorf("sealed in a profile that is reserved: %v", err)
+		}
+		if s.token.used(s.id) != before {
+			t.Error("the token was asked all the same")
+		}
+	})
+}
+
+// TestTokenErrorsComeThrough: what the token says reaches whoever maps it to a code.
+func TestTokenErrorsComeThrough(t *testing.T) {
+	t.Parallel()
+	forProfiles(t, func(t *testing.T, profile Profile) {
+		for _, want := range []error{ErrUnavailable, ErrBusy, ErrPINRefused, ErrUnknownKey, context.DeadlineExceeded} {
+			s := newSealed(t, profile, 32)
+			s.token.failWith(want)
+			if _, err := SealDEK(t.Context(), s.token, profile, s.id, s.dek); !errors.Is(err, want) {
+				t.Errorf("sealing: %v, want %v", err, want)
+			}
+			if _, err := OpenDEK(t.Context(), s.token, profile, s.id, s.envelope); !errors.Is(err, want) {
+				t.Errorf("opening: %v, want %v", err, want)
+			}
+		}
+	})
+}
+
+// TestWrongLengthsFromTheToken: a token that answers too much or too little is at fault, not the ciphertext.
+func TestWrongLengthsFromTheToken(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func([]byte) []byte{
+		func(b []byte) []byte { return b[:len(b)-1] },
+		func(b []byte) []byte { return append(b, 0) },
+		func([]byte) []byte { return nil },
+	} {
+		s := newSealed(t, AESGCM, 32)
+		s.token.encrypt = func(aead cipher.AEAD, nonce, associated, plaintext []byte) ([]byte, error) {
+			return change(aead.Seal(nil, nonce, plaintext, associated)), nil
+		}
+		s.token.decrypt = func(aead cipher.AEAD, nonce, associated, sealed []byte) ([]byte, error) {
+			plaintext, err := aead.Open(nil, nonce, sealed, associated)
+			return change(plaintext), err
+		}
+		if b, err := SealDEK(t.Context(), s.token, AESGCM, s.id, s.dek); !errors.Is(err, ErrSelfTest) {
+			t.Errorf("sealing: %x, %v; want ErrSelfTest", b, err)
+		}
+		if b, err := OpenDEK(t.Context(), s.token, AESGCM, s.id, s.envelope); !errors.Is(err, ErrSelfTest) || b != nil {
+			t.Errorf("opening: %x, %v; want ErrSelfTest", b, err)
+		}
+	}
+}
+
+// TestFingerprintNonceIsNoNonce: whoever can write to etcd must not have the token decrypt under the fingerprint's nonce.
+func TestFingerprintNonceIsNoNonce(t *testing.T) {
+	t.Parallel()
+	s := newSealed(t, AESGCM, 32)
+	envelope, err := sealWith(t.Context(), s.token, AESGCM, s.id, []byte(fingerprintDomain), s.dek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := s.token.used(s.id)
+	if _, err := OpenDEK(t.Context(), s.token, AESGCM, s.id, envelope); !errors.Is(err, ErrMalformed) || s.token.used(s.id) != before {
+		t.Errorf("opening: %v after %d operations; want ErrMalformed after none", err, s.token.used(s.id)-before)
+	}
+}

@@ -1,0 +1,300 @@
+#!/usr/bin/env python3
+"""Makes vectors.json, the test vectors of FORMAT.md: python3 vectors.py > vectors.json
+
+It shares no code with the program: plain Python, standard library only, with its own slow AES (FIPS 197) and GHASH
+(NIST SP 800-38D). It first checks itself against published vectors. Nothing is random: it always makes the same file.
+"""
+import hashlib
+import hmac
+import json
+import sys
+
+NONCE, SALT = 12, 32
+AES_GCM, HMAC_KDF = 1, 2
+FINGERPRINT = b"hsm-kms/fp/1"
+ENVELOPE = b"hsm-kms/envelope/1\x00"
+KDF = b"hsm-kms/kdf/1\x00"
+
+
+# AES-256, FIPS 197 ---------------------------------------------------------------------------------------------------
+
+def times_x(a):
+    return ((a << 1) ^ (0x11B if a & 0x80 else 0)) & 0xFF
+
+
+def field_mul(a, b):
+    out = 0
+    while b:
+        if b & 1:
+            out ^= a
+        a, b = times_x(a), b >> 1
+    return out
+
+
+def make_sbox(box):
+    for x in range(256):
+        inverse = next((y for y in range(256) if field_mul(x, y) == 1), 0)
+        out = 0x63
+        for shift in range(5):
+            out ^= ((inverse << shift) | (inverse >> (8 - shift))) & 0xFF
+        box.append(out)
+    return box
+
+
+SBOX = make_sbox([])
+
+
+def expand(key):
+    words, rcon = [list(key[i:i + 4]) for i in range(0, 32, 4)], 1
+    for i in range(8, 60):
+        w = words[i - 1]
+        if i % 8 == 0:
+            w = [SBOX[b] for b in w[1:] + w[:1]]
+            w[0], rcon = w[0] ^ rcon, times_x(rcon)
+        elif i % 8 == 4:
+            w = [SBOX[b] for b in w]
+        words.append(list(xor(words[i - 8], w)))
+    return [sum(words[i:i + 4], []) for i in range(0, 60, 4)]
+
+
+def aes(key, block):
+    rounds = expand(key)
+    s = xor(block, rounds[0])
+    for number, round_key in enumerate(rounds[1:], 1):
+        s = [SBOX[s[(i + 4 * (i % 4)) % 16]] for i in range(16)]
+        if number < 14:
+            mixed = []
+            for c in range(0, 16, 4):
+                col = s[c:c + 4]
+                for i in range(4):
+                    a, b, d, e = col[i], col[(i + 1) % 4], col[(i + 2) % 4], col[(i + 3) % 4]
+                    mixed.append(times_x(a) ^ times_x(b) ^ b ^ d ^ e)
+            s = mixed
+        s = xor(s, round_key)
+    return s
+
+
+# GCM, NIST SP 800-38D, 96-bit nonce ----------------------------------------------------------------------------------
+
+def ghash(h, data):
+    h, y = int.from_bytes(h, "big"), 0
+    for i in range(0, len(data), 16):
+        x, y, v = y ^ int.from_bytes(data[i:i + 16], "big"), 0, h
+        for bit in range(127, -1, -1):
+            if x >> bit & 1:
+                y ^= v
+            v = (v >> 1) ^ (0xE1 << 120 if v & 1 else 0)
+    return y.to_bytes(16, "big")
+
+
+def pad(data):
+    return data + bytes(-len(data) % 16)
+
+
+def xor(a, b):
+    return bytes(x ^ y for x, y in zip(a, b))
+
+
+def gcm(key, nonce, associated, plaintext):
+    stream = b"".join(aes(key, nonce + (2 + i).to_bytes(4, "big")) for i in range((len(plaintext) + 15) // 16))
+    ciphertext = xor(plaintext, stream)
+    lengths = (len(associated) << 67 | len(ciphertext) << 3).to_bytes(16, "big")
+    tag = ghash(aes(key, bytes(16)), pad(associated) + pad(ciphertext) + lengths)
+    return ciphertext + xor(tag, aes(key, nonce + b"\x00\x00\x00\x01"))
+
+
+def mac(key, data):
+    return hmac.new(key, data, hashlib.sha256).digest()
+
+
+def check_primitives():
+    h = bytes.fromhex
+    # FIPS 197, appendix C.3.
+    assert aes(bytes(range(32)), h("00112233445566778899aabbccddeeff")).hex() == "8ea2b7ca516745bfeafc49904b496089"
+    # The GCM specification (McGrew, Viega), appendix B, test cases 13 and 16.
+    assert gcm(bytes(32), bytes(12), b"", b"").hex() == "530f8afbc74536b9a963b4f1c4cb738b"
+    sealed = gcm(h("feffe9928665731c6d6a8f9467308308" * 2), h("cafebabefacedbaddecaf888"),
+                 h("feedfacedeadbeeffeedfacedeadbeefabaddad2"),
+                 h("d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72"
+                   "1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"))
+    assert sealed[:16].hex() == "522dc1f099567d07f47f37a32a84427d"
+    assert sealed[-16:].hex() == "76fc6ece0f4e1768cddf8853bb2d551b"
+    # RFC 4231, test case 2.
+    assert mac(b"Jefe", b"what do ya want for nothing?").hex().startswith("5bdcc146bf60754e6a042426089575c7")
+
+
+# hsm-kms, FORMAT.md --------------------------------------------------------------------------------------------------
+
+def cka_id(activation_ms, random):
+    head = b"hk1-%012x-%s" % (activation_ms, random.hex().encode())
+    return head + b"-" + checksum(head)
+
+
+def checksum(head):
+    return hashlib.sha256(head).hexdigest()[:8].encode()
+
+
+def fingerprint(profile, key):
+    if profile == HMAC_KDF:
+        return mac(key, FINGERPRINT)[:8]
+    raw = gcm(key, FINGERPRINT, FINGERPRINT, bytes(32))[:32]
+    assert raw == aes(key, FINGERPRINT + b"\x00\x00\x00\x02") + aes(key, FINGERPRINT + b"\x00\x00\x00\x03")
+    return hashlib.sha256(FINGERPRINT + raw).digest()[:8]
+
+
+def header(profile):
+    return bytes([1, profile])
+
+
+def associated(profile, unique, key_id):
+    return ENVELOPE + header(profile) + unique + key_id.encode()
+
+
+def kdf_input(salt):
+    return KDF + header(HMAC_KDF) + salt
+
+
+def seal(profile, key, key_id, unique, dek, aad=None):
+    aad = associated(profile, unique, key_id) if aad is None else aad
+    if profile == AES_GCM:
+        return header(profile) + unique + gcm(key, unique, aad, dek)
+    return header(profile) + unique + gcm(mac(key, kdf_input(unique)), bytes(NONCE), aad, dek)
+
+
+def octets(label, n):
+    """n bytes that look random and are the same in every run."""
+    return b"".join(hashlib.sha256(b"%s/%d" % (label.encode(), i)).digest() for i in range(n // 32 + 1))[:n]
+
+
+NAMES = {AES_GCM: "aes-gcm", HMAC_KDF: "hmac-kdf"}
+KEY, OTHER_KEY = octets("key", 32), octets("other key", 32)
+OWN = cka_id(1767225600000, octets("random", 8)).decode()
+
+
+def key_id(profile, key=KEY, ring="kube-secrets", version=OWN):
+    return "%s/%s/%s" % (ring, version, fingerprint(profile, key).hex())
+
+
+def fingerprints():
+    for profile in (AES_GCM, HMAC_KDF):
+        for name, key in (("key of hash bytes", KEY), ("key of zeros", bytes(32)), ("key of ones", b"\xff" * 32)):
+            yield {"name": "%s: %s" % (NAMES[profile], name), "profile": NAMES[profile], "key": key.hex(),
+                   "fingerprint": fingerprint(profile, key).hex(), "expect": "accept"}
+
+
+def cka_ids():
+    def one(name, text, ms=None):
+        own = ms is not None
+        return {"name": name, "cka_id": text.hex(), "activates_ms": ms,
+               "version": text.decode() if own else "x" + text.hex(), "expect": "accept"}
+
+    for name, ms in (("2026", 1767225600000), ("1970", 0), ("the last that 48 bits can say", 2**48 - 1)):
+        yield one("ours: " + name, cka_id(ms, octets(name, 8)), ms)
+    good = cka_id(1767225600000, octets("random", 8))
+    yield one("foreign: one digit of the time changed", good[:10] + (b"0" if good[10:11] != b"0" else b"1") + good[11:])
+    yield one("foreign: one digit of the checksum changed", good[:-1] + (b"0" if good[-1:] != b"0" else b"1"))
+    upper = good[:4] + b"019B00000C0A" + good[16:33]
+    yield one("foreign: upper-case hex with its own checksum", upper + b"-" + checksum(upper))
+    magic = b"hk2" + good[3:33]
+    yield one("foreign: another magic with its own checksum", magic + b"-" + checksum(magic))
+    yield one("foreign: one byte short", good[:-1])
+    yield one("foreign: one byte more", good + b"0")
+    yield one("foreign: empty", b"")
+    yield one("foreign: one zero byte", b"\x00")
+    yield one("foreign: the 16 ASCII bytes of tpm2_ptool", b"a1b2c3d4e5f60718")
+    yield one("foreign: 64 bytes, the most", octets("id", 64))
+    yield {"name": "65 bytes", "cka_id": octets("id", 65).hex(), "expect": "reject", "reason": "too long"}
+
+
+def key_ids():
+    fp = "0123456789abcdef"
+    for name, ring, version in (
+            ("ours", "kube-secrets", OWN), ("foreign", "kube-secrets", "x01"), ("foreign, empty CKA_ID", "r", "x"),
+            ("longest", "a" * 63, "x" + octets("id", 64).hex()), ("every character of a ring", "abc.xyz-019", OWN)):
+        yield {"name": name, "key_id": "/".join((ring, version, fp)), "ring": ring, "version": version, "fingerprint": fp, "expect": "accept"}
+    bad_sum = OWN[:-1] + ("0" if OWN[-1] != "0" else "1")
+    for name, text in (
+            ("empty", ""), ("two parts", "r/x01"), ("four parts", "r/x01/%s/" % fp), ("no ring", "/x01/" + fp),
+            ("no version", "r//" + fp), ("no fingerprint", "r/x01/"), ("ring of 64", "a" * 64 + "/x01/" + fp),
+            ("ring in capitals", "Ring/x01/" + fp), ("ring with underscore", "a_b/x01/" + fp),
+            ("ring with a byte that is no character", "a\ufffd/x01/" + fp), ("space before", " r/x01/" + fp),
+            ("newline after", "r/x01/%s\n" % fp), ("version of ours with a wrong checksum", "r/%s/%s" % (bad_sum, fp)),
+            ("version of ours in hex", "r/x%s/%s" % (OWN.encode().hex(), fp)), ("foreign version in capitals", "r/xAB/" + fp),
+            ("foreign version of half a byte", "r/x0/" + fp), ("foreign version without x", "r/01/" + fp),
+            ("foreign version of 65 bytes", "r/x%s/%s" % ("00" * 65, fp)), ("fingerprint in capitals", "r/x01/0123456789ABCDEF"),
+            ("fingerprint of 7 bytes", "r/x01/0123456789abcd"), ("fingerprint of 9 bytes", "r/x01/0123456789abcdef00"),
+            ("fingerprint not hex", "r/x01/0123456789abcdeg"), ("257 bytes", "r/x01/" + fp + "0" * 235)):
+        yield {"name": name, "key_id": text, "expect": "reject", "reason": "unknown key_id"}
+
+
+def accepted_envelopes():
+    for profile, size in ((AES_GCM, NONCE), (HMAC_KDF, SALT)):
+        for name, n, version in (("a DEK seed of 32 bytes", 32, OWN), ("one byte", 1, OWN), ("17 bytes", 17, OWN),
+                                 ("512 bytes, the most", 512, OWN), ("a foreign key", 32, "x01"), ("a key of empty CKA_ID", 32, "x")):
+            unique, dek, kid = octets(name + "/unique", size), octets(name + "/dek", n), key_id(profile, version=version)
+            v = {"name": "%s: %s" % (NAMES[profile], name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
+                 "unique": unique.hex(), "dek": dek.hex(), "associated": associated(profile, unique, kid).hex()}
+            if profile == HMAC_KDF:
+                v["kdf_input"] = kdf_input(unique).hex()
+                v["one_time_key"] = mac(KEY, kdf_input(unique)).hex()
+            v["envelope"] = seal(profile, KEY, kid, unique, dek).hex()
+            v["expect"] = "accept"
+            yield v
+
+
+def rejected_envelopes():
+    for profile, size in ((AES_GCM, NONCE), (HMAC_KDF, SALT)):
+        kid, unique, dek = key_id(profile), octets("unique", size), octets("dek", 32)
+        good, other = seal(profile, KEY, kid, unique, dek), AES_GCM + HMAC_KDF - profile
+        aad = associated(profile, unique, kid)
+
+        def reject(name, envelope, reason, kid=kid, profile=profile):
+            return {"name": "%s: %s" % (NAMES[profile], name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
+                    "envelope": envelope.hex(), "expect": "reject", "reason": reason}
+
+        def flip(at):
+            return good[:at] + bytes([good[at] ^ 1]) + good[at + 1:]
+
+        for name, envelope in (
+                ("empty", b""), ("header only", good[:2]), ("cut in the nonce or salt", good[:2 + size - 1]),
+                ("cut before the ciphertext", good[:2 + size]), ("tag only", good[:2 + size] + good[-16:]),
+                ("DEK of 513 bytes", seal(profile, KEY, kid, unique, octets("dek", 513))), ("1025 bytes", good + bytes(1025 - len(good))),
+                ("format version 0", b"\x00" + good[1:]), ("format version 2", b"\x02" + good[1:]),
+                ("profile 0", good[:1] + b"\x00" + good[2:]), ("reserved profile 3", good[:1] + b"\x03" + good[2:]),
+                ("reserved profile 4", good[:1] + b"\x04" + good[2:]), ("profile 255", good[:1] + b"\xff" + good[2:]),
+                ("of the other profile", seal(other, KEY, kid, octets("unique", NONCE + SALT - size), dek))):
+            yield reject(name, envelope, "malformed")
+        if profile == AES_GCM:
+            yield reject("the fingerprint's nonce", seal(profile, KEY, kid, FINGERPRINT, dek), "malformed")
+        else:
+            inner = gcm(mac(KEY, kdf_input(unique)), octets("nonce", NONCE), aad, dek)
+            yield reject("one-time key with another nonce than zero", good[:2 + size] + inner, "unauthentic")
+            inner = gcm(mac(KEY, unique), bytes(NONCE), aad, dek)
+            yield reject("one-time key derived from the salt alone", good[:2 + size] + inner, "unauthentic")
+        for name, envelope in (
+                ("cut by one byte", good[:-1]), ("one byte more", good + b"\x00"), ("tag of 12 bytes", good[:-4]),
+                ("first bit of nonce or salt", flip(2)), ("last bit of nonce or salt", flip(1 + size)), ("ciphertext changed", flip(2 + size)),
+                ("tag changed", flip(len(good) - 1)), ("sealed under another key", seal(profile, OTHER_KEY, kid, unique, dek)),
+                ("no associated data", seal(profile, KEY, kid, unique, dek, b"")),
+                ("associated data without key_id", seal(profile, KEY, "", unique, dek)),
+                ("associated data without domain", seal(profile, KEY, kid, unique, dek, aad[len(ENVELOPE):])),
+                ("sealed as the other profile", seal(profile, KEY, kid, unique, dek, associated(other, unique, kid)))):
+            yield reject(name, envelope, "unauthentic")
+        for name, asked in (("another ring", key_id(profile, ring="kube-secret")), ("another version", key_id(profile, version="x01")),
+                            ("another fingerprint", key_id(profile, key=OTHER_KEY))):
+            yield reject("opened as of " + name, good, "unauthentic", asked)
+
+
+def main():
+    check_primitives()
+    out = {
+        "comment": "Made by vectors.py. FORMAT.md says what the fields mean. All bytes are in hex.",
+        "fingerprints": list(fingerprints()),
+        "ckaIDs": list(cka_ids()),
+        "keyIDs": list(key_ids()),
+        "envelopes": list(accepted_envelopes()) + list(rejected_envelopes()),
+    }
+    sys.stdout.buffer.write((json.dumps(out, indent=1, ensure_ascii=True) + "\n").encode())
+
+
+main()

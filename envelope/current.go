@@ -59,16 +59,12 @@ type choice struct {
 // current then if it is there, because its place is proven.
 func choose(versions []Version, now time.Time, floor KeyID) choice {
 	var c choice
-	var kept *Version
 	for i := len(versions) - 1; i >= 0; i-- {
 		v := &versions[i]
 		if !floor.IsZero() && compareIDs(v.ID, floor) < 0 {
 			break
 		}
 		isFloor := v.ID == floor
-		if isFloor {
-			kept = v
-		}
 		if !isFloor && !due(versions, i, now, floor) {
 			continue
 		}
@@ -85,9 +81,18 @@ func choose(versions []Version, now time.Time, floor KeyID) choice {
 	}
 	if rivals := rivalsOf(versions, c.current); rivals != "" {
 		c.problem = fmt.Errorf("%w: %s could be meant as well as %s", ErrAmbiguous, rivals, c.current.ID)
-		c.current = kept
+		c.current = find(versions, floor)
 	}
 	return c
+}
+
+// find is the version of that key_id; nil: none.
+func find(versions []Version, id KeyID) *Version {
+	i := slices.IndexFunc(versions, func(v Version) bool { return v.ID == id })
+	if i < 0 {
+		return nil
+	}
+	return &versions[i]
 }
 
 // due tells whether versions[i] may be current at now by the clock.

@@ -22,11 +22,11 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Library is a loaded module. Loading one twice gives the same module instance, and two Libraries of one
-// module share its initialisation and its logins: whoever loads must see to it that there is one.
+// Library is a loaded module. Loading one twice gives, with most modules, the same module instance, and two
+// Libraries of one module share its initialisation and its logins: whoever loads must see to it that there is one.
 type Library struct {
 	ctx      *pkcs11.Ctx
-	list     unsafe.Pointer // the module's CK_FUNCTION_LIST, static there
+	list     unsafe.Pointer // the CK_FUNCTION_LIST that ctx calls through too
 	reserved unsafe.Pointer // C memory: pReserved of C_Initialize, or nil
 	hook     Hook
 }
@@ -34,6 +34,23 @@ type Library struct {
 // Load opens the module at path. It is never unloaded: modules have threads and exit handlers of their own.
 // reserved is handed to C_Initialize as pReserved ("" for none): NSS softokn takes its parameters there.
 func Load(path, reserved string) (*Library, error) {
+	if _, err := functionList(path); err != nil {
+		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, err)
+	}
+	ctx := pkcs11.New(path)
+	if ctx == nil {
+		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, errors.New("it was loaded once and would not load again"))
+	}
+	library := &Library{ctx: ctx, list: listOf(ctx), hook: func(string, RV, time.Duration) {}}
+	if reserved != "" {
+		library.reserved = unsafe.Pointer(C.CString(reserved))
+	}
+	return library, nil
+}
+
+// functionList asks the module at path for its function list; the error says why there is none, which miekg's own
+// loading does not.
+func functionList(path string) (unsafe.Pointer, error) {
 	name := C.CString(path)
 	defer C.free(unsafe.Pointer(name))
 	var why *C.char
@@ -41,19 +58,20 @@ func Load(path, reserved string) (*Library, error) {
 	list := C.crossing_load(name, &why, &rv)
 	switch {
 	case why != nil:
-		return nil, fmt.Errorf("loading PKCS#11 module %s: %s", path, C.GoString(why))
+		return nil, errors.New(C.GoString(why))
 	case list == nil:
-		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, &Error{"C_GetFunctionList", RV(rv)})
+		return nil, &Error{"C_GetFunctionList", RV(rv)}
 	}
-	ctx := pkcs11.New(path)
-	if ctx == nil {
-		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, errors.New("it was loaded once and would not load again"))
-	}
-	library := &Library{ctx: ctx, list: list, hook: func(string, RV, time.Duration) {}}
-	if reserved != "" {
-		library.reserved = unsafe.Pointer(C.CString(reserved))
-	}
-	return library, nil
+	return list, nil
+}
+
+// listOf is the function list that ctx calls through. p11-kit's client module gives every caller of C_GetFunctionList
+// an instance of its own, with an initialisation and sessions of its own, so the crossings must go through this one
+// and not through a second. miekg/pkcs11 does not export it: a Ctx is one pointer to the C struct
+// {void *handle; CK_FUNCTION_LIST_PTR sym;} (v1.1.2, pkcs11.go), which a test holds it to.
+func listOf(ctx *pkcs11.Ctx) unsafe.Pointer {
+	type cContext struct{ handle, list unsafe.Pointer }
+	return (*(**cContext)(unsafe.Pointer(ctx))).list
 }
 
 // With is the same library, its calls reported to hook.

@@ -1,0 +1,70 @@
+package hsmtest
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// generateReserved makes an AES key on a token whose module wants a parameter string at C_Initialize (NSS softokn),
+// which hsm.Generate cannot give it: crypto11 has no place for one. It runs in a process that ends after it.
+func (e errand) generateReserved() error {
+	module := pkcs11.New(e.Token.Module)
+	if module == nil {
+		return fmt.Errorf("loading %s", e.Token.Module)
+	}
+	// C_Initialize keeps no pointer into the string, and the process ends soon.
+	reserved := append([]byte(e.Token.Reserved), 0)
+	if err := module.Initialize(pkcs11.InitializeWithReserved(unsafe.Pointer(&reserved[0]))); err != nil {
+		return fmt.Errorf("initialising: %w", err)
+	}
+	defer module.Finalize() //nolint:errcheck // the process ends
+	slot, err := slotOf(module, e.Token.Label)
+	if err != nil {
+		return err
+	}
+	session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return fmt.Errorf("opening session: %w", err)
+	}
+	pin, err := os.ReadFile(e.Token.PINFile)
+	if err != nil {
+		return fmt.Errorf("reading the PIN: %w", err)
+	}
+	if err := module.Login(session, pkcs11.CKU_USER, strings.TrimSpace(string(pin))); err != nil {
+		return fmt.Errorf("logging in: %w", err)
+	}
+	template := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, e.Ring),
+		pkcs11.NewAttribute(pkcs11.CKA_ID, e.CKAID),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true),
+		pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
+	}
+	if _, err := module.GenerateKey(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, template); err != nil {
+		return fmt.Errorf("generating a key: %w", err)
+	}
+	return nil
+}
+
+func slotOf(module *pkcs11.Ctx, label string) (uint, error) {
+	slots, err := module.GetSlotList(true)
+	if err != nil {
+		return 0, fmt.Errorf("listing slots: %w", err)
+	}
+	for _, slot := range slots {
+		if info, err := module.GetTokenInfo(slot); err == nil && strings.TrimRight(info.Label, " \x00") == label {
+			return slot, nil
+		}
+	}
+	return 0, fmt.Errorf("no token %q", label)
+}

@@ -1,0 +1,205 @@
+// Package hsmtest is what any PKCS#11 module must do for hsm-kms: one suite, run here over every token that can be
+// had, and by anyone over hardware of their own (docs/hsm-support.md). It goes through package hsm alone, as the
+// program does. Only the suite and what drives a token for it may live here; faults that a test provokes itself are
+// in the tests.
+package hsmtest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+)
+
+// Subject is the token under test.
+type Subject struct {
+	Common hsm.Config
+	Token  hsm.TokenConfig
+	// MakeKey makes a key of the ring by the vendor's tool, in a process of its own. nil: hsm.Generate in a process
+	// of its own, for which the test binary's TestMain calls Main.
+	MakeKey func(ctx context.Context, ring string, ckaID []byte) error
+	// ForeignKeys: the token stands in for one whose keys must exist already, so none is made.
+	ForeignKeys bool
+	// WrongPIN: a wrong PIN may be tried on it, once. Never on hardware that somebody needs.
+	WrongPIN bool
+	// BlindToNewKeys: the module shows a key that another process made only after it was initialised anew.
+	BlindToNewKeys bool
+}
+
+// Run holds the token against the suite. The subtests run one after the other, because a module is initialised once
+// in a process, and leave no session open. Keys that it makes stay on the token.
+func Run(t *testing.T, s Subject) {
+	t.Helper()
+	s = s.withDefaults(t)
+	ensureKey(t, s)
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T, Subject)
+	}{
+		{"ring", testRing},
+		{"self-test", testSelfTest},
+		{"sizes", testSizes},
+		{"tampering", testTampering},
+		{"unknown key", testUnknownKey},
+		{"concurrency", testConcurrency},
+		{"deadlines", testDeadlines},
+		{"live ring", testLiveRing},
+		{"other profile", testOtherProfile},
+		{"wrong PIN", testWrongPIN},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.run(t, s) })
+	}
+}
+
+func (s Subject) withDefaults(t *testing.T) Subject {
+	t.Helper()
+	if s.Common.Ring == "" {
+		s.Common.Ring = "hsmtest"
+	}
+	if s.Common.StateDir == "" {
+		s.Common.StateDir = t.TempDir()
+	}
+	if s.Token.Name == "" {
+		s.Token.Name = "subject"
+	}
+	if s.Token.MaxSessions == 0 {
+		s.Token.MaxSessions = 4
+	}
+	if s.Token.CallTimeout == 0 {
+		s.Token.CallTimeout = 2 * time.Second
+	}
+	return s
+}
+
+// ensureKey sees to it that the ring has a key that is served.
+func ensureKey(t *testing.T, s Subject) {
+	t.Helper()
+	served, refused := countKeys(t, s)
+	if served == 0 && !s.ForeignKeys {
+		s.AddKey(t, time.Now().Add(-time.Minute))
+		served, refused = countKeys(t, s)
+	}
+	if served == 0 {
+		t.Fatalf("the ring %s has no usable key; refused: %q", s.Common.Ring, refused)
+	}
+}
+
+// countKeys tells how many keys of the ring are served, and why others are not.
+func countKeys(t *testing.T, s Subject) (served int, refused []string) {
+	t.Helper()
+	d := Start(t, s)
+	defer d.Close()
+	d.mustConnect()
+	for _, key := range d.mustKeys() {
+		if key.Refused == "" {
+			served++
+		} else {
+			refused = append(refused, fmt.Sprintf("%s: %s (%+v)", key.CKAID, key.Refused, key.Attributes))
+		}
+	}
+	return served, refused
+}
+
+// AddKey makes a key that is current from activation on, in another process, and returns its CKA_ID.
+func (s Subject) AddKey(t *testing.T, activation time.Time) []byte {
+	t.Helper()
+	id, err := envelope.NewCKAID(activation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	makeKey := s.MakeKey
+	if makeKey == nil {
+		makeKey = s.generateElsewhere
+	}
+	if err := makeKey(t.Context(), s.Common.Ring, id); err != nil {
+		t.Fatalf("making a key: %v", err)
+	}
+	return id
+}
+
+// errand is what another process of the test binary is to do for this one.
+type errand struct {
+	Token    hsm.TokenConfig
+	Ring     string
+	Profile  envelope.Profile
+	StateDir string
+	CKAID    []byte // the key to make; nil: log in only
+}
+
+const errandMark = "HSM_KMS_TEST_ERRAND"
+
+// Main does the errand that this process was started for, if any, and ends it; else it runs the tests.
+func Main(m *testing.M) {
+	text := os.Getenv(errandMark)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	var e errand
+	err := json.Unmarshal([]byte(text), &e)
+	if err == nil {
+		err = e.do()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func (e errand) do() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	common := hsm.Config{Ring: e.Ring, Profile: e.Profile, StateDir: e.StateDir}
+	switch {
+	case e.CKAID != nil && e.Token.Reserved != "":
+		return e.generateReserved()
+	case e.CKAID != nil:
+		return hsm.Generate(ctx, common, e.Token, e.CKAID)
+	}
+	set, err := hsm.Open(common, []hsm.TokenConfig{e.Token})
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		set.Run(ctx)
+	}()
+	err = set.Connected(ctx)[0]
+	stop()
+	<-ended
+	return err
+}
+
+func (s Subject) generateElsewhere(ctx context.Context, ring string, ckaID []byte) error {
+	return s.errand(ctx, errand{Token: s.Token, Ring: ring, Profile: s.Common.Profile, StateDir: s.Common.StateDir, CKAID: ckaID})
+}
+
+// LogInElsewhere connects in another process, as a restart of the plugin does, and returns what that said.
+func (s Subject) LogInElsewhere(ctx context.Context) error {
+	return s.errand(ctx, errand{Token: s.Token, Ring: s.Common.Ring, Profile: s.Common.Profile, StateDir: s.Common.StateDir})
+}
+
+func (s Subject) errand(ctx context.Context, e errand) error {
+	text, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("describing an errand: %w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding the test binary: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Env = append(os.Environ(), errandMark+"="+string(text))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("in another process: %w: %s", err, out)
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+package hsmtest_test
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/tokens"
+)
+
+func TestMain(m *testing.M) { hsmtest.Main(m) }
+
+// subject is a throw-away token as the suite wants it.
+func subject(t *testing.T, token *tokens.Token) hsmtest.Subject {
+	t.Helper()
+	profile, err := envelope.ParseProfile(token.Profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hsmtest.Subject{
+		Common: hsm.Config{Ring: "kube-secrets", Profile: profile, StateDir: t.TempDir()},
+		Token: hsm.TokenConfig{
+			Name: "hsm-a", Module: token.Module, Reserved: token.Reserved, Label: token.Label, PINFile: token.PINFile,
+			MaxSessions: 4, CallTimeout: callTimeout,
+		},
+		MakeKey:  token.MakeKey,
+		WrongPIN: true,
+	}
+}
+
+// softHSM is a plain SoftHSM token, in a process that Apart made.
+func softHSM(t *testing.T, profile string) (*softhsm.Token, hsmtest.Subject) {
+	t.Helper()
+	token := softhsm.ForTest(t, "k8s")
+	if err := os.Setenv("SOFTHSM2_CONF", token.Conf()); err != nil {
+		t.Fatal(err)
+	}
+	return token, subject(t, &tokens.Token{Module: token.Module, Label: token.Label, PINFile: token.PINFile, Profile: profile})
+}
+
+func TestSoftHSMWithGCM(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	_, s := softHSM(t, "aes-gcm")
+	hsmtest.Run(t, s)
+}
+
+func TestSoftHSMWithHMAC(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	_, s := softHSM(t, "hmac-kdf")
+	hsmtest.Run(t, s)
+}
+
+func TestOpencryptoki(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	hsmtest.Run(t, subject(t, tokens.Opencryptoki(t)))
+}
+
+func TestNSS(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	s := subject(t, tokens.NSS(t))
+	s.Common.AllowImportedKeys = true // softokn says CKA_LOCAL false of keys that it made itself
+	hsmtest.Run(t, s)
+}
+
+func TestP11KitRemote(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	hsmtest.Run(t, subject(t, tokens.P11Kit(t).Token))
+}
+
+func TestTPM(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	s := subject(t, tokens.TPM(t))
+	s.BlindToNewKeys = true
+	hsmtest.Run(t, s)
+}
+
+// callTimeout leaves room for the race detector on a loaded machine.
+const callTimeout = 2 * time.Second

@@ -1,0 +1,11 @@
+// Package metrics counts what the plugin does and shows it to Prometheus, and answers the two health checks of
+// a supervisor. Only that belongs here: names, labels, the counting, the HTTP server. What a number means for
+// an operator is in docs/operations.md, and a test keeps the two together.
+//
+// Every name begins with hsm_kms_. The registry is our own, so that no library adds to it. Labels take values
+// from lists of ours, from the configuration or from the ring; none that a peer could choose, because each new
+// value is memory for good. Counting is on the path of a request: it allocates nothing and takes no lock.
+//
+// Files: metrics (the registry), calls (HSM calls), requests (operations, probes, peers), collect (what is
+// asked for at a scrape: ring, tokens, audit trail), http.
+package metrics

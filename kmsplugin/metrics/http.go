@@ -1,0 +1,112 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
+)
+
+// Bounds of the server: it is for a scraper and a supervisor, and must not become a way to use memory up.
+const (
+	maxConnections = 16
+	maxHeader      = 8 << 10 // bytes
+	headerTimeout  = 2 * time.Second
+	readTimeout    = 5 * time.Second
+	writeTimeout   = 10 * time.Second
+	idleTimeout    = time.Minute
+	stopTimeout    = 2 * time.Second
+)
+
+// Handler answers /metrics, /livez (the process works; the HSM does not count) and /readyz (ready says that
+// Status would be ok). Both health checks answer in fixed words: whoever asks here was not checked.
+func (m *Metrics) Handler(ready func() bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		ErrorHandling:       promhttp.ContinueOnError,
+		MaxRequestsInFlight: 4,
+		Timeout:             readTimeout,
+	}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready() {
+			answer(w, http.StatusServiceUnavailable, "not ready: hsm-kms status and the log say why")
+			return
+		}
+		answer(w, http.StatusOK, "ok")
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_, _ = fmt.Fprintln(w, text) // the client is gone: nobody to tell
+}
+
+// Server is the HTTP server. A nil Server is one that is switched off.
+type Server struct {
+	listener net.Listener
+	server   *http.Server
+}
+
+// Listen opens address (host:port) for handler. An empty address switches it off: nil, nil.
+func Listen(ctx context.Context, address string, handler http.Handler) (*Server, error) {
+	if address == "" {
+		return nil, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, hint.Wrap(fmt.Errorf("opening http.address: %w", err), `choose another address or port, or "" for none`)
+	}
+	return &Server{
+		listener: netutil.LimitListener(listener, maxConnections),
+		server: &http.Server{
+			Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
+			WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+			ErrorLog: log.New(io.Discard, "", 0), // what a port scanner sends is no news
+		},
+	}, nil
+}
+
+// Addr is where it listens; "" when it is switched off.
+func (s *Server) Addr() string {
+	if s == nil {
+		return ""
+	}
+	return s.listener.Addr().String()
+}
+
+// Run serves until ctx ends, lets requests finish for a moment, and returns what went wrong. Switched off, it
+// waits for ctx.
+func (s *Server) Run(ctx context.Context) error {
+	if s == nil {
+		<-ctx.Done()
+		return nil
+	}
+	stopped := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		err := s.server.Shutdown(limit)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = s.server.Close()
+		}
+		stopped <- err
+	})
+	err := s.server.Serve(s.listener)
+	if !errors.Is(err, http.ErrServerClosed) {
+		stop()
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	return <-stopped
+}

@@ -6,6 +6,8 @@
 #
 #   test/tools/need.sh              SoftHSM, C compiler
 #   test/tools/need.sh shellcheck   and these too (shellcheck, opensc)
+#   test/tools/need.sh tokens       and the other tokens of test/tokens: Debian with root only, elsewhere their tests are
+#                                   skipped and say so
 set -euo pipefail
 
 # The folders of test/softhsm/module.go. Keep the two lists equal: what this script accepts, the tests must find.
@@ -38,6 +40,7 @@ present() {
 	cc) has gcc || has cc || has clang ;;
 	opensc) has pkcs11-tool ;;
 	shellcheck) has shellcheck ;;
+	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext ;;
 	*) echo "need.sh: I know nothing of '$1'" >&2 && exit 2 ;;
 	esac
 }
@@ -51,13 +54,22 @@ package() {
 	apt:cc) echo gcc libc6-dev ;;
 	apk:cc) echo gcc musl-dev ;;
 	dnf:cc | brew:cc) echo gcc ;;
+	apt:tokens)
+		echo opencryptoki libnss3-tools p11-kit p11-kit-modules libtpm2-pkcs11-1 libtpm2-pkcs11-tools \
+			swtpm swtpm-tools libtss2-tcti-swtpm0 tpm2-tools
+		;;
 	*) echo "$2" ;;
 	esac
 }
 
 missing=()
 for name in softhsm cc "$@"; do
-	present "$name" || missing+=("$name")
+	present "$name" && continue
+	if [[ $name == tokens ]] && { ! has apt-get || [[ $(id -u) -ne 0 ]]; }; then
+		echo "need.sh: the tokens of test/tokens are installed on Debian by root only; the tests of those missing are skipped" >&2
+		continue
+	fi
+	missing+=("$name")
 done
 [[ ${#missing[@]} -eq 0 ]] && exit 0
 

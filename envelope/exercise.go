@@ -43,7 +43,7 @@ func (r *Ring) Exercise(ctx context.Context) error {
 func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
 	generation := token.Generation()
 	if generation == 0 {
-		return fmt.Errorf("token %s: %w", token.Name(), ErrUnavailable)
+		return problemOf(token)
 	}
 	view := r.View()
 	served := 0
@@ -55,8 +55,10 @@ func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
 	for i := served - 1; i >= 0; i-- {
 		v := &view.Versions[i]
 		isCurrent := view.Current != nil && v.ID == view.Current.ID
+		// The earliest stands in when all are in the future.
+		standsIn := view.Current == nil && (i == 0 || !v.Activation.After(r.cfg.Now()))
 		if !isCurrent && r.isProven(v.ID, token.Name(), generation) {
-			if view.Current == nil && !v.Activation.After(r.cfg.Now()) {
+			if standsIn {
 				return nil
 			}
 			continue
@@ -66,7 +68,7 @@ func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
 		switch {
 		case isCurrent:
 			return wrapToken(token, v.ID, err)
-		case err == nil && view.Current == nil && !v.Activation.After(r.cfg.Now()):
+		case err == nil && standsIn:
 			return nil
 		case isHSMAway(err):
 			return wrapToken(token, v.ID, err)
@@ -78,6 +80,14 @@ func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
 		failure = view.Problem
 	}
 	return failure
+}
+
+// problemOf is why a token without a generation cannot be used; it may have come back in between.
+func problemOf(token Token) error {
+	if err := token.Problem(); err != nil {
+		return err
+	}
+	return fmt.Errorf("token %s: %w: it has only just been connected", token.Name(), ErrUnavailable)
 }
 
 func wrapToken(token Token, id KeyID, err error) error {

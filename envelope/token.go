@@ -29,6 +29,8 @@ type Token interface {
 	// every recovery and is 0 while the token cannot be used. What was proven of a key counts for the
 	// generation in which it was proven.
 	Generation() uint64
+	// Problem is why the token cannot be used, without asking it; nil: it can (Generation is not 0).
+	Problem() error
 	// Keys reads the ring from the token: every secret key that bears its label, those that are not
 	// served (Key.Refused) included, in no particular order.
 	Keys(ctx context.Context) ([]Key, error)

@@ -23,8 +23,11 @@ var errVanished = errors.New("all keys have vanished from the token")
 // connect makes a generation: slot, session, login, keys, self-test. It runs under the module's lock and the
 // token's control, on a goroutine that may outlive its caller; nobody but itself has seen the generation.
 func (t *Token) connect(ctx context.Context, api p11.API, fresh bool) (*generation, error) {
-	t.closeRetired(api)
 	if err := t.mod.initialize(api); err != nil {
+		return nil, err
+	}
+	if err := t.closeRetired(api); err != nil {
+		t.noteUnclean()
 		return nil, err
 	}
 	slot, info, err := t.findSlot(api)
@@ -38,8 +41,8 @@ func (t *Token) connect(ctx context.Context, api p11.API, fresh bool) (*generati
 	reader := t.reader(api, slot, session)
 	gen, err := t.furnish(ctx, api, reader, info, fresh)
 	if err != nil {
-		if !sessionIsGone(err) {
-			_ = api.CloseSession(reader.session) // the failure is reported already
+		if closeErr := closeSession(api, reader.session); closeErr != nil || reader.unclean {
+			t.noteUnclean()
 		}
 		return nil, err
 	}
@@ -147,7 +150,7 @@ func (t *Token) login(ctx context.Context, api p11.API, s p11.Session, info pkcs
 	if err != nil {
 		return fmt.Errorf("reading session info: %w", err)
 	}
-	if state.State == pkcs11.CKS_RO_USER_FUNCTIONS || state.State == pkcs11.CKS_RW_USER_FUNCTIONS {
+	if loggedIn(state) {
 		return nil
 	}
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
@@ -167,13 +170,29 @@ func (t *Token) login(ctx context.Context, api p11.API, s p11.Session, info pkcs
 	})
 	switch {
 	case err == nil:
-		return nil
+		return mustBeLoggedIn(api, s)
 	case errors.Is(err, latch.ErrStands), faultOf(err) == faultPIN:
 		return pinRefused(err)
 	case errors.Is(err, latch.ErrState):
 		return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write")
 	}
 	return fmt.Errorf("logging in: %w", err)
+}
+
+func loggedIn(state pkcs11.SessionInfo) bool {
+	return state.State == pkcs11.CKS_RO_USER_FUNCTIONS || state.State == pkcs11.CKS_RW_USER_FUNCTIONS
+}
+
+// mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys.
+func mustBeLoggedIn(api p11.API, s p11.Session) error {
+	state, err := api.SessionInfo(s)
+	if err != nil {
+		return fmt.Errorf("reading session info: %w", err)
+	}
+	if !loggedIn(state) {
+		return errors.New("logging in: the token reports success, and the session is not logged in")
+	}
+	return nil
 }
 
 // mayLogin looks at the token's own login counters first (PKCS#11 v2.40, section 4.5, CK_TOKEN_INFO flags).

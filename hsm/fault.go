@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/miekg/pkcs11"
 
@@ -60,8 +61,7 @@ func faultOf(err error) fault {
 	return faultData
 }
 
-// sessionIsGone tells whether the session of a failed call no longer exists. Such a handle must not be
-// closed: its number may be another session's by now.
+// sessionIsGone tells whether C_CloseSession failed because there is nothing to close.
 func sessionIsGone(err error) bool {
 	rv, ok := p11.RVOf(err)
 	if !ok {
@@ -69,10 +69,20 @@ func sessionIsGone(err error) bool {
 	}
 	switch rv {
 	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
-		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT:
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SLOT_ID_INVALID:
 		return true
 	}
 	return false
+}
+
+// closeSession closes a session that may be dead already. It is done even when a call just said that the
+// session is gone: closing a number that another session got meanwhile costs that one a retry, and leaving
+// open what is not gone would use the token up.
+func closeSession(api p11.API, s p11.Session) error {
+	if err := api.CloseSession(s); err != nil && !sessionIsGone(err) {
+		return fmt.Errorf("closing session: %w", err)
+	}
+	return nil
 }
 
 // hasRV tells whether err carries the return value rv.

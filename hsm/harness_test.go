@@ -154,4 +154,3 @@ func (l *logLines) String() string {
 	defer l.mu.Unlock()
 	return string(l.text)
 }
-

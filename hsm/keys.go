@@ -41,6 +41,7 @@ type keyReader struct {
 	ring    string
 	profile envelope.Profile
 	allow   bool // imported keys
+	unclean bool // a session was left open
 }
 
 // replace opens a new session before it closes the old one: when the last one closes, the login goes with it.
@@ -49,8 +50,12 @@ func (r *keyReader) replace() error {
 	if err != nil {
 		return fmt.Errorf("replacing session: %w", err)
 	}
-	_ = r.api.CloseSession(r.session) // its state is unknown, and it is not used again
+	old := r.session
 	r.session = s
+	if err := closeSession(r.api, old); err != nil {
+		r.unclean = true
+		return err
+	}
 	return nil
 }
 

@@ -97,12 +97,15 @@ func (m *module) finalize(ctx context.Context, self *call, api p11.API, why stri
 	}
 	defer resume()
 	for _, t := range m.tokens {
-		t.closeRetired(api)
+		_ = t.closeRetired(api) // C_Finalize closes what this cannot
 	}
-	m.initialized = false
 	err = api.Finalize()
 	if err != nil && !hasRV(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
 		return fmt.Errorf("finalising module %s: %w", m.path, err)
+	}
+	m.initialized = false
+	for _, t := range m.tokens {
+		t.forgetRetired()
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 		if err == nil {
 			return out, nil
 		}
-		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) {
+		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) {
 			return nil, err
 		}
 		f := faultOf(err)
@@ -176,6 +176,9 @@ func (t *Token) once(ctx context.Context, gen *generation, held *heldKey, op ope
 // whatever came out is thrown away.
 var errStale = errors.New("the connection was replaced meanwhile")
 
+// errUnclosed: the token will not close sessions, and no more may be opened beside them.
+var errUnclosed = errors.New("as many sessions as maxSessions allows are in use or will not close")
+
 // fly is the part of an operation that is inside the module, on a goroutine of its own.
 func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fresh bool, c *call) (out []byte, err error) {
 	defer t.releasePermit()
@@ -207,7 +210,11 @@ func (t *Token) session(gen *generation, fresh bool) (p11.Session, error) {
 	gen.mu.Lock()
 	n := len(gen.idle)
 	if n == 0 {
+		full := len(t.permits)+len(gen.unclosed) > t.cfg.MaxSessions
 		gen.mu.Unlock()
+		if full {
+			return 0, errUnclosed
+		}
 		return t.openSession(gen)
 	}
 	s := gen.idle[n-1]
@@ -216,7 +223,7 @@ func (t *Token) session(gen *generation, fresh bool) (p11.Session, error) {
 	if !fresh {
 		return s, nil
 	}
-	_ = t.api.CloseSession(s) // perhaps dead already, and never worth an error
+	t.discard(gen, s)
 	return t.openSession(gen)
 }
 
@@ -259,9 +266,20 @@ func (t *Token) putBack(gen *generation, s p11.Session, err error) {
 		gen.idle = append(gen.idle, s)
 	}
 	gen.mu.Unlock()
-	if !keep && !sessionIsGone(err) {
-		_ = t.api.CloseSession(s) // the session is of no use either way
+	if !keep {
+		t.discard(gen, s)
 	}
+}
+
+// discard closes a working session. One that the token will not close goes on counting against maxSessions
+// until it is closed after all, or the module is finalised.
+func (t *Token) discard(gen *generation, s p11.Session) {
+	if closeSession(t.api, s) == nil {
+		return
+	}
+	gen.mu.Lock()
+	gen.unclosed = append(gen.unclosed, s)
+	gen.mu.Unlock()
 }
 
 func (g *generation) ended() bool {

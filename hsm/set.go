@@ -127,6 +127,19 @@ func (s *Set) Generation() uint64 {
 	return 0
 }
 
+// Problem implements envelope.Token: what is wrong with each token when none can be used.
+func (s *Set) Problem() error {
+	var errs []error
+	for _, t := range s.tokens {
+		err := t.Problem()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // Keys implements envelope.Token: those of the first token that can be read.
 func (s *Set) Keys(ctx context.Context) ([]envelope.Key, error) {
 	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]envelope.Key, error) { return t.Keys(ctx) })

@@ -40,7 +40,7 @@ func (t *Token) run(ctx context.Context) {
 			t.lookInto(ctx)
 			continue
 		}
-		err := t.attempt(ctx, anew)
+		err := t.attempt(ctx, anew || t.isUnclean())
 		if err == nil {
 			continue
 		}
@@ -66,6 +66,9 @@ func (t *Token) connected() bool {
 // needsInit tells whether the module must be initialised anew before the next attempt. A refused PIN or a call
 // that hangs is not cured by it; a sound neighbour in the module is disturbed rarely.
 func (t *Token) needsInit(err error) bool {
+	if t.isUnclean() {
+		return true
+	}
 	if errors.Is(err, envelope.ErrPINRefused) || errors.Is(err, ErrConfiguration) || isAway(err) {
 		return false
 	}
@@ -143,6 +146,7 @@ func (t *Token) noteTried() {
 
 // lookInto acts on what was suspected of the present generation, and on an open circuit.
 func (t *Token) lookInto(ctx context.Context) {
+	t.tidy(ctx)
 	t.mu.Lock()
 	gen, suspect := t.gen, t.suspect
 	t.mu.Unlock()
@@ -176,6 +180,27 @@ func (t *Token) lookInto(ctx context.Context) {
 	}
 }
 
+// tidy closes sessions that would not close before. When half of them will not, the module is initialised anew.
+func (t *Token) tidy(ctx context.Context) {
+	t.mu.Lock()
+	gen := t.gen
+	t.mu.Unlock()
+	if gen == nil || gen.leftOpen() == 0 {
+		return
+	}
+	err := t.onControl(ctx, "closing sessions", func() {}, func(api p11.API, _ *call) error { return gen.closeUnclosed(api) })
+	if err != nil && !isAway(err) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
+		t.noteUnclean()
+		t.drop(err.Error())
+	}
+}
+
+func (g *generation) leftOpen() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.unclosed)
+}
+
 // check is the independent look at a generation: a session of its own, and the newest key used in every
 // direction.
 func (t *Token) check(ctx context.Context, gen *generation) error {
@@ -193,8 +218,9 @@ func (t *Token) check(ctx context.Context, gen *generation) error {
 			}
 			break // one key shows what the token can do
 		}
-		if err == nil || !sessionIsGone(err) {
-			_ = api.CloseSession(s) // what matters was said by the key's use
+		if closeErr := closeSession(api, s); closeErr != nil {
+			t.noteUnclean()
+			return errors.Join(err, closeErr)
 		}
 		return err
 	})
@@ -216,6 +242,9 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 		old := gen.table.Load()
 		read, err := reader.read(old)
 		gen.control = reader.session
+		if reader.unclean {
+			t.noteUnclean()
+		}
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,7 @@ type Token struct {
 	retired   []*generation // dropped, and their idle sessions not closed yet
 	forgiven  int           // hanging calls that a half-open check has shown to be of no weight
 	burned    int           // permits taken out because the token itself refused that many sessions
+	unclean   bool          // a session was left open: only C_Finalize ends it
 	hadKeys   bool          // the last generation that was believed held keys
 }
 
@@ -82,9 +84,11 @@ type generation struct {
 	control p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
 	table   atomic.Pointer[table]
 
-	mu     sync.Mutex
-	idle   []p11.Session
-	closed bool // its sessions are closed as they come back
+	mu       sync.Mutex
+	idle     []p11.Session
+	unclosed []p11.Session // of no use, and C_CloseSession failed for them
+	closed   bool          // its sessions are closed as they come back
+	parted   bool          // the control session is closed, or among the unclosed
 }
 
 func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
@@ -129,14 +133,21 @@ func (t *Token) Generation() uint64 {
 	return t.gen.number
 }
 
-// Problem is why the token cannot be used; nil: it can.
+// Problem implements envelope.Token.
 func (t *Token) Problem() error {
+	if t.circuitOpen() {
+		return t.hangs()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.gen != nil {
 		return nil
 	}
 	return t.unavailable()
+}
+
+func (t *Token) hangs() error {
+	return fmt.Errorf("token %s: %w: calls hang in its module, and no more are made until one returns", t.cfg.Name, envelope.ErrUnavailable)
 }
 
 // unavailable wraps the cause so that callers see the sentinel that fits; t.mu is held.
@@ -152,7 +163,7 @@ func (t *Token) unavailable() error {
 func (t *Token) ready(ctx context.Context) (*generation, error) {
 	for {
 		if t.circuitOpen() {
-			return nil, fmt.Errorf("token %s: %w: calls hang in its module and no more are made until one returns", t.cfg.Name, envelope.ErrUnavailable)
+			return nil, t.hangs()
 		}
 		t.mu.Lock()
 		gen, suspect, cause, changed := t.gen, t.suspect, t.cause, t.changed
@@ -214,23 +225,73 @@ func (t *Token) drop(why string) {
 	})
 }
 
-// closeRetired closes what dropped generations left open. It comes before any session is opened anew: a
-// module may give a dead session's number to a new one, and that one would be closed instead.
-func (t *Token) closeRetired(api p11.API) {
+// closeRetired closes what dropped generations left open, before any session is opened anew. It fails when the
+// token will not close one: only C_Finalize ends that.
+func (t *Token) closeRetired(api p11.API) error {
 	t.mu.Lock()
 	retired := t.retired
-	t.retired = nil
 	t.mu.Unlock()
 	for _, gen := range retired {
-		gen.mu.Lock()
-		sessions := append(gen.idle, gen.control)
-		gen.idle = nil
-		gen.mu.Unlock()
-		for _, s := range sessions {
-			if err := api.CloseSession(s); err != nil && sessionIsGone(err) && !t.mod.initialized {
-				break
-			}
+		if err := gen.close(api); err != nil {
+			return err
 		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retired = t.retired[len(retired):]
+	return nil
+}
+
+// forgetRetired is closeRetired after C_Finalize, which closed everything.
+func (t *Token) forgetRetired() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retired, t.unclean = nil, false
+}
+
+func (t *Token) noteUnclean() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unclean = true
+}
+
+func (t *Token) isUnclean() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.unclean
+}
+
+// close closes the sessions that nobody works on; it may be called again after an error.
+func (g *generation) close(api p11.API) error {
+	if err := g.closeUnclosed(api); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.unclosed, g.idle = g.idle, nil
+	if !g.parted {
+		g.unclosed, g.parted = append(g.unclosed, g.control), true
+	}
+	g.mu.Unlock()
+	return g.closeUnclosed(api)
+}
+
+// closeUnclosed tries again to close what would not close.
+func (g *generation) closeUnclosed(api p11.API) error {
+	for {
+		g.mu.Lock()
+		n := len(g.unclosed)
+		if n == 0 {
+			g.mu.Unlock()
+			return nil
+		}
+		s := g.unclosed[n-1]
+		g.mu.Unlock()
+		if err := closeSession(api, s); err != nil {
+			return err
+		}
+		g.mu.Lock()
+		g.unclosed = slices.DeleteFunc(g.unclosed, func(u p11.Session) bool { return u == s })
+		g.mu.Unlock()
 	}
 }
 

@@ -1,0 +1,124 @@
+package hsmtest_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/test/tokens"
+)
+
+// healing is how long a token that is back may take to be used again.
+const healing = 10 * time.Second
+
+// sealed is what was wrapped before a fault: it must open after it, under the same key_id.
+type sealed struct {
+	id      envelope.KeyID
+	wrapped []byte
+}
+
+func seal(t *testing.T, d *hsmtest.Driver) sealed {
+	t.Helper()
+	id := d.Ready()
+	wrapped, err := d.Ring.Seal(t.Context(), id, []byte("a DEK"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sealed{id, wrapped}
+}
+
+// mustHeal waits until the envelope opens again and the ring says the same as before.
+func (s sealed) mustHeal(t *testing.T, d *hsmtest.Driver, after string) {
+	t.Helper()
+	took := d.Eventually(healing, "healing after "+after, func() error {
+		dek, err := d.Ring.Open(t.Context(), s.id.String(), s.wrapped)
+		if err == nil && string(dek) != "a DEK" {
+			t.Fatalf("after %s the envelope opens to %q", after, dek)
+		}
+		return err
+	})
+	if id := d.Ready(); id != s.id {
+		t.Errorf("key_id %s after %s, %s before", id, after, s.id)
+	}
+	t.Logf("healed %s after %s", took.Round(time.Millisecond), after)
+}
+
+// mustBeAway waits until the token is known to be unusable, and sees that every answer until then says so.
+func (s sealed) mustBeAway(t *testing.T, d *hsmtest.Driver, why string) {
+	t.Helper()
+	d.Eventually(healing, "noticing "+why, func() error {
+		start := time.Now()
+		_, err := d.Ring.Open(t.Context(), s.id.String(), s.wrapped)
+		if !errors.Is(err, envelope.ErrUnavailable) {
+			t.Fatalf("%s: %v", why, err)
+		}
+		if took := time.Since(start); took > callTimeout+time.Second {
+			t.Errorf("%s: the answer took %s", why, took)
+		}
+		if generation := d.Set.Generation(); generation != 0 {
+			return errors.New("the connection still counts as sound")
+		}
+		return nil
+	})
+}
+
+func TestRemoteKilledAndStartedAgain(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	remote := tokens.P11Kit(t)
+	s := subject(t, remote.Token)
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	for range 3 {
+		remote.Kill()
+		before.mustBeAway(t, d, "a killed server")
+		remote.Start()
+		before.mustHeal(t, d, "the server was started again")
+	}
+	d.Close()
+}
+
+// A stopped server is a network HSM behind a cable that was pulled: calls block, and go on when it is back.
+func TestRemoteStoppedAndContinued(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	remote := tokens.P11Kit(t)
+	s := subject(t, remote.Token)
+	s.Token.CallTimeout = 500 * time.Millisecond
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	remote.Stop()
+	t.Cleanup(remote.Continue) // or the module could not be finalised
+	before.mustBeAway(t, d, "a stopped server")
+	remote.Continue()
+	before.mustHeal(t, d, "the server went on")
+	if n := d.Calls.Of("C_Login"); n > 2 {
+		t.Errorf("%d logins", n)
+	}
+	d.Close()
+}
+
+// A server that is stopped, killed and replaced while calls hang in it.
+func TestRemoteKilledWhileCallsHang(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	remote := tokens.P11Kit(t)
+	s := subject(t, remote.Token)
+	s.Token.CallTimeout = 500 * time.Millisecond
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	remote.Stop()
+	before.mustBeAway(t, d, "a stopped server")
+	remote.Kill()
+	remote.Start()
+	before.mustHeal(t, d, "the server was replaced")
+	d.Close()
+}

@@ -88,7 +88,7 @@ func crash(w *Writer) {
 	w.closed = true
 	w.mu.Unlock()
 	_ = w.flush.stop()
-	_ = w.file.Close()
+	_ = release(w.file)
 }
 
 func readLines(t testing.TB, path string) []string {

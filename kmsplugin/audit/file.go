@@ -52,13 +52,13 @@ func openFile(path string, extra int, wait time.Duration) (*os.File, error) {
 			err = lock(file, wait)
 		}
 		if err != nil {
-			return nil, errors.Join(err, file.Close())
+			return nil, errors.Join(err, file.Close()) // not locked
 		}
 		if isAt(file, path) {
 			return file, nil
 		}
 		// Renamed by the process that had the lock until now: what is at the path is another file.
-		if err := file.Close(); err != nil {
+		if err := release(file); err != nil {
 			return nil, fmt.Errorf("closing the audit trail: %w", err)
 		}
 	}
@@ -115,6 +115,12 @@ func lock(file *os.File, wait time.Duration) error {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// release gives the lock up and closes the file. Closing alone would do it only when no child process, forked
+// and not yet at its exec, shares the open file for an instant.
+func release(file *os.File) error {
+	return errors.Join(unix.Flock(int(file.Fd()), unix.LOCK_UN), file.Close())
 }
 
 // isWritten tells whether a process holds the writer's lock on the file.

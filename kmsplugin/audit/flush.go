@@ -82,7 +82,7 @@ func (f *flusher) flush() error {
 
 	err := f.sync(file)
 	for _, o := range old {
-		err = errors.Join(err, f.sync(o), o.Close())
+		err = errors.Join(err, f.sync(o), release(o))
 	}
 	if folder {
 		err = errors.Join(err, syncFolder(filepath.Dir(w.path)))

@@ -130,7 +130,7 @@ func (w *Writer) openEmpty() (*os.File, error) {
 		err = hint.Wrap(fmt.Errorf("%s is another file that holds something", w.path), "move it away, then send SIGHUP again")
 	}
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, errors.Join(err, release(file))
 	}
 	return file, nil
 }

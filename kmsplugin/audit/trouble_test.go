@@ -51,14 +51,25 @@ func TestFullDisk(t *testing.T) {
 		return
 	}
 	var log bytes.Buffer
-	for room := uint64(0); room < 1200; room += 7 {
+	line := uint64(0) // length of one record with its newline, once known
+	rooms := []uint64{0, 1, 2}
+	for room := uint64(3); room < 1200; room += 7 {
+		rooms = append(rooms, room)
+	}
+	for i := 0; i < len(rooms); i++ {
+		room := rooms[i]
 		path := trail(t)
 		log.Reset()
 		w := open(t, path, func(o *Options) {
 			o.Required = false
 			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		})
+		before := uint64(w.size)
 		record(t, w, 1, 1)
+		if line == 0 {
+			line = uint64(w.size) - before
+			rooms = append(rooms, line-2, line-1, line, line+1, 2*line-1) // all but the newline fits
+		}
 		limitFileSize(t, uint64(w.size)+room)
 		record(t, w, 2, 10)
 		limitFileSize(t, uint64(w.size)+room/3) // a little room: a part of the recovery record

@@ -90,7 +90,7 @@ func Open(opts Options) (*Writer, error) {
 	w := &Writer{opts: opts, path: path, previous: noRecord(), buf: make([]byte, 0, maxLine)}
 	w.file, w.fd = file, int(file.Fd())
 	if err := w.resume(); err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, errors.Join(err, release(file))
 	}
 	w.flush.start(w)
 	w.mu.Lock()
@@ -250,5 +250,5 @@ func (w *Writer) Close() error {
 	w.mu.Unlock()
 	err = errors.Join(err, w.flush.stop())
 	w.opts.Logger.Info("audit trail closed", "path", w.path, "sequence", w.sequence, "hash", string(w.previous[:]))
-	return errors.Join(err, w.file.Close())
+	return errors.Join(err, release(w.file))
 }

@@ -1,6 +1,7 @@
 package hsmtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -9,34 +10,16 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
+// The errands for which package hsm has no way, done on the bare module in a process that ends after them.
+
 // generateReserved makes an AES key on a token whose module wants a parameter string at C_Initialize (NSS softokn),
-// which hsm.Generate cannot give it: crypto11 has no place for one. It runs in a process that ends after it.
+// which hsm.Generate cannot give it: crypto11 has no place for one.
 func (e errand) generateReserved() error {
-	module := pkcs11.New(e.Token.Module)
-	if module == nil {
-		return fmt.Errorf("loading %s", e.Token.Module)
-	}
-	// C_Initialize keeps no pointer into the string, and the process ends soon.
-	reserved := append([]byte(e.Token.Reserved), 0)
-	if err := module.Initialize(pkcs11.InitializeWithReserved(unsafe.Pointer(&reserved[0]))); err != nil {
-		return fmt.Errorf("initialising: %w", err)
-	}
-	defer module.Finalize() //nolint:errcheck // the process ends
-	slot, err := slotOf(module, e.Token.Label)
+	module, session, err := e.open()
 	if err != nil {
 		return err
 	}
-	session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	if err != nil {
-		return fmt.Errorf("opening session: %w", err)
-	}
-	pin, err := os.ReadFile(e.Token.PINFile)
-	if err != nil {
-		return fmt.Errorf("reading the PIN: %w", err)
-	}
-	if err := module.Login(session, pkcs11.CKU_USER, strings.TrimSpace(string(pin))); err != nil {
-		return fmt.Errorf("logging in: %w", err)
-	}
+	defer module.Finalize() //nolint:errcheck // the process ends
 	template := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
@@ -54,6 +37,60 @@ func (e errand) generateReserved() error {
 		return fmt.Errorf("generating a key: %w", err)
 	}
 	return nil
+}
+
+// remove destroys the key.
+func (e errand) remove() error {
+	module, session, err := e.open()
+	if err != nil {
+		return err
+	}
+	defer module.Finalize() //nolint:errcheck // the process ends
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, e.Ring), pkcs11.NewAttribute(pkcs11.CKA_ID, e.CKAID)}
+	if err := module.FindObjectsInit(session, template); err != nil {
+		return fmt.Errorf("finding the key: %w", err)
+	}
+	found, _, err := module.FindObjects(session, 2)
+	if endErr := module.FindObjectsFinal(session); err != nil || endErr != nil || len(found) != 1 {
+		return fmt.Errorf("finding the key: %d found, %w", len(found), errors.Join(err, endErr))
+	}
+	if err := module.DestroyObject(session, found[0]); err != nil {
+		return fmt.Errorf("destroying the key: %w", err)
+	}
+	return nil
+}
+
+// open initialises the module and logs in.
+func (e errand) open() (*pkcs11.Ctx, pkcs11.SessionHandle, error) {
+	module := pkcs11.New(e.Token.Module)
+	if module == nil {
+		return nil, 0, fmt.Errorf("loading %s", e.Token.Module)
+	}
+	var options []pkcs11.InitializeOption
+	if e.Token.Reserved != "" {
+		// C_Initialize keeps no pointer into the string.
+		reserved := append([]byte(e.Token.Reserved), 0)
+		options = append(options, pkcs11.InitializeWithReserved(unsafe.Pointer(&reserved[0])))
+	}
+	if err := module.Initialize(options...); err != nil {
+		return nil, 0, fmt.Errorf("initialising: %w", err)
+	}
+	slot, err := slotOf(module, e.Token.Label)
+	if err != nil {
+		return nil, 0, err
+	}
+	session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return nil, 0, fmt.Errorf("opening session: %w", err)
+	}
+	pin, err := os.ReadFile(e.Token.PINFile)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading the PIN: %w", err)
+	}
+	if err := module.Login(session, pkcs11.CKU_USER, strings.TrimSpace(string(pin))); err != nil {
+		return nil, 0, fmt.Errorf("logging in: %w", err)
+	}
+	return module, session, nil
 }
 
 func slotOf(module *pkcs11.Ctx, label string) (uint, error) {

@@ -6,10 +6,7 @@ package hsmtest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -121,85 +118,4 @@ func (s Subject) AddKey(t *testing.T, activation time.Time) []byte {
 		t.Fatalf("making a key: %v", err)
 	}
 	return id
-}
-
-// errand is what another process of the test binary is to do for this one.
-type errand struct {
-	Token    hsm.TokenConfig
-	Ring     string
-	Profile  envelope.Profile
-	StateDir string
-	CKAID    []byte // the key to make; nil: log in only
-}
-
-const errandMark = "HSM_KMS_TEST_ERRAND"
-
-// Main does the errand that this process was started for, if any, and ends it; else it runs the tests.
-func Main(m *testing.M) {
-	text := os.Getenv(errandMark)
-	if text == "" {
-		os.Exit(m.Run())
-	}
-	var e errand
-	err := json.Unmarshal([]byte(text), &e)
-	if err == nil {
-		err = e.do()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-func (e errand) do() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	common := hsm.Config{Ring: e.Ring, Profile: e.Profile, StateDir: e.StateDir}
-	switch {
-	case e.CKAID != nil && e.Token.Reserved != "":
-		return e.generateReserved()
-	case e.CKAID != nil:
-		return hsm.Generate(ctx, common, e.Token, e.CKAID)
-	}
-	set, err := hsm.Open(common, []hsm.TokenConfig{e.Token})
-	if err != nil {
-		return err
-	}
-	ctx, stop := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		set.Run(ctx)
-	}()
-	err = set.Connected(ctx)[0]
-	stop()
-	<-ended
-	return err
-}
-
-func (s Subject) generateElsewhere(ctx context.Context, ring string, ckaID []byte) error {
-	return s.errand(ctx, errand{Token: s.Token, Ring: ring, Profile: s.Common.Profile, StateDir: s.Common.StateDir, CKAID: ckaID})
-}
-
-// LogInElsewhere connects in another process, as a restart of the plugin does, and returns what that said.
-func (s Subject) LogInElsewhere(ctx context.Context) error {
-	return s.errand(ctx, errand{Token: s.Token, Ring: s.Common.Ring, Profile: s.Common.Profile, StateDir: s.Common.StateDir})
-}
-
-func (s Subject) errand(ctx context.Context, e errand) error {
-	text, err := json.Marshal(e)
-	if err != nil {
-		return fmt.Errorf("describing an errand: %w", err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("finding the test binary: %w", err)
-	}
-	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), errandMark+"="+string(text))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("in another process: %w: %s", err, out)
-	}
-	return nil
 }

@@ -1,7 +1,10 @@
 package hsmtest_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -73,12 +76,53 @@ func TestRemoteKilledAndStartedAgain(t *testing.T) {
 	s.AddKey(t, time.Now().Add(-time.Minute))
 	d := hsmtest.Start(t, s)
 	before := seal(t, d)
+	for _, attempts := range []int{1, 2, 5} { // the pause between attempts grows
+		remote.Kill()
+		before.mustBeAway(t, d, "a killed server")
+		tried := d.Calls.Of("C_GetSlotList")
+		d.Eventually(healing, "further attempts", func() error {
+			if n := d.Calls.Of("C_GetSlotList") - tried; n < attempts {
+				return fmt.Errorf("%d of %d", n, attempts)
+			}
+			return nil
+		})
+		remote.Start()
+		before.mustHeal(t, d, fmt.Sprintf("the server was started again, %d attempts later", attempts))
+	}
+	d.Close()
+}
+
+// A server killed under load: nobody gets a wrong answer, nobody waits for ever, and it heals.
+func TestRemoteKilledUnderLoad(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	remote := tokens.P11Kit(t)
+	s := subject(t, remote.Token)
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	ctx, stop := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				dek, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped)
+				if err != nil && !errors.Is(err, envelope.ErrUnavailable) || err == nil && string(dek) != "a DEK" {
+					t.Errorf("under load: %q, %v", dek, err)
+					return
+				}
+			}
+		})
+	}
 	for range 3 {
 		remote.Kill()
 		before.mustBeAway(t, d, "a killed server")
 		remote.Start()
-		before.mustHeal(t, d, "the server was started again")
+		before.mustHeal(t, d, "the server was started again under load")
 	}
+	stop()
+	callers.Wait()
 	d.Close()
 }
 

@@ -1,0 +1,182 @@
+package hsmtest_test
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/test/tokens"
+)
+
+// The folder of a SoftHSM token goes away and comes back: the module then answers CKR_OBJECT_HANDLE_INVALID for ever,
+// with sessions that look sound, until it is initialised anew.
+func TestSoftHSMTakenAwayAndBack(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	token, s := softHSM(t, "aes-gcm")
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	for range 2 {
+		putBack, err := token.TakeAway()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Eventually(healing, "noticing that the token is gone", func() error {
+			dek, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped)
+			switch {
+			case err == nil && string(dek) == "a DEK":
+				return errors.New("the envelope still opens")
+			case errors.Is(err, envelope.ErrUnavailable), errors.Is(err, envelope.ErrUnknownKey):
+				return nil
+			}
+			t.Fatalf("the token is gone: %q, %v", dek, err)
+			return nil
+		})
+		if err := putBack(); err != nil {
+			t.Fatal(err)
+		}
+		before.mustHeal(t, d, "the token was put back")
+	}
+	d.Close()
+}
+
+// A token that was initialised anew under its old label and PIN is another token: nothing of before is there.
+func TestSoftHSMInitialisedAnew(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	token, s := softHSM(t, "aes-gcm")
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	pin, err := token.PIN()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(token.Store()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(token.Store(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "softhsm2-util", "--init-token", "--free", "--label", token.Label,
+		"--so-pin", rand.Text(), "--pin", pin).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	keyIsGone(t, d, before)
+	// A key of the same ring on the new token must not pass for the lost one either.
+	d.Close()
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d = hsmtest.Start(t, s)
+	if id := d.Ready(); id == before.id {
+		t.Error("another key has the key_id of the one that is lost")
+	}
+	if _, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped); !errors.Is(err, envelope.ErrUnknownKey) {
+		t.Errorf("opening what the lost key sealed: %v", err)
+	}
+	d.Close()
+}
+
+// keyIsGone waits until the ring says that its current key is missing, and sees that nothing says ok meanwhile or after.
+func keyIsGone(t *testing.T, d *hsmtest.Driver, before sealed) {
+	t.Helper()
+	d.Eventually(healing, "saying that the current key is missing", func() error {
+		_ = d.Ring.Refresh(t.Context()) // an error is an outage, which is no ok either
+		err := d.Ring.Exercise(t.Context())
+		if err == nil {
+			t.Fatal("a ring without its current key was exercised with success")
+		}
+		view := d.Ring.View()
+		if view.Current != nil || !errors.Is(view.Problem, envelope.ErrKeyMissing) {
+			return fmt.Errorf("current %v, problem %w", view.Current, view.Problem)
+		}
+		return nil
+	})
+	if dek, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped); !errors.Is(err, envelope.ErrUnknownKey) {
+		t.Errorf("opening with a key that is gone: %q, %v", dek, err)
+	}
+	if _, err := d.Ring.Seal(t.Context(), before.id, []byte("x")); !errors.Is(err, envelope.ErrUnknownKey) {
+		t.Errorf("sealing with a key that is gone: %v", err)
+	}
+}
+
+// A key that another process deletes while it is in use.
+func TestOpencryptokiKeyDeleted(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	token := tokens.Opencryptoki(t)
+	s := subject(t, token)
+	first := s.AddKey(t, time.Now().Add(-2*time.Minute))
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	if before.id.Version == string(first) {
+		t.Fatalf("the older key is current")
+	}
+	if err := s.DeleteKey(t.Context(), []byte(before.id.Version)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped)
+	t.Logf("the first answer after the deletion: %v", err)
+	if err == nil {
+		t.Error("a deleted key opened an envelope")
+	}
+	keyIsGone(t, d, before)
+	// The older one serves Decrypt as before.
+	older := d.Ring.View().Versions[0]
+	if older.ID.Version != string(first) {
+		t.Fatalf("the older key is gone too: %+v", older)
+	}
+	if err := d.RoundTrip(t.Context(), older.ID); err != nil {
+		t.Errorf("the older key: %v", err)
+	}
+	d.Close()
+}
+
+// opencryptoki locks at the fourth wrong PIN. However often the plugin is started, one attempt is made, and the right
+// PIN still works afterwards.
+func TestOpencryptokiPINAcrossProcesses(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	s := subject(t, tokens.Opencryptoki(t))
+	right, err := os.ReadFile(s.Token.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	hsmtest.WritePIN(t, s.Token.PINFile, hsmtest.WrongPIN)
+	for range 6 {
+		if err := s.LogInElsewhere(t.Context()); err == nil {
+			t.Fatal("a wrong PIN was accepted")
+		}
+	}
+	if err := s.Generate(t.Context()); err == nil {
+		t.Error("key generation accepted a wrong PIN")
+	}
+	hsmtest.WritePIN(t, s.Token.PINFile, string(right))
+	d := hsmtest.Start(t, s)
+	d.Ready()
+	d.Close()
+
+	// That the token does lock, or this test would prove nothing: each new file is a new PIN to try.
+	for range 5 {
+		hsmtest.WritePIN(t, s.Token.PINFile, hsmtest.WrongPIN)
+		err = s.LogInElsewhere(t.Context())
+		t.Log(err)
+	}
+	hsmtest.WritePIN(t, s.Token.PINFile, string(right))
+	if err := s.LogInElsewhere(t.Context()); err == nil {
+		t.Error("the token did not lock after five wrong PINs: this test proves nothing")
+	}
+}

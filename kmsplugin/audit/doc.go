@@ -7,7 +7,7 @@
 //
 //	time        RFC 3339, UTC, microseconds
 //	sequence    1 for the first record of a chain, one more for each after it, across files
-//	operation   "encrypt", "decrypt", or what a command does; "audit." begins the chain's own records
+//	operation   "Encrypt", "Decrypt", or what a command does; "audit." begins the chain's own records
 //	requestUID  keyID  code            strings, bounded; a cut one ends in "...(N bytes)"
 //	duration    seconds, six decimals
 //	peer        pid (0: unknown), uid, executable ("": unknown)

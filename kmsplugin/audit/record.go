@@ -13,7 +13,7 @@ import (
 // Record is one operation, as its caller knows it.
 type Record struct {
 	Time       time.Time     // when it began
-	Operation  string        // "encrypt", "decrypt"; must not begin with "audit."
+	Operation  string        // "Encrypt", "Decrypt"; must not begin with "audit."
 	RequestUID string        // the uid of the KMS request, which kube-apiserver also logs
 	KeyID      string        // as answered, or as asked for
 	Code       string        // gRPC code name, "OK" for success

@@ -17,6 +17,13 @@ func finished(t testing.TB, path string, n int) []string {
 	return readLines(t, path)
 }
 
+// swapped is a copy of lines with two of them in each other's place.
+func swapped(lines []string, i, j int) []string {
+	c := slices.Clone(lines)
+	c[i], c[j] = c[j], c[i]
+	return c
+}
+
 func TestVerifyFinds(t *testing.T) {
 	t.Parallel()
 	lines := finished(t, trail(t), 6) // 8 lines
@@ -34,11 +41,7 @@ func TestVerifyFinds(t *testing.T) {
 		}
 		return replace(i, strings.Replace(lines[i-1], from, to, 1))
 	}
-	swap := func(i, j int) []string {
-		c := slices.Clone(lines)
-		c[i-1], c[j-1] = c[j-1], c[i-1]
-		return c
-	}
+	swap := func(i, j int) []string { return swapped(lines, i-1, j-1) }
 	for name, tc := range map[string]struct {
 		lines  []string
 		bad    int
@@ -173,9 +176,7 @@ func FuzzVerify(f *testing.F) {
 			if i == j {
 				return
 			}
-			c := slices.Clone(lines)
-			c[i], c[j] = c[j], c[i]
-			changed = []byte(strings.Join(c, ""))
+			changed = []byte(strings.Join(swapped(lines, i, j), ""))
 		case 2: // a line repeated elsewhere
 			changed = []byte(strings.Join(slices.Insert(slices.Clone(lines), i, lines[j]), ""))
 		case 3: // cut

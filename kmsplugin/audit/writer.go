@@ -38,7 +38,7 @@ const flushInterval = time.Second
 
 // Writer appends to one trail. All methods may be called from any number of goroutines.
 //
-// Record costs two system calls (fstat, write) under one lock and allocates nothing: about two microseconds.
+// Record costs two system calls (fstat, write) under one lock and allocates nothing: about three microseconds.
 // A writer goroutine was not better: the answer has to wait for the write either way.
 type Writer struct {
 	opts Options

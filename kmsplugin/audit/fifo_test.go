@@ -1,5 +1,0 @@
-package audit
-
-import "golang.org/x/sys/unix"
-
-func makeFIFO(path string) error { return unix.Mkfifo(path, 0o600) }

@@ -32,6 +32,8 @@ type Ring struct {
 	tokens Tokens
 
 	refreshing sync.Mutex // one refresh at a time; taken before mu
+	demanded   time.Time  // when an unknown key_id last caused a re-read, guarded by refreshing
+	demandErr  error      // and what came of it
 
 	mu       sync.Mutex
 	read     map[string][]Key // by token, as last read; a token out of reach keeps what it had
@@ -118,6 +120,7 @@ func (r *Ring) merge(members []Token) (served, refused []Version) {
 			} else {
 				v.Tokens = append(v.Tokens, token.Name())
 			}
+			v.Attributes = worstOf(v.Attributes, key.Attributes)
 		}
 	}
 	for _, v := range byID {
@@ -125,6 +128,17 @@ func (r *Ring) merge(members []Token) (served, refused []Version) {
 	}
 	slices.SortFunc(served, func(a, b Version) int { return compareIDs(a.ID, b.ID) })
 	return served, refused
+}
+
+// worstOf is what is true of every copy of a key: what leaves one token, or was not made in it, is no secret
+// of the others either.
+func worstOf(a, b Attributes) Attributes {
+	return Attributes{
+		Private: a.Private && b.Private, Sensitive: a.Sensitive && b.Sensitive,
+		Extractable:     a.Extractable || b.Extractable,
+		AlwaysSensitive: a.AlwaysSensitive && b.AlwaysSensitive, NeverExtractable: a.NeverExtractable && b.NeverExtractable,
+		Local: a.Local && b.Local,
+	}
 }
 
 // View is what the ring looks like at one moment.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Seal wraps dek under the key id, which View named. Errors: ErrDEKSize, ErrUnknownKey when the ring
@@ -53,18 +54,30 @@ func (r *Ring) holds(id KeyID) bool {
 	return found
 }
 
-// refreshOnDemand re-reads the ring unless that was done within the last second. A ring that has never
-// been read cannot say that a key is unknown: its error is the HSM's.
+// refreshOnDemand re-reads the ring unless that was done, or tried, within the last second. A ring that could
+// not be read cannot say that a key is unknown: its error is the HSM's.
 func (r *Ring) refreshOnDemand(ctx context.Context) error {
 	r.refreshing.Lock()
 	defer r.refreshing.Unlock()
-	r.mu.Lock()
-	recent := r.everRead && r.cfg.Now().Sub(r.lastRead).Abs() < onDemandInterval
-	r.mu.Unlock()
-	if recent {
-		return nil
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("waiting to re-read the key ring %s: %w", r.cfg.Name, err)
 	}
-	return r.refreshLocked(ctx)
+	now := r.cfg.Now()
+	recently := func(t time.Time) bool { return now.Sub(t).Abs() < onDemandInterval }
+	r.mu.Lock()
+	read := r.everRead && recently(r.lastRead)
+	r.mu.Unlock()
+	switch {
+	case read:
+		return nil
+	case r.demandErr != nil && recently(r.demanded):
+		return r.demandErr
+	}
+	err := r.refreshLocked(ctx)
+	if ctx.Err() == nil { // whoever gave up does not speak for those who come after
+		r.demandErr, r.demanded = err, now
+	}
+	return err
 }
 
 // namedInError bounds how many key_ids an error names.

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	kmsapi "k8s.io/kms/apis/v2"
 
@@ -29,8 +30,11 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 	defer func() { _ = conn.Close() }()
 	answer, err := kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
 	if err != nil {
-		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err),
-			"see that hsm-kms serve runs, that --socket is its socket.path, and that its log says nothing of a refused peer")
+		advice := "the plugin's log on this node has the cause, and what to do about it"
+		if conn.GetState() != connectivity.Ready { // nobody answered, or somebody hung up
+			advice = "see that hsm-kms serve runs, that --socket is its socket.path, and that its log says nothing of a refused peer"
+		}
+		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}
 	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId}, nil
 }

@@ -15,6 +15,7 @@ import (
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
 )
 
@@ -172,83 +173,6 @@ func TestPeerRefused(t *testing.T) {
 	}
 }
 
-func TestDrainLetsRequestsEnd(t *testing.T) {
-	t.Parallel()
-	ring, id := newRing(t)
-	p := run(t, Options{Ring: ring})
-	entered, release := blockOpen(ring)
-	c := client(t, p.path)
-	got := make(chan error, 1)
-	go func() {
-		_, err := c.Decrypt(context.Background(), &kmsapi.DecryptRequest{Ciphertext: []byte("x"), KeyId: id.String()})
-		got <- err
-	}()
-	<-entered
-	p.cancel()
-	eventually(t, "new connections are refused", func() bool {
-		conn, err := net.Dial("unix", p.path)
-		if err == nil {
-			_ = conn.Close()
-		}
-		return err != nil
-	})
-	select {
-	case err := <-p.done:
-		t.Fatalf("Run ended before the request: %v", err)
-	default:
-	}
-	release()
-	if err := <-got; err != nil {
-		t.Errorf("the request in flight: %v", err)
-	}
-	if err := <-p.done; err != nil {
-		t.Errorf("Run = %v", err)
-	}
-}
-
-// A handler that looks at nothing, as under an HSM that hangs, does not hold the end up.
-func TestDrainIsBounded(t *testing.T) {
-	t.Parallel()
-	ring, id := newRing(t)
-	p := run(t, Options{Ring: ring, DrainLimit: 50 * time.Millisecond})
-	entered, hang := make(chan struct{}), make(chan struct{})
-	defer close(hang)
-	ring.set(func(r *fakeRing) {
-		r.open = func(context.Context, string, []byte) ([]byte, error) {
-			close(entered)
-			<-hang
-			return nil, nil
-		}
-	})
-	c := client(t, p.path)
-	go func() {
-		_, _ = c.Decrypt(context.Background(), &kmsapi.DecryptRequest{Ciphertext: []byte("x"), KeyId: id.String()})
-	}()
-	<-entered
-	p.cancel()
-	select {
-	case err := <-p.done:
-		if err != nil {
-			t.Errorf("Run = %v", err)
-		}
-	case <-time.After(5 * time.Second):
-		t.Error("Run does not end")
-	}
-}
-
-func TestRunTellsThatTheListenerFailed(t *testing.T) {
-	t.Parallel()
-	ring, _ := newRing(t)
-	lis, err := net.Listen("unix", t.TempDir()+"/s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = lis.Close()
-	if err := New(Options{Ring: ring}).Run(t.Context(), lis); err == nil {
-		t.Error("no error")
-	}
-}
-
 // A flood of connections that say nothing, or not enough, leaves the API server's connection served, and lets a new one
 // in.
 func TestFloodOfConnections(t *testing.T) {
@@ -343,10 +267,17 @@ func TestFailuresAreLoggedSparingly(t *testing.T) {
 	}
 }
 
-func TestStatusOfNobody(t *testing.T) {
+func TestStatusOfHints(t *testing.T) {
 	t.Parallel()
 	_, err := StatusOf(t.Context(), t.TempDir()+"/absent")
-	if status.Code(err) != codes.Unavailable {
-		t.Errorf("error = %v", err)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(hint.Of(err), "see that hsm-kms serve runs") {
+		t.Errorf("nobody there: %v, hint %q", err, hint.Of(err))
+	}
+	ring, _ := newRing(t)
+	ring.exercise = func(context.Context) error { return envelope.ErrUnavailable }
+	p := run(t, Options{Ring: ring})
+	_, err = StatusOf(t.Context(), p.path)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(hint.Of(err), "log") || strings.Contains(hint.Of(err), "--socket") {
+		t.Errorf("an HSM that is away: %v, hint %q", err, hint.Of(err))
 	}
 }

@@ -126,3 +126,17 @@ func TestChangedIsTold(t *testing.T) {
 		}
 	})
 }
+
+// A re-read that finds another current key is followed by a probe at once, and not at the probe's own time.
+func TestRefreshThatFindsAnotherKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, _ := ringOf(t)
+		h := start(t, Config{Ring: ring, RefreshInterval: 10 * time.Second, ProbeInterval: 10 * time.Minute})
+		at(time.Second)
+		next := version(t, time.Now(), envelope.Current)
+		ring.set(func(r *fakeRing) { r.view = envelope.View{Versions: []envelope.Version{next}, Current: &next} })
+		at(10 * time.Second)
+		mustReport(t, h, next.ID, nil)
+	})
+}

@@ -94,7 +94,9 @@ func (s Subject) Generate(ctx context.Context) error {
 func (s Subject) LogInElsewhere(ctx context.Context) error { return s.errand(ctx, doLogIn, nil) }
 
 // DeleteKey destroys the key with the CKA_ID ckaID in another process.
-func (s Subject) DeleteKey(ctx context.Context, ckaID []byte) error { return s.errand(ctx, doDelete, ckaID) }
+func (s Subject) DeleteKey(ctx context.Context, ckaID []byte) error {
+	return s.errand(ctx, doDelete, ckaID)
+}
 
 func (s Subject) errand(ctx context.Context, do string, ckaID []byte) error {
 	text, err := json.Marshal(errand{

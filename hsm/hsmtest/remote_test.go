@@ -32,13 +32,22 @@ func seal(t *testing.T, d *hsmtest.Driver) sealed {
 	return sealed{id, wrapped}
 }
 
+// open opens the envelope; another DEK than the one that was sealed is an error that is no outage.
+func (s sealed) open(d *hsmtest.Driver) error {
+	dek, err := d.Ring.Open(context.Background(), s.id.String(), s.wrapped)
+	if err == nil && string(dek) != "a DEK" {
+		return fmt.Errorf("the envelope opened to %q", dek)
+	}
+	return err
+}
+
 // mustHeal waits until the envelope opens again and the ring says the same as before.
 func (s sealed) mustHeal(t *testing.T, d *hsmtest.Driver, after string) {
 	t.Helper()
 	took := d.Eventually(healing, "healing after "+after, func() error {
-		dek, err := d.Ring.Open(t.Context(), s.id.String(), s.wrapped)
-		if err == nil && string(dek) != "a DEK" {
-			t.Fatalf("after %s the envelope opens to %q", after, dek)
+		err := s.open(d)
+		if err != nil && !errors.Is(err, envelope.ErrUnavailable) {
+			t.Fatalf("after %s: %v", after, err)
 		}
 		return err
 	})
@@ -53,7 +62,7 @@ func (s sealed) mustBeAway(t *testing.T, d *hsmtest.Driver, why string) {
 	t.Helper()
 	d.Eventually(healing, "noticing "+why, func() error {
 		start := time.Now()
-		_, err := d.Ring.Open(t.Context(), s.id.String(), s.wrapped)
+		err := s.open(d)
 		if !errors.Is(err, envelope.ErrUnavailable) {
 			t.Fatalf("%s: %v", why, err)
 		}
@@ -92,7 +101,9 @@ func TestRemoteKilledAndStartedAgain(t *testing.T) {
 	d.Close()
 }
 
-// A server killed under load: nobody gets a wrong answer, nobody waits for ever, and it heals.
+// A server killed under load: nobody gets a wrong answer and nobody waits for ever. p11-kit's client 0.24.1 now and then
+// loses a wake-up when its connection dies under several calls: one of them then waits in pthread_cond_wait for ever, and
+// no module may be finalised under it. The process must say so, for its supervisor to start it anew; else it must heal.
 func TestRemoteKilledUnderLoad(t *testing.T) {
 	if tokens.Apart(t) {
 		return
@@ -100,17 +111,27 @@ func TestRemoteKilledUnderLoad(t *testing.T) {
 	remote := tokens.P11Kit(t)
 	s := subject(t, remote.Token)
 	s.AddKey(t, time.Now().Add(-time.Minute))
+	stuck := make(chan error, 1)
+	s.Token.CallTimeout = time.Second
+	s.Common.HangExitAfter = 3 * time.Second
+	s.Common.Stuck = func(reason error) { stuck <- reason }
 	d := hsmtest.Start(t, s)
 	before := seal(t, d)
 	ctx, stop := context.WithCancel(t.Context())
 	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer stop()
 	for range 8 {
 		callers.Go(func() {
 			for ctx.Err() == nil {
-				dek, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped)
-				if err != nil && !errors.Is(err, envelope.ErrUnavailable) || err == nil && string(dek) != "a DEK" {
-					t.Errorf("under load: %q, %v", dek, err)
+				start := time.Now()
+				err := before.open(d)
+				if err != nil && !errors.Is(err, envelope.ErrUnavailable) {
+					t.Errorf("under load: %v", err)
 					return
+				}
+				if took := time.Since(start); took > s.Token.CallTimeout+time.Second {
+					t.Errorf("under load: an answer after %s: %v", took, err)
 				}
 			}
 		})
@@ -119,11 +140,22 @@ func TestRemoteKilledUnderLoad(t *testing.T) {
 		remote.Kill()
 		before.mustBeAway(t, d, "a killed server")
 		remote.Start()
-		before.mustHeal(t, d, "the server was started again under load")
+		hangs := false
+		took := d.Eventually(healing, "healing, or saying that a call hangs", func() error {
+			select {
+			case reason := <-stuck:
+				t.Logf("the module's own fault: %v", reason)
+				hangs = true
+				return nil
+			default:
+				return before.open(d)
+			}
+		})
+		if hangs {
+			return
+		}
+		t.Logf("healed %s after the server was started again", took.Round(time.Millisecond))
 	}
-	stop()
-	callers.Wait()
-	d.Close()
 }
 
 // A stopped server is a network HSM behind a cable that was pulled: calls block, and go on when it is back.

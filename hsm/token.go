@@ -146,6 +146,20 @@ func (t *Token) Problem() error {
 	return t.unavailable()
 }
 
+// Sessions is how many sessions this program has open on the token, that for login and refresh included.
+func (t *Token) Sessions() int {
+	t.mu.Lock()
+	gen, burned := t.gen, t.burned
+	t.mu.Unlock()
+	n := len(t.permits) - burned // those at work, abandoned ones included
+	if gen == nil {
+		return n
+	}
+	gen.mu.Lock()
+	defer gen.mu.Unlock()
+	return n + len(gen.idle) + len(gen.unclosed) + 1
+}
+
 func (t *Token) hangs() error {
 	return fmt.Errorf("token %s: %w: calls hang in its module, and no more are made until one returns", t.cfg.Name, envelope.ErrUnavailable)
 }

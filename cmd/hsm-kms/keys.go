@@ -15,12 +15,12 @@ import (
 func (c *command) keys() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keys",
-		Short: "Make and list the keys of the ring",
+		Short: "Make, list, rotate and retire the keys of the ring",
 		Long: `The key ring is every secret key on the token that bears the ring's label. The token is its only state.
 keys commands work on the first token of the configuration; list looks at all of them.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(c.keysCreate(), c.keysList())
+	cmd.AddCommand(c.keysCreate(), c.keysRotate(), c.keysList(), c.keysRetire())
 	return cmd
 }
 
@@ -75,11 +75,7 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	common, tokens, err := hsmConfig(cfg)
-	if err != nil {
-		return err
-	}
-	in, err := connect(cmd.Context(), common, tokens)
+	in, err := c.connectAll(cmd.Context(), cfg)
 	if err != nil {
 		return err
 	}

@@ -32,18 +32,14 @@ func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	common, tokens, err := hsmConfig(cfg)
-	if err != nil {
-		return err
-	}
-	if err := ringMustBeEmpty(cmd.Context(), common, tokens); err != nil {
+	if err := c.ringMustBeEmpty(cmd.Context(), cfg); err != nil {
 		return err
 	}
 	id, err := envelope.NewCKAID(time.Now())
 	if err != nil {
 		return err
 	}
-	made, err := makeKey(cmd.Context(), common, tokens[0], id)
+	made, err := makeKey(cmd.Context(), cfg, id)
 	if err != nil {
 		return err
 	}
@@ -60,8 +56,8 @@ func (c *command) printMade(made envelope.Version) error {
 
 // ringMustBeEmpty looks at every token: a ring that exists on the second token only is a copy that went
 // missing on the first, and a new first key would be another ring under its name.
-func ringMustBeEmpty(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) error {
-	in, err := connect(ctx, common, tokens)
+func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config) error {
+	in, err := c.connectAll(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -73,18 +69,22 @@ func ringMustBeEmpty(ctx context.Context, common hsm.Config, tokens []hsm.TokenC
 	if len(versions) == 0 {
 		return nil
 	}
-	return finding(hint.Wrap(fmt.Errorf("the ring %s has a key already: %s", common.Ring, nameOf(versions[0])),
+	return finding(hint.Wrap(fmt.Errorf("the ring %s has a key already: %s", cfg.KeyRing, nameOf(versions[0])),
 		"list what there is with: hsm-kms keys list"))
 }
 
 // makeKey generates the key and reads it back. It looks also after an error: a token may have done what it
 // reports as failed, and the key would be there.
-func makeKey(ctx context.Context, common hsm.Config, token hsm.TokenConfig, id []byte) (envelope.Version, error) {
-	generateErr := hsm.Generate(ctx, common, token, id)
+func makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Version, error) {
+	common, tokens, err := hsmConfig(cfg)
+	if err != nil {
+		return envelope.Version{}, err
+	}
+	generateErr := hsm.Generate(ctx, common, tokens[0], id)
 	if errors.Is(generateErr, envelope.ErrPINRefused) || errors.Is(generateErr, hsm.ErrConfiguration) {
 		return envelope.Version{}, generateErr
 	}
-	in, err := connect(ctx, common, []hsm.TokenConfig{token})
+	in, err := connect(ctx, common, tokens[:1], envelope.KeyID{})
 	if err != nil {
 		return envelope.Version{}, errors.Join(generateErr, fmt.Errorf("reading the key back: %w", err))
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
 )
@@ -67,7 +68,8 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	}
 	defer release(log)
 	defer func() { _ = listener.Close() }() // closed twice on the way that is well; only the first counts
-	trail, err := openTrail(ctx, cfg, log)
+	count := metrics.New(version, commit)
+	trail, err := openTrail(ctx, cfg, log, count)
 	if err != nil {
 		return err
 	}
@@ -83,7 +85,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	}
 	ctx, endWith := context.WithCancelCause(ctx)
 	defer endWith(nil)
-	common.Log = log
+	common.Log, common.Observer = log, count
 	common.Stuck = func(reason error) { endWith(&stuckError{reason}) }
 	set, stopTokens, err := runTokens(ctx, common, tokens)
 	if err != nil {
@@ -103,8 +105,15 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
 		WriteContinuation: cfg.WriteContinuation.Std(),
 		AllowedUIDs:       cfg.Socket.UIDs(), Group: group,
-		Recorder: trail,
+		Recorder: trail, Metrics: count,
 	})
+	count.ObserveRing(ring.View)
+	count.ObserveTokens(set.Members())
+	stopHTTP, err := serveHTTP(ctx, cfg.HTTP.Address, count, plugin, log)
+	if err != nil {
+		return err
+	}
+	defer stopHTTP()
 	if err := plugin.Run(ctx, listener); err != nil {
 		return err
 	}
@@ -113,6 +122,24 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 		return finding(hint.Wrap(stuck.error, "the supervisor (kubelet, systemd) starts the plugin anew; look at the HSM and at the way to it"))
 	}
 	return nil
+}
+
+// serveHTTP serves metrics and health until it is stopped.
+func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, log *slog.Logger) (stop func(), err error) {
+	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" }
+	server, err := metrics.Listen(ctx, address, count.Handler(ready))
+	if err != nil || server == nil {
+		return func() {}, err
+	}
+	log.Info("serving metrics and health", "address", server.Addr())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := server.Run(ctx); err != nil {
+			log.Error("metrics and health are no longer served", "error", err)
+		}
+	})
+	return func() { cancel(); running.Wait() }, nil
 }
 
 // stuckError ends the program because a module hangs.

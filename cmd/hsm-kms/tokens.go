@@ -17,6 +17,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/modulefile"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
 // connectWait is how long a command waits for the tokens; it is longer than a few call time-outs.
@@ -89,8 +90,22 @@ type tokensInUse struct {
 	stop     func()
 }
 
+// connectAll opens every token of the configuration for a command. What the plugin on this machine last proved
+// counts here too: a clock that jumped back must not make an old key look current.
+func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensInUse, error) {
+	common, tokens, err := hsmConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	proven, err := health.LoadProven(cfg.StateDir, cfg.KeyRing)
+	if err != nil {
+		fmt.Fprintln(c.errOut, "hsm-kms: warning:", err)
+	}
+	return connect(ctx, common, tokens, proven.Key)
+}
+
 // connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.
-func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (*tokensInUse, error) {
+func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, floor envelope.KeyID) (*tokensInUse, error) {
 	set, err := hsm.Open(common, tokens)
 	if err != nil {
 		return nil, err
@@ -100,7 +115,7 @@ func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (
 	running.Go(func() { set.Run(runCtx) })
 	u := &tokensInUse{
 		set:  set,
-		ring: envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile}, set),
+		ring: envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile, Floor: floor}, set),
 		stop: func() { cancel(); running.Wait() },
 	}
 	ctx, cancelWait := context.WithTimeout(ctx, connectWait)

@@ -14,23 +14,25 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
 )
 
-// trail is the audit trail as the plugin's Recorder; a nil writer: audit is off.
+// trail is the plugin's Recorder: the audit trail, and the counters that go by key. A nil writer: audit is off.
 type trail struct {
 	writer *audit.Writer
+	count  *metrics.Metrics
 	log    *slog.Logger
 }
 
 // openTrail opens the audit trail, makes its folder if missing, and opens the file anew at SIGHUP, for
 // logrotate, until ctx ends.
-func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger) (*trail, error) {
+func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger, count *metrics.Metrics) (*trail, error) {
 	if cfg.Audit.Path == "" {
-		return &trail{log: log}, nil
+		signal.Ignore(unix.SIGHUP) // whoever sends it for logrotate does not mean to end the plugin
+		return &trail{log: log, count: count}, nil
 	}
-	folder := filepath.Dir(cfg.Audit.Path)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return nil, hint.Wrap(fmt.Errorf("making the audit trail's folder: %w", err), "make "+folder+" for the user that runs the plugin, or set audit.path")
+	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
+		return nil, err
 	}
 	writer, err := audit.Open(audit.Options{
 		Path: cfg.Audit.Path, Required: cfg.Audit.Required, MaxBytes: cfg.Audit.MaxBytes(), Logger: log,
@@ -38,9 +40,18 @@ func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger) (*trai
 	if err != nil {
 		return nil, err
 	}
-	t := &trail{writer: writer, log: log}
+	t := &trail{writer: writer, log: log, count: count}
+	count.ObserveAudit(writer.Stats)
 	t.reopenAtHangup(ctx)
 	return t, nil
+}
+
+func prepareAuditFolder(path string) error {
+	folder := filepath.Dir(path)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return hint.Wrap(fmt.Errorf("making the audit trail's folder: %w", err), "make "+folder+" for the user that runs the plugin, or set audit.path")
+	}
+	return nil
 }
 
 func (t *trail) reopenAtHangup(ctx context.Context) {
@@ -63,6 +74,7 @@ func (t *trail) reopenAtHangup(ctx context.Context) {
 
 // Record implements kmsplugin.Recorder.
 func (t *trail) Record(op kmsplugin.Operation) error {
+	t.count.KeyUsed(op.Operation, op.KeyID, op.Code)
 	if t.writer == nil {
 		return nil
 	}

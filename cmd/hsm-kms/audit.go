@@ -1,0 +1,54 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+)
+
+func (c *command) audit() *cobra.Command {
+	cmd := &cobra.Command{Use: "audit", Short: "Check the audit trail", Args: cobra.NoArgs}
+	var anchor string
+	verify := c.withOutput(&cobra.Command{
+		Use:   "verify FILE...",
+		Short: "Check that an audit trail is whole: nothing changed, removed, added or reordered",
+		Long: `Checks the chain of hashes over one trail: its file, and those it was rotated into, in any order. docs/audit.md says
+what this shows and what it cannot. Exits 1 when the chain does not hold.`,
+		Example: `  hsm-kms audit verify /var/log/hsm-kms/audit.log*
+  hsm-kms audit verify --last-hash 4f1c... /var/log/hsm-kms/audit.log`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, files []string) error { return c.auditVerify(anchor, files) },
+	})
+	verify.Flags().StringVar(&anchor, "last-hash", "", "a hash noted elsewhere, which must be in the trail: shows a cut-off end")
+	cmd.AddCommand(verify)
+	return cmd
+}
+
+func (c *command) auditVerify(anchor string, files []string) error {
+	result, err := audit.Verify(anchor, files...)
+	if err != nil {
+		return err
+	}
+	if c.output == "json" {
+		if err := c.json(result); err != nil {
+			return err
+		}
+	} else if err := c.table([][]string{
+		{"records", strconv.Itoa(result.Records)}, {"ok", yesNo(result.OK)}, {"end", result.End}, {"last hash", result.LastHash},
+	}); err != nil {
+		return err
+	}
+	if result.OK {
+		return nil
+	}
+	where := "the trail as a whole"
+	if result.FirstBad != nil {
+		where = fmt.Sprintf("%s line %d", result.File, *result.FirstBad)
+	}
+	return finding(hint.Wrap(errors.New("the audit trail does not hold: "+where+": "+result.Reason), "docs/audit.md says what each finding means"))
+}

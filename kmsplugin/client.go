@@ -8,9 +8,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
 // StatusAnswer is a plugin's answer to Status.
@@ -18,6 +20,7 @@ type StatusAnswer struct {
 	Version string
 	Healthz string // "ok", or what is wrong
 	KeyID   string
+	Pending []health.Pending // keys to come, the next one first
 }
 
 // StatusOf asks the plugin at socketPath for its Status over the connection that kube-apiserver would make, but does not
@@ -28,7 +31,8 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 		return StatusAnswer{}, err
 	}
 	defer func() { _ = conn.Close() }()
-	answer, err := kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
+	var trailer metadata.MD
+	answer, err := kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{}, grpc.Trailer(&trailer))
 	if err != nil {
 		advice := "the plugin's log on this node has the cause, and what to do about it"
 		if conn.GetState() != connectivity.Ready { // nobody answered, or somebody hung up
@@ -36,7 +40,7 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 		}
 		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}
-	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId}, nil
+	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer)}, nil
 }
 
 // Dial prepares a connection to the plugin at socketPath as kube-apiserver does (k8s.io/apiserver,

@@ -48,8 +48,9 @@ type namedKey struct {
 }
 
 // Status answers from the background probe. It takes microseconds, whatever the HSM does.
-func (s *service) Status(context.Context, *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
+func (s *service) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
 	report := s.health.Report()
+	tellPending(ctx, s.health.Pending())
 	if report.Key.IsZero() {
 		return nil, report.Problem
 	}

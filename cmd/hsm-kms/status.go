@@ -44,10 +44,19 @@ nobody answers. Without --socket the configuration says which socket.`,
 
 // statusJSON is the answer for programs. Fields and names are a contract.
 type statusJSON struct {
-	Version string `json:"version"`
-	Healthz string `json:"healthz"`
-	KeyID   string `json:"keyID"`
-	Error   string `json:"error,omitempty"`
+	Version string        `json:"version"`
+	Healthz string        `json:"healthz"`
+	KeyID   string        `json:"keyID"`
+	Error   string        `json:"error,omitempty"`
+	Pending []pendingJSON `json:"pending,omitempty"`
+}
+
+// pendingJSON is a key that is to become current.
+type pendingJSON struct {
+	KeyID     string `json:"keyID"`
+	Activates string `json:"activates"`
+	Ready     bool   `json:"ready"`
+	Deferred  bool   `json:"deferred,omitempty"`
 }
 
 func (c *command) askStatus(ctx context.Context, socket string) error {
@@ -55,6 +64,9 @@ func (c *command) askStatus(ctx context.Context, socket string) error {
 	defer cancel()
 	answer, err := kmsplugin.StatusOf(ctx, socket)
 	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID}
+	for _, p := range answer.Pending {
+		said.Pending = append(said.Pending, pendingJSON{p.Key.String(), p.Activates.UTC().Format(rfc3339Milli), p.Ready, p.Deferred})
+	}
 	if err != nil {
 		// What the plugin said is the whole message; what the client wrapped around it is for people.
 		said.Error = status.Convert(rootStatus(err)).Message()
@@ -64,7 +76,7 @@ func (c *command) askStatus(ctx context.Context, socket string) error {
 			return err
 		}
 	} else if err == nil {
-		if err := c.table([][]string{{"healthz", said.Healthz}, {"key_id", said.KeyID}, {"version", said.Version}}); err != nil {
+		if err := c.table(said.rows()); err != nil {
 			return err
 		}
 	}
@@ -75,6 +87,22 @@ func (c *command) askStatus(ctx context.Context, socket string) error {
 		return finding(hint.Wrap(fmt.Errorf("the plugin is not healthy: %s", said.Healthz), "its log says why and what to do"))
 	}
 	return nil
+}
+
+// rows is the answer for people.
+func (s statusJSON) rows() [][]string {
+	rows := [][]string{{"healthz", s.Healthz}, {"key_id", s.KeyID}, {"version", s.Version}}
+	for _, p := range s.Pending {
+		state := "not ready yet"
+		switch {
+		case p.Deferred:
+			state = "due, and held back until it works on every token"
+		case p.Ready:
+			state = "ready"
+		}
+		rows = append(rows, []string{"pending", fmt.Sprintf("%s (current at %s; %s)", p.KeyID, p.Activates, state)})
+	}
+	return rows
 }
 
 // rootStatus is the error that carries the gRPC status.

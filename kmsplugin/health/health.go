@@ -58,6 +58,7 @@ type Config struct {
 type Health struct {
 	cfg      Config
 	latest   atomic.Pointer[result]
+	pending  atomic.Pointer[[]Pending]
 	first    chan struct{} // closed after the first probe
 	schedule schedule
 	saved    Proven

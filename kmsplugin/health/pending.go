@@ -1,0 +1,35 @@
+package health
+
+import (
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+// Pending is a key that is to become current, as the last look at the ring showed it.
+type Pending struct {
+	Key       envelope.KeyID
+	Activates time.Time
+	Ready     bool // sealed and opened with on every token that can be reached
+	Deferred  bool // due already, and held back because it is not ready
+}
+
+// Pending lists the keys that are to become current, the next one first. It asks nobody and does not wait.
+func (h *Health) Pending() []Pending {
+	if list := h.pending.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// notePending keeps what the view says of keys to come.
+func (h *Health) notePending(view envelope.View) {
+	var list []Pending
+	for i := range view.Versions {
+		if v := &view.Versions[i]; v.State == envelope.Pending {
+			deferred := view.Deferred != nil && view.Deferred.ID == v.ID
+			list = append(list, Pending{Key: v.ID, Activates: v.Activation, Ready: v.Ready, Deferred: deferred})
+		}
+	}
+	h.pending.Store(&list)
+}

@@ -1,0 +1,70 @@
+package kmsplugin
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+)
+
+// pendingTrailer is the gRPC trailer of Status in which keys to come are told, one value each: key_id, activation
+// (RFC 3339) and "ready", "unready" or "deferred", separated by blanks. The KMS v2 answer has no field for it, and
+// kube-apiserver does not look at trailers.
+const pendingTrailer = "hsm-kms-pending"
+
+// maxPendingTold bounds the trailer; a ring has one pending key, or two.
+const maxPendingTold = 8
+
+func tellPending(ctx context.Context, pending []health.Pending) {
+	if len(pending) == 0 {
+		return
+	}
+	trailer := metadata.MD{}
+	for _, p := range pending[:min(len(pending), maxPendingTold)] {
+		trailer.Append(pendingTrailer, p.Key.String()+" "+p.Activates.UTC().Format(time.RFC3339Nano)+" "+readiness(p))
+	}
+	_ = grpc.SetTrailer(ctx, trailer) // fails only outside a gRPC call
+}
+
+func readiness(p health.Pending) string {
+	switch {
+	case p.Deferred:
+		return "deferred"
+	case p.Ready:
+		return "ready"
+	}
+	return "unready"
+}
+
+// pendingIn reads the trailer. What it does not understand, of a newer plugin perhaps, it leaves out.
+func pendingIn(trailer metadata.MD) []health.Pending {
+	var pending []health.Pending
+	for _, value := range trailer.Get(pendingTrailer) {
+		if p, err := parsePending(value); err == nil {
+			pending = append(pending, p)
+		}
+	}
+	return pending
+}
+
+func parsePending(value string) (health.Pending, error) {
+	fields := strings.Fields(value)
+	if len(fields) != 3 {
+		return health.Pending{}, fmt.Errorf("a pending key has 3 fields, not %d", len(fields))
+	}
+	id, err := envelope.ParseKeyID(fields[0])
+	if err != nil {
+		return health.Pending{}, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, fields[1])
+	if err != nil {
+		return health.Pending{}, fmt.Errorf("reading an activation: %w", err)
+	}
+	return health.Pending{Key: id, Activates: at, Ready: fields[2] == "ready", Deferred: fields[2] == "deferred"}, nil
+}

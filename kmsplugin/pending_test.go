@@ -1,0 +1,38 @@
+package kmsplugin
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+)
+
+func TestPendingTrailer(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2030, 1, 2, 3, 4, 5, 6e6, time.UTC)
+	ckaID, err := envelope.NewCKAID(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := envelope.KeyID{Ring: "r", Version: string(ckaID), Fingerprint: [8]byte{1}}
+	for _, want := range []health.Pending{
+		{Key: id, Activates: at, Ready: true},
+		{Key: id, Activates: at},
+		{Key: id, Activates: at, Deferred: true},
+	} {
+		value := want.Key.String() + " " + want.Activates.Format(time.RFC3339Nano) + " " + readiness(want)
+		got := pendingIn(metadata.Pairs(pendingTrailer, value))
+		if len(got) != 1 || got[0] != want {
+			t.Errorf("%q came back as %+v", value, got)
+		}
+	}
+	for _, bad := range []string{"", "a b", "a b c d", id.String() + " yesterday ready", strings.Repeat("x ", 3)} {
+		if got := pendingIn(metadata.Pairs(pendingTrailer, bad)); got != nil {
+			t.Errorf("%q was taken for %+v", bad, got)
+		}
+	}
+}

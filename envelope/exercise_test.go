@@ -60,6 +60,25 @@ func TestNewGenerationNeedsNewProof(t *testing.T) {
 	expect(t, r, next, softKey{}, nil)
 }
 
+// TestAwayIsAskedOnce: a token that does not answer is not asked for one key after the other.
+func TestAwayIsAskedOnce(t *testing.T) {
+	t.Parallel()
+	key := keyAt(noon.Add(-time.Hour), "key")
+	next, last := keyAt(noon.Add(time.Hour), "next"), keyAt(noon.Add(2*time.Hour), "last")
+	token := newSoftToken("a", key, next, last)
+	r := newSoftRing(t, newClock(), RingConfig{}, token)
+	exercised(t, r)
+	token.connect(2)
+	before := token.used(key.ID) + token.used(next.ID) + token.used(last.ID)
+	token.failWith(ErrUnavailable)
+	if err := r.Exercise(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Exercise: %v", err)
+	}
+	if n := token.used(key.ID) + token.used(next.ID) + token.used(last.ID) - before; n != 1 {
+		t.Errorf("%d operations, want 1", n)
+	}
+}
+
 // TestPendingKeyThatDoesNotWork: it is not waited for with the current key at stake, and not made current.
 func TestPendingKeyThatDoesNotWork(t *testing.T) {
 	t.Parallel()

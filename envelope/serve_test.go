@@ -37,7 +37,7 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %v", test.name, dek, err, test.want)
 		}
 	}
-	if token.readsSoFar() != reads || token.used(key.ID) != uses {
+	if token.readsSoFar() != reads || token.used(key.ID) != uses || token.used(foreign) != 0 {
 		t.Error("the HSM was asked all the same")
 	}
 	// By its key_id and never by trial: asked for under the other key, it does not open, and the right one is not tried.
@@ -122,11 +122,16 @@ func TestMadeUpKeyIDsAreNoLoad(t *testing.T) {
 	// Whoever gives up must not speak for those who come after.
 	c.move(time.Minute)
 	cancelled, cancel := context.WithCancel(t.Context())
-	cancel()
+	token.onKeys = cancel
 	ask(cancelled, 1, context.Canceled)
-	ask(t.Context(), 100, ErrUnknownKey)
+	token.onKeys = nil
+	ask(cancelled, 1, context.Canceled) // and asks for nothing any more
 	if n := token.readsSoFar(); n != 6 {
 		t.Errorf("%d reads, want 6", n)
+	}
+	ask(t.Context(), 100, ErrUnknownKey)
+	if n := token.readsSoFar(); n != 7 {
+		t.Errorf("%d reads, want 7", n)
 	}
 }
 

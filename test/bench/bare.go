@@ -44,6 +44,7 @@ type bareAnswer struct {
 
 // bare is the parent's side of that process: what is measured of it is R.
 type bare struct {
+	pid  int
 	conn net.Conn
 	in   *json.Decoder
 	out  *json.Encoder
@@ -60,7 +61,7 @@ func startBare(ctx context.Context, self, dir string, token *softhsm.Token) (*ba
 	defer func() { _ = listener.Close() }()
 	child, err := proc.Start(proc.Spec{
 		Name: "bare", Path: self, Env: token.Env(), Log: filepath.Join(dir, "bare.log"),
-		Args: []string{"-role", "bare", "-socket", socket, "-module", token.Module, "-label", token.Label, "-pin-file", token.PINFile},
+		Args: append([]string{"-role", "bare"}, tokenArgs(socket, token)...),
 	})
 	if err != nil {
 		return nil, err
@@ -73,7 +74,7 @@ func startBare(ctx context.Context, self, dir string, token *softhsm.Token) (*ba
 	if err != nil {
 		return nil, fmt.Errorf("starting the bare process: %w\n%s", err, child.Tail(5))
 	}
-	return &bare{conn, json.NewDecoder(conn), json.NewEncoder(conn)}, nil
+	return &bare{child.PID(), conn, json.NewDecoder(conn), json.NewEncoder(conn)}, nil
 }
 
 func (b *bare) measure(pair string, l load) (sample, error) {

@@ -23,7 +23,7 @@ type options struct {
 	strict bool
 
 	// Of the other roles, which this program starts itself in.
-	role, socket, module, label, pinFile string
+	role, socket, module, label, pinFile, profile string
 }
 
 func main() {
@@ -47,12 +47,15 @@ func run() error {
 	flag.StringVar(&o.module, "module", "", "internal")
 	flag.StringVar(&o.label, "label", "", "internal")
 	flag.StringVar(&o.pinFile, "pin-file", "", "internal")
+	flag.StringVar(&o.profile, "profile", "", "internal")
 	flag.Parse()
 	switch {
 	case o.role == "empty":
 		return serveEmpty(o.socket)
 	case o.role == "bare":
 		return runBare(&o)
+	case o.role == "both":
+		return serveBoth(&o)
 	case o.slice <= 0 || o.rounds < 1 || o.ops < 100 || o.deks < 1:
 		return errors.New("-time, -rounds and -deks must be positive, and -ops at least 100")
 	}

@@ -25,8 +25,12 @@ func (w *world) fast(ctx context.Context, t *table) error {
 		return err
 	}
 	p := plan{subjects: subjects, clients: []int{1, 8, 32}, slice: w.options.slice, rounds: w.options.rounds}
+	before, known := w.cpuNow()
 	if err := p.run(ctx, w.n, t.measured, tell); err != nil {
 		return err
+	}
+	if after, _ := w.cpuNow(); known {
+		t.figure("processors used by others during these rounds (above 10 the ratios tell of the machine, too)", others(before, after), "percent", nil)
 	}
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
@@ -34,6 +38,9 @@ func (w *world) fast(ctx context.Context, t *table) error {
 			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", atMost(1.15))
 			eight := point{whoPlugin, s.profile, op, 8, 0}
 			t.figure(fmt.Sprintf("%s, %s, rate with 8 clients", s.profile, op), median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", atLeast(0.9))
+			one.Who, eight.Who = whoB, whoB
+			t.figure(fmt.Sprintf("the same of B: %s, %s, p50", s.profile, op), median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", nil)
+			t.figure(fmt.Sprintf("the same of B: %s, %s, rate", s.profile, op), median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", nil)
 		}
 	}
 	tell("starting again and again")

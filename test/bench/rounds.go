@@ -6,16 +6,17 @@ import (
 	"time"
 )
 
-// The three that take turns.
+// The four that take turns.
 const (
 	whoN      = "N"
 	whoR      = "R"
+	whoB      = "B"
 	whoPlugin = "plugin"
 )
 
 // point is one thing measured, in every round once.
 type point struct {
-	Who     string // whoN, whoR, whoPlugin
+	Who     string // whoN, whoR, whoB, whoPlugin
 	Profile string // "" for N
 	Op      string
 	Clients int
@@ -65,6 +66,10 @@ func (p plan) turn(ctx context.Context, n *client, into rounds, op string, l loa
 				return err
 			}
 			into.add(point{whoR, subject.profile, op, l.Clients, p.delay}, s)
+			if s, err = subject.both.measure(ctx, op, l); err != nil {
+				return fmt.Errorf("the empty server with the bare calls: %w", err)
+			}
+			into.add(point{whoB, subject.profile, op, l.Clients, p.delay}, s)
 		}
 		if s, err = subject.client.measure(ctx, op, l); err != nil {
 			return fmt.Errorf("the plugin (%s): %w", subject.profile, err)

@@ -101,20 +101,31 @@ func section(out io.Writer, title string, rows [][]string) {
 
 // operations is one row for each operation of the plugin, with the N and R that were measured beside it.
 func (t *table) operations() [][]string {
-	rows := [][]string{{"delay", "profile", "operation", "clients", "N p50", "R p50", "p50", "p99", "N /s", "R /s", "rate /s", "p50/(N+R)", "rate ratio"}}
+	rows := [][]string{{"delay", "profile", "operation", "clients", "N p50", "R p50", "B p50", "p50", "p99", "N /s", "R /s", "B /s", "rate /s", "p50/(N+R)", "(B)", "rate ratio", "(B)"}}
 	for _, p := range t.points(whoPlugin) {
 		n, r := point{whoN, "", p.Op, p.Clients, p.Delay}, p
 		r.Who = whoR
+		b := p
+		b.Who = whoB
 		rows = append(rows, []string{
 			p.Delay.String(), p.Profile, p.Op, fmt.Sprint(p.Clients),
-			micros(t.measured.median(n, p50)), micros(t.measured.median(r, p50)),
+			micros(t.measured.median(n, p50)), micros(t.measured.median(r, p50)), micros(t.measured.median(b, p50)),
 			micros(t.measured.median(p, p50)), micros(t.measured.median(p, p99)),
-			whole(t.measured.median(n, sample.rate)), whole(t.measured.median(r, sample.rate)), whole(t.measured.median(p, sample.rate)),
-			fmt.Sprintf("%.2f", median(t.measured.perRound(p, p.Clients, latencyRatio))),
-			fmt.Sprintf("%.2f", median(t.measured.perRound(p, rateLoops(p), rateRatio))),
+			whole(t.measured.median(n, sample.rate)), whole(t.measured.median(r, sample.rate)),
+			whole(t.measured.median(b, sample.rate)), whole(t.measured.median(p, sample.rate)),
+			ratio(t.measured.perRound(p, p.Clients, latencyRatio)), ratio(t.measured.perRound(b, p.Clients, latencyRatio)),
+			ratio(t.measured.perRound(p, rateLoops(p), rateRatio)), ratio(t.measured.perRound(b, rateLoops(p), rateRatio)),
 		})
 	}
 	return rows
+}
+
+// ratio shows the median over the rounds; "-" for what was not measured.
+func ratio(perRound []float64) string {
+	if len(perRound) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", median(perRound))
 }
 
 // rateLoops is how many loops the R of a rate has: one, as promised, unless each call waits for a network, which as

@@ -30,6 +30,8 @@ type world struct {
 	dir     string
 	n       *client
 	ends    []func() error
+	// children give the processes of what is measured; one that is restarted has another each time.
+	children []func() int
 }
 
 func newWorld(o *options) (*world, error) {
@@ -70,24 +72,33 @@ func (w *world) startEmpty(ctx context.Context) error {
 		return err
 	}
 	w.atEnd(func() error { child.Kill(); return nil })
+	w.children = append(w.children, child.PID)
+	w.n, err = w.connect(ctx, socket, child)
+	return err
+}
+
+// connect waits until the child listens, and has DEKs encrypted by it.
+func (w *world) connect(ctx context.Context, socket string, child *proc.Process) (*client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if err := untilListening(ctx, socket); err != nil {
-		return err
+		return nil, fmt.Errorf("%w\n%s", err, child.Tail(5))
 	}
-	if w.n, err = dial(socket); err != nil {
-		return err
+	c, err := dial(socket)
+	if err != nil {
+		return nil, err
 	}
-	w.atEnd(func() error { w.n.close(); return nil })
-	return w.n.seal(ctx, sealedDEKs)
+	w.atEnd(func() error { c.close(); return nil })
+	return c, c.seal(ctx, sealedDEKs)
 }
 
-// subject is one plugin on a token of its own, and the bare calls on the same token.
+// subject is one plugin on a token of its own, and the bare calls, in a loop and in a server, on the same token.
 type subject struct {
 	profile string
 	plugin  *plugin.Plugin
 	client  *client
 	bare    *bare
+	both    *client
 	// The faulty modules in front of the token, one for each process, since they count for one; nil: none.
 	fault, bareFault *faultp11.Module
 }
@@ -135,6 +146,10 @@ func (w *world) start(ctx context.Context, how setup) (*subject, error) {
 		return nil, err
 	}
 	w.atEnd(func() error { s.bare.close(); return nil })
+	w.children = append(w.children, func() int { return s.plugin.Process().PID() }, func() int { return s.bare.pid })
+	if s.both, err = w.startBoth(ctx, dir, how.profile, &bareToken); err != nil {
+		return nil, err
+	}
 	return s, s.client.seal(ctx, sealedDEKs)
 }
 

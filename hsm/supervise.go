@@ -159,7 +159,10 @@ func (t *Token) lookInto(ctx context.Context) {
 		}
 		t.mu.Unlock()
 		return
-	case suspect != nil && suspect.fault >= faultLogin && suspect.fault != faultData:
+	case suspect != nil && suspect.fault >= faultLogin:
+		if suspect.fault == faultModule {
+			t.noteUnclean()
+		}
 		t.drop(suspect.err.Error())
 		return
 	}

@@ -16,7 +16,7 @@ func (c *Cluster) Etcd() (*clientv3.Client, error) {
 	if c.client != nil {
 		return c.client, nil
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.EtcdURL()}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: c.etcd.URLs(), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 	if err != nil {
 		return nil, fmt.Errorf("connecting to etcd: %w", err)
 	}
@@ -24,8 +24,8 @@ func (c *Cluster) Etcd() (*clientv3.Client, error) {
 	return client, nil
 }
 
-// EtcdURL is etcd's address.
-func (c *Cluster) EtcdURL() string { return "http://" + loopback(c.ports.client) }
+// EtcdURL is the address of etcd, of several members that of the first.
+func (c *Cluster) EtcdURL() string { return c.etcd.URLs()[0] }
 
 // EtcdGet reads the bytes that etcd holds under a key, such as /registry/secrets/NAMESPACE/NAME.
 func (c *Cluster) EtcdGet(ctx context.Context, key string) ([]byte, error) {

@@ -59,9 +59,9 @@ func encryptionConfig(opts Options) object {
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// freePorts finds n ports that nobody listens on. They are taken from below the range that kernels give to outgoing
+// FreePorts finds n ports that nobody listens on. They are taken from below the range that kernels give to outgoing
 // connections, where one could take the port between this look and the listen, or while the API server restarts.
-func freePorts(n int) ([]int, error) {
+func FreePorts(n int) ([]int, error) {
 	const low, high = 20000, 32000
 	var ports []int
 	for try := 0; len(ports) < n && try < 1000; try++ {

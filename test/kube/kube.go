@@ -1,8 +1,9 @@
 // Package kube runs a real etcd and a real kube-apiserver for the tests and the demo: on loopback, unprivileged, all
 // files in one folder, secrets encrypted by the KMS v2 plugin on a given socket. What starts, stops and asks those two
-// may live here; the plugin is its caller's.
+// may live here; the plugin is its caller's. Several API servers on one etcd of several members are several Clusters that
+// share their Members.
 //
-// Both are children of this process and die with it (package proc).
+// All are children of this process and die with it (package proc).
 package kube
 
 import (
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,14 +39,15 @@ type Options struct {
 	Socket    string   // of the KMS plugin; absolute
 	Resources []string // to encrypt, as in an EncryptionConfiguration; empty: secrets
 	Args      []string // more flags for kube-apiserver
+	Etcd      *Members // that others share and that the caller starts and stops; nil: one member of its own
 }
 
-// Cluster is one etcd and one kube-apiserver. Start, stop and restart them from one goroutine; requests may come from many.
+// Cluster is one kube-apiserver, and the etcd that it uses. Start, stop and restart them from one goroutine; requests may come from many.
 type Cluster struct {
 	opts   Options
 	token  string // of a user in system:masters
-	ports  struct{ client, peer, api int }
-	etcd   *proc.Process
+	port   int    // of the API server
+	etcd   *Members
 	server *proc.Process
 
 	mu     sync.Mutex   // guards the two below
@@ -61,11 +64,16 @@ func New(opts Options) (*Cluster, error) {
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the API server: %w", err)
 	}
-	ports, err := freePorts(3)
+	ports, err := FreePorts(1)
 	if err != nil {
 		return nil, err
 	}
-	c.ports.client, c.ports.peer, c.ports.api = ports[0], ports[1], ports[2]
+	c.port, c.etcd = ports[0], opts.Etcd
+	if c.etcd == nil {
+		if c.etcd, err = NewMembers(opts.Bin, opts.Dir, 1); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.writeFiles(); err != nil {
 		return nil, err
 	}
@@ -86,28 +94,12 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 	return c, nil
 }
 
-// StartEtcd starts etcd on the cluster's data and waits until it answers.
+// StartEtcd starts the cluster's own etcd on its data and waits until it answers.
 func (c *Cluster) StartEtcd(ctx context.Context) error {
-	client, peer := "http://"+loopback(c.ports.client), "http://"+loopback(c.ports.peer)
-	p, err := proc.Start(proc.Spec{
-		Name: "etcd", Path: c.opts.Bin.Path("etcd"), Log: c.path("etcd.log"),
-		Args: []string{
-			"--data-dir=" + c.path("etcd"), "--log-level=warn", "--unsafe-no-fsync",
-			"--listen-client-urls=" + client, "--advertise-client-urls=" + client,
-			"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=default=" + peer,
-		},
-	})
-	if err != nil {
+	if err := c.etcd.Launch(0); err != nil {
 		return err
 	}
-	c.etcd = p
-	return c.poll(ctx, p, "etcd", func(ctx context.Context) (string, error) {
-		code, body, err := get(ctx, http.DefaultClient, client+"/readyz")
-		if err != nil || code == http.StatusOK {
-			return "", err
-		}
-		return body, fmt.Errorf("%s", http.StatusText(code))
-	})
+	return c.etcd.WaitReady(ctx)
 }
 
 // StartAPIServer starts kube-apiserver and does not wait for it: the plugin may not be there yet. See WaitReady.
@@ -115,8 +107,8 @@ func (c *Cluster) StartAPIServer(context.Context) error {
 	p, err := proc.Start(proc.Spec{
 		Name: "kube-apiserver", Path: c.opts.Bin.Path("kube-apiserver"), Log: c.path("kube-apiserver.log"),
 		Args: slices.Concat([]string{
-			"--etcd-servers=http://" + loopback(c.ports.client),
-			"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + strconv.Itoa(c.ports.api),
+			"--etcd-servers=" + strings.Join(c.etcd.URLs(), ","),
+			"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + strconv.Itoa(c.port),
 			"--cert-dir=" + c.path("certs"), "--token-auth-file=" + c.path("tokens.csv"), "--authorization-mode=RBAC",
 			"--service-account-issuer=https://kubernetes.default.svc", "--service-cluster-ip-range=10.0.0.0/24",
 			"--service-account-key-file=" + c.path("sa.pem"), "--service-account-signing-key-file=" + c.path("sa.pem"),
@@ -134,7 +126,7 @@ func (c *Cluster) StartAPIServer(context.Context) error {
 // WaitReady waits until /readyz is green, or the API server ends, or the context does; the error holds what /readyz
 // said last and the end of the log.
 func (c *Cluster) WaitReady(ctx context.Context) error {
-	return c.poll(ctx, c.server, "kube-apiserver", func(ctx context.Context) (string, error) {
+	return poll(ctx, c.server, "kube-apiserver", func(ctx context.Context) (string, error) {
 		code, body, err := c.Health(ctx, "/readyz")
 		if err != nil || code == http.StatusOK {
 			return "", err
@@ -144,7 +136,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 }
 
 // poll asks every 100 ms until probe gives no error.
-func (c *Cluster) poll(ctx context.Context, p *proc.Process, name string, probe func(context.Context) (string, error)) error {
+func poll(ctx context.Context, p *proc.Process, name string, probe func(context.Context) (string, error)) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -181,7 +173,7 @@ func (c *Cluster) RestartAPIServer(ctx context.Context) error {
 	return c.WaitReady(ctx)
 }
 
-// Stop ends both, the API server first. What never started is no error.
+// Stop ends the API server, then etcd if it is its own. What never started is no error.
 func (c *Cluster) Stop() error {
 	err := c.StopAPIServer()
 	c.mu.Lock()
@@ -190,8 +182,8 @@ func (c *Cluster) Stop() error {
 		c.client = nil
 	}
 	c.mu.Unlock()
-	if c.etcd != nil {
-		err = errors.Join(err, c.etcd.Stop(grace))
+	if c.opts.Etcd == nil {
+		err = errors.Join(err, c.etcd.Stop())
 	}
 	return err
 }

@@ -130,7 +130,7 @@ func (c *Cluster) request(ctx context.Context, method, path string, body io.Read
 }
 
 // URL is the API server's address.
-func (c *Cluster) URL() string { return "https://" + loopback(c.ports.api) }
+func (c *Cluster) URL() string { return "https://" + loopback(c.port) }
 
 // httpClient trusts the certificate that the API server made for itself at its first start; before that there is none.
 func (c *Cluster) httpClient() (*http.Client, error) {

@@ -31,6 +31,7 @@ type Options struct {
 	Extra string // more lines of configuration, such as "probeInterval: 1s"
 	// TokenExtra are more fields of the token, in one line: "maxSessions: 32, callTimeout: 1s".
 	TokenExtra string
+	HTTP       string // host:port of metrics and health; empty: off
 }
 
 // Plugin is one configuration of hsm-kms and at most one running `serve`. Start and stop it from one goroutine.
@@ -39,7 +40,7 @@ type Plugin struct {
 	served *proc.Process
 }
 
-// New makes the folder and writes the configuration: socket, state and audit log in Dir, no HTTP, our own uid allowed.
+// New makes the folder and writes the configuration: socket, state and audit log in Dir, our own uid allowed.
 func New(opts Options) (*Plugin, error) {
 	p := &Plugin{opts: opts}
 	for _, dir := range []string{opts.Dir, p.path("state")} {
@@ -56,10 +57,10 @@ keyRing: kube-secrets
 tokens:
   - {name: softhsm, module: %q, label: %q, pinFile: %q, %s}
 stateDir: %q
-http: {address: ""}
+http: {address: %q}
 audit: {path: %q}
 %s
-`, p.Socket(), os.Getuid(), opts.Token.Module, opts.Token.Label, opts.Token.PINFile, opts.TokenExtra, p.path("state"), p.AuditLog(), opts.Extra)
+`, p.Socket(), os.Getuid(), opts.Token.Module, opts.Token.Label, opts.Token.PINFile, opts.TokenExtra, p.path("state"), opts.HTTP, p.AuditLog(), opts.Extra)
 	if err := os.WriteFile(p.Config(), []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the plugin's configuration: %w", err)
 	}
@@ -106,20 +107,31 @@ func (p *Plugin) Run(ctx context.Context, args ...string) ([]byte, error) {
 	return stdout.Bytes(), err
 }
 
-// Key is what the tests look at of an entry of `keys list`.
+// Key is an entry of `keys list`.
 type Key struct {
-	KeyID       string `json:"keyID"`
-	ID          string `json:"id"`
-	State       string `json:"state"`
-	Fingerprint string `json:"fingerprint"`
-	Sensitive   bool   `json:"sensitive"`
-	Extractable bool   `json:"extractable"`
+	KeyID            string     `json:"keyID"`
+	Ring             string     `json:"ring"`
+	ID               string     `json:"id"`
+	State            string     `json:"state"`
+	Activates        *time.Time `json:"activates"` // nil: always
+	Fingerprint      string     `json:"fingerprint"`
+	Sensitive        bool       `json:"sensitive"`
+	Extractable      bool       `json:"extractable"`
+	NeverExtractable bool       `json:"neverExtractable"`
+	Local            bool       `json:"local"`
+	Tokens           []string   `json:"tokens"`
 }
 
 // CreateKey makes the first key of the ring.
 func (p *Plugin) CreateKey(ctx context.Context) (Key, error) {
 	var key Key
 	return key, p.runJSON(ctx, &key, "keys", "create")
+}
+
+// RotateKey makes the next version, current after activateIn.
+func (p *Plugin) RotateKey(ctx context.Context, activateIn time.Duration) (Key, error) {
+	var key Key
+	return key, p.runJSON(ctx, &key, "keys", "rotate", "--activate-in", activateIn.String())
 }
 
 // Keys lists the ring.

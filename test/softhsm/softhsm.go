@@ -108,17 +108,52 @@ func (t *Token) CopyTo(dir string) (*Token, error) {
 		return nil, fmt.Errorf("copying the token: %w", err)
 	}
 	c := &Token{Dir: dir, Module: t.Module, Label: t.Label, PINFile: filepath.Join(dir, filepath.Base(t.PINFile))}
-	// CopyFS keeps the files' modes but makes folders readable to all.
+	// CopyFS makes files and folders readable to all that the umask does not keep out, and a plugin refuses such a PIN.
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		mode := os.FileMode(0o600)
 		if err == nil && d.IsDir() {
-			err = os.Chmod(path, 0o700) //nolint:gosec // a folder
+			mode = 0o700
 		}
-		return err
+		return errors.Join(err, os.Chmod(path, mode))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("closing the copy to others: %w", err)
 	}
 	return c, c.writeConf()
+}
+
+// CopyNew copies the objects that a copy of the token lacks, as a vendor's tool copies a new key to the other HSMs.
+// Nobody may write to either meanwhile; whoever has the copy open sees them at its next look.
+func (t *Token) CopyNew(to *Token) error {
+	// SoftHSM looks for new objects only when the token's generation has changed, so that comes last.
+	for _, pattern := range []string{"*.object", "generation"} {
+		from, err := filepath.Glob(filepath.Join(t.Store(), "*", pattern))
+		if err != nil {
+			return fmt.Errorf("listing the token's objects: %w", err)
+		}
+		for _, path := range from {
+			if err := copyInto(path, filepath.Join(to.Store(), filepath.Base(filepath.Dir(path))), pattern == "generation"); err != nil {
+				return fmt.Errorf("copying an object to another token: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// copyInto puts a copy of a file into a folder in one step: SoftHSM must not find half an object.
+func copyInto(path, folder string, replace bool) error {
+	target := filepath.Join(folder, filepath.Base(path))
+	if _, err := os.Lstat(target); err == nil && !replace {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Clean(path))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(target+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(target+".new", target)
 }
 
 // TakeAway moves the store away, as if the HSM had been unplugged: a process that has the module open sees

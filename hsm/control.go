@@ -33,7 +33,7 @@ func (t *Token) onControl(ctx context.Context, what string, done func(), f func(
 	api := t.mod.library.With(func(function string, rv p11.RV, took time.Duration) {
 		t.hook(function, rv, took)
 		t.mod.flight.progress(c, what+", after "+function)
-	})
+	}, &t.sessions)
 	result := make(chan error, 1)
 	go func() {
 		var err error

@@ -50,6 +50,8 @@ type Token struct {
 	log    *slog.Logger
 	hook   p11.Hook
 	api    p11.API
+	// sessions is held while a session is opened or closed; see p11.Library.With.
+	sessions sync.Mutex
 
 	permits chan struct{} // one for each working session that exists or is being opened
 	waiting atomic.Int32  // callers waiting for a permit
@@ -68,7 +70,7 @@ type Token struct {
 	retired   []*generation // dropped, and their idle sessions not closed yet
 	forgiven  int           // hanging calls that a half-open check has shown to be of no weight
 	burned    int           // permits taken out because the token itself refused that many sessions
-	unclean   bool          // a session was left open: only C_Finalize ends it
+	unclean   bool          // the module must be finalised before the next attempt: a session was left open, or it says that it is not initialised
 	hadKeys   bool          // the last generation that was believed held keys
 }
 
@@ -110,7 +112,7 @@ func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
 			common.Observer.HSMCall(cfg.Name, function, rv.String(), took)
 		}
 	}
-	t.api = mod.library.With(t.hook)
+	t.api = mod.library.With(t.hook, &t.sessions)
 	mod.tokens = append(mod.tokens, t)
 	return t
 }

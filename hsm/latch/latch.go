@@ -78,13 +78,13 @@ func (l *Latch) Attempt(ctx context.Context, token string, file pinfile.Identity
 		return err
 	}
 	defer unlock()
-	path := l.path(token)
-	last, err := read(path)
+	path := l.path(token, file)
+	last, err := l.find(token, file)
 	if err != nil {
 		return err
 	}
 	next := record{Token: token, PINFile: file, Tried: triedUnknown, Time: time.Now().UTC()}
-	if last.speaksOf(token, file) {
+	if last != nil {
 		if err := last.forbids(clean); err != nil {
 			return err
 		}
@@ -108,15 +108,34 @@ func (l *Latch) Attempt(ctx context.Context, token string, file pinfile.Identity
 
 // Standing tells, without any attempt, whether one with this file on this token would be refused here.
 func (l *Latch) Standing(token string, file pinfile.Identity, clean bool) error {
-	last, err := read(l.path(token))
-	if err != nil || !last.speaksOf(token, file) {
+	last, err := l.find(token, file)
+	if err != nil || last == nil {
 		return err
 	}
 	return last.forbids(clean)
 }
 
+// find returns the latch that stands for this file on this token; nil: none does. It is looked for under every path
+// that the file may have been named by. One that cannot be understood counts only at this file's own place.
+func (l *Latch) find(token string, file pinfile.Identity) (*record, error) {
+	own, err := read(l.path(token, file))
+	if err != nil || own.speaksOf(token, file) {
+		return own, err
+	}
+	paths, err := filepath.Glob(filepath.Join(l.dir, "pin-latch-*.json"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	for _, path := range paths {
+		if other, err := read(path); err == nil && other.speaksOf(token, file) {
+			return other, nil
+		}
+	}
+	return nil, nil
+}
+
 func (r *record) speaksOf(token string, file pinfile.Identity) bool {
-	return r != nil && r.Token == token && r.PINFile == file
+	return r != nil && r.Token == token && r.PINFile.Is(file)
 }
 
 func (r *record) forbids(clean bool) error {
@@ -126,9 +145,11 @@ func (r *record) forbids(clean bool) error {
 	return fmt.Errorf("%w (outcome %s, at %s)", ErrStands, r.Tried, r.Time.Format(time.RFC3339))
 }
 
-// path is the latch file of a token. The name is a hash because a serial or label may hold any byte.
-func (l *Latch) path(token string) string {
-	sum := sha256.Sum256([]byte(token))
+// path is the latch file of a token and a PIN file. Copies of a token may have one serial and one label, and a login
+// that succeeds on one with its own PIN file must not lift the latch of the other. The name is a hash because a serial
+// or label may hold any byte.
+func (l *Latch) path(token string, file pinfile.Identity) string {
+	sum := sha256.Sum256([]byte(token + "\x00" + file.Path))
 	return filepath.Join(l.dir, "pin-latch-"+hex.EncodeToString(sum[:8])+".json")
 }
 

@@ -42,10 +42,17 @@ var (
 // Identity tells one state of one PIN file from every other, with nothing in it that is derived from the PIN. It is
 // comparable; the JSON form is what is kept on disk.
 type Identity struct {
+	Path   string `json:"path"` // absolute, links not followed
 	Device uint64 `json:"device"`
 	Inode  uint64 `json:"inode"`
 	Size   int64  `json:"size"`  // bytes
 	Ctime  int64  `json:"ctime"` // nanoseconds since 1970; changed by every write, chmod, chown and rename
+}
+
+// Is tells whether both are the same state of the same file, by whatever path it was found.
+func (i Identity) Is(other Identity) bool {
+	i.Path = other.Path
+	return i == other
 }
 
 // Resolve returns the absolute path that a pinFile of the configuration means: itself when absolute, else the
@@ -76,7 +83,7 @@ func Read(pinFile string) (*PIN, Identity, error) {
 	if err != nil {
 		return nil, Identity{}, err
 	}
-	return pin, identityOf(before), nil
+	return pin, identityOf(file, before), nil
 }
 
 // read returns the PIN in file, which was as before says when it was opened and must be so still.
@@ -111,7 +118,7 @@ func Stat(pinFile string) (Identity, error) {
 		return Identity{}, err
 	}
 	defer file.Close()
-	return identityOf(info), nil
+	return identityOf(file, info), nil
 }
 
 // open resolves and opens the file and holds its owner and mode against the rules.
@@ -173,8 +180,8 @@ func parse(b []byte) (pin []byte, problem string) {
 	return pin, ""
 }
 
-func identityOf(info ownedfile.Info) Identity {
-	return Identity{Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime}
+func identityOf(file *os.File, info ownedfile.Info) Identity {
+	return Identity{Path: file.Name(), Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime}
 }
 
 // credentialsDirectory returns where systemd put this service's credentials, or "". A relative value is nobody's.

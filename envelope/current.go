@@ -125,23 +125,30 @@ func rivalsOf(versions []Version, current *Version) string {
 		if v.ID == current.ID {
 			continue
 		}
-		bothForeign := v.Activation.IsZero() && current.Activation.IsZero()
-		if bothForeign || v.ID.Version == current.ID.Version {
+		if unordered(v, current) {
 			rivals = append(rivals, v.ID.String())
 		}
 	}
 	return strings.Join(rivals, ", ")
 }
 
+// unordered tells two versions of which nothing says that one comes after the other: one CKA_ID with different
+// material, or two made elsewhere.
+func unordered(a, b *Version) bool {
+	return a.ID.Version == b.ID.Version || a.Activation.IsZero() && b.Activation.IsZero()
+}
+
 // states sets the State of each version, given the current one (nil: none). Without a current key, what
-// is due is retained and the rest pending.
+// is due is retained and the rest pending. A rival of the current key is retained too: it will not become
+// current by itself, and another node may have sealed under it.
 func states(versions []Version, current *Version, now time.Time) {
 	for i := range versions {
 		v := &versions[i]
 		switch {
 		case current != nil && v.ID == current.ID:
 			v.State = Current
-		case current != nil && compareIDs(v.ID, current.ID) > 0, current == nil && v.Activation.After(now):
+		case current != nil && compareIDs(v.ID, current.ID) > 0 && !unordered(v, current),
+			current == nil && v.Activation.After(now):
 			v.State = Pending
 		default:
 			v.State = Retained

@@ -150,3 +150,19 @@ func TestStates(t *testing.T) {
 		}
 	}
 }
+
+// What could be meant as well as the current key is not to come: it never was ordered after it, and it may be needed.
+func TestStateOfARival(t *testing.T) {
+	t.Parallel()
+	made, other := foreignKey("a", "made elsewhere"), foreignKey("b", "other")
+	one, two := twins(noon.Add(-time.Minute))
+	for _, pair := range [][2]softKey{{made, other}, {one, two}} {
+		all := versionsOf([]Version{ready(pair[0]), ready(pair[1])})
+		for i := range all {
+			states(all, &all[i], noon)
+			if all[i].State != Current || all[1-i].State != Retained {
+				t.Errorf("current %v: states %s and %s", all[i].ID, all[0].State, all[1].State)
+			}
+		}
+	}
+}

@@ -98,6 +98,9 @@ func makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Versi
 			return v, finding(hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made and is not served: %s", id, v.Refused),
 				"remove it with the vendor's tool; this token cannot make keys that are safe to serve"))
 		}
+		if errors.Is(exerciseErr, envelope.ErrAmbiguous) {
+			exerciseErr = nil // what is wrong with the ring is not wrong with this key, and it is there: say so
+		}
 		return v, exerciseErr
 	}
 	if generateErr != nil {

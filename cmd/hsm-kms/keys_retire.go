@@ -105,7 +105,11 @@ func mayWithdraw(v envelope.Version, refresh time.Duration, now time.Time) error
 			"keep it: a key that is retained costs nothing"))
 	}
 	margin := max(withdrawMargin, 2*refresh)
-	if left := v.Activation.Sub(now); left < margin {
+	switch left := v.Activation.Sub(now); {
+	case left < 0:
+		return finding(hint.Wrap(fmt.Errorf("%s was to become current %s ago: a node may have sealed under it", v.ID, -left.Round(time.Second)),
+			"rotate again: hsm-kms keys rotate"))
+	case left < margin:
 		return finding(hint.Wrap(fmt.Errorf("%s becomes current in %s: within %s of it a node may have sealed under it", v.ID, left.Round(time.Second), margin),
 			"let it become current and rotate again"))
 	}

@@ -67,6 +67,9 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 	defer cancel()
 	mended := map[fault]bool{}
 	for {
+		if ctx.Err() != nil {
+			return nil, t.outOfTime(ctx) // nobody waits for an answer, so the HSM is not asked
+		}
 		gen, err := t.ready(ctx)
 		if err != nil {
 			return nil, err

@@ -12,7 +12,7 @@ import (
 )
 
 func (c *command) audit() *cobra.Command {
-	cmd := &cobra.Command{Use: "audit", Short: "Check the audit trail", Args: cobra.NoArgs}
+	cmd := group(&cobra.Command{Use: "audit", Short: "Check the audit trail"})
 	var anchor string
 	verify := c.withOutput(&cobra.Command{
 		Use:   "verify FILE...",

@@ -13,13 +13,12 @@ import (
 )
 
 func (c *command) keys() *cobra.Command {
-	cmd := &cobra.Command{
+	cmd := group(&cobra.Command{
 		Use:   "keys",
 		Short: "Make, list, rotate and retire the keys of the ring",
 		Long: `The key ring is every secret key on the token that bears the ring's label. The token is its only state.
 keys commands work on the first token of the configuration; list looks at all of them.`,
-		Args: cobra.NoArgs,
-	}
+	})
 	cmd.AddCommand(c.keysCreate(), c.keysRotate(), c.keysList(), c.keysRetire())
 	return cmd
 }

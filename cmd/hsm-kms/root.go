@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // The exit codes of every command.
@@ -57,7 +58,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 }
 
 func (c *command) root() *cobra.Command {
-	root := &cobra.Command{
+	root := group(&cobra.Command{
 		Use:   "hsm-kms",
 		Short: "Kubernetes KMS v2 plugin whose master key never leaves a PKCS#11 HSM",
 		Long: `hsm-kms wraps the data-encryption keys with which kube-apiserver encrypts Secrets. The key that wraps
@@ -69,10 +70,22 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
   hsm-kms status             # ask a running plugin, as kube-apiserver does`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-	}
+	})
 	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.version())
 	return root
+}
+
+// group makes a command that only has subcommands: alone it shows its help, and an unknown subcommand is an error,
+// which cobra by itself would answer with help and success.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return hint.Wrap(fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath()), "see "+cmd.CommandPath()+" -h")
+		}
+		return cmd.Help()
+	}
+	return cmd
 }
 
 // withConfig adds --config to a command that needs the token.

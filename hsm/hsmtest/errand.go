@@ -27,6 +27,7 @@ const (
 	doGenerate = "generate"
 	doDelete   = "delete"
 	doLogIn    = "log in"
+	doByHand   = "log in by hand"
 )
 
 const errandMark = "HSM_KMS_TEST_ERRAND"
@@ -60,6 +61,9 @@ func (e errand) do() error {
 		return hsm.Generate(ctx, common, e.Token, e.CKAID)
 	case e.Do == doDelete:
 		return e.remove()
+	case e.Do == doByHand:
+		_, _, err := e.open()
+		return err
 	}
 	set, err := hsm.Open(common, []hsm.TokenConfig{e.Token})
 	if err != nil {
@@ -92,6 +96,9 @@ func (s Subject) Generate(ctx context.Context) error {
 
 // LogInElsewhere connects in another process, as a restart of the plugin does, and returns what that said.
 func (s Subject) LogInElsewhere(ctx context.Context) error { return s.errand(ctx, doLogIn, nil) }
+
+// LogInByHand logs in past package hsm, as an operator does with the vendor's tool.
+func (s Subject) LogInByHand(ctx context.Context) error { return s.errand(ctx, doByHand, nil) }
 
 // DeleteKey destroys the key with the CKA_ID ckaID in another process.
 func (s Subject) DeleteKey(ctx context.Context, ckaID []byte) error {

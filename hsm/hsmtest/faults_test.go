@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,6 +84,37 @@ func TestSoftHSMInitialisedAnew(t *testing.T) {
 	}
 	if _, err := d.Ring.Open(t.Context(), before.id.String(), before.wrapped); !errors.Is(err, envelope.ErrUnknownKey) {
 		t.Errorf("opening what the lost key sealed: %v", err)
+	}
+	d.Close()
+}
+
+// A copy of a SoftHSM folder is a backup: the same key_ids, and it opens what the original sealed.
+func TestSoftHSMCopyIsABackup(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	token, s := softHSM(t, "aes-gcm")
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	d := hsmtest.Start(t, s)
+	before := seal(t, d)
+	d.Close()
+	restored, err := token.CopyTo(filepath.Join(t.TempDir(), "copy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(token.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Setenv("SOFTHSM2_CONF", restored.Conf()); err != nil {
+		t.Fatal(err)
+	}
+	s.Token.PINFile = restored.PINFile
+	d = hsmtest.Start(t, s)
+	if id := d.Ready(); id != before.id {
+		t.Errorf("the copy's key_id is %s, the original's %s", id, before.id)
+	}
+	if err := before.open(d); err != nil {
+		t.Error(err)
 	}
 	d.Close()
 }
@@ -169,14 +202,21 @@ func TestOpencryptokiPINAcrossProcesses(t *testing.T) {
 	d.Ready()
 	d.Close()
 
-	// That the token does lock, or this test would prove nothing: each new file is a new PIN to try.
+	// Each new file is a new PIN to try, but never the one that would lock the token: not even the right one is tried
+	// then, until somebody has logged in by hand.
 	for range 5 {
 		hsmtest.WritePIN(t, s.Token.PINFile, hsmtest.WrongPIN)
 		err = s.LogInElsewhere(t.Context())
 		t.Log(err)
 	}
 	hsmtest.WritePIN(t, s.Token.PINFile, string(right))
-	if err := s.LogInElsewhere(t.Context()); err == nil {
-		t.Error("the token did not lock after five wrong PINs: this test proves nothing")
+	if err := s.LogInElsewhere(t.Context()); err == nil || !strings.Contains(err.Error(), "the next wrong PIN locks it") {
+		t.Errorf("with one attempt left: %v", err)
+	}
+	if err := s.LogInByHand(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.LogInElsewhere(t.Context()); err != nil {
+		t.Errorf("after a login by hand: %v", err)
 	}
 }

@@ -122,3 +122,26 @@ func TestNotFoundNamesTheKeys(t *testing.T) {
 		})
 	}
 }
+
+// An API server gives requests up as it pleases: that is no warning.
+func TestCancelledRequestIsNoWarning(t *testing.T) {
+	t.Parallel()
+	ring, id := newRing(t)
+	logs := &logBuffer{}
+	p := run(t, Options{Ring: ring, Logger: logs.logger()})
+	ctx, cancel := context.WithCancel(t.Context())
+	ring.set(func(r *fakeRing) {
+		r.open = func(ctx context.Context, _ string, _ []byte) ([]byte, error) {
+			cancel()
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	})
+	if _, err := client(t, p.path).Decrypt(ctx, &kmsapi.DecryptRequest{Ciphertext: []byte("x"), KeyId: id.String()}); status.Code(err) != codes.Canceled {
+		t.Errorf("Decrypt: %v", err)
+	}
+	eventually(t, "the request is in the log", func() bool { return strings.Contains(logs.String(), "request failed") })
+	if strings.Contains(logs.String(), "level=WARN") || !strings.Contains(logs.String(), "code=Canceled") {
+		t.Errorf("the log:\n%s", logs)
+	}
+}

@@ -139,11 +139,15 @@ func (g *guard) settle(ctx context.Context, op *Operation, answer any, err error
 	return nil, answerTo(class, op.KeyID, g.service.ring.View)
 }
 
-// logFailure says the cause, which the peer is not told, once a minute for each code and every time at debug level.
+// logFailure says the cause, which the peer is not told, once a minute for each code and every time at debug level. A
+// request that its peer gave up is no failure of ours to warn of.
 func (g *guard) logFailure(ctx context.Context, op *Operation, class problem.Class, err error) {
 	level := slog.LevelDebug
 	pass, skipped := g.failures[min(int(class.Code), len(g.failures)-1)].Allow(op.Time)
-	if pass {
+	switch {
+	case pass && class.Code == codes.Canceled:
+		level = slog.LevelInfo
+	case pass:
 		level = slog.LevelWarn
 	}
 	if !g.logger.Enabled(ctx, level) {

@@ -1,0 +1,11 @@
+// Package evidence tells what etcd, or a snapshot of it, holds under which key: the report, whether every DEK can still
+// be opened and every object authenticated (verify), and one object recovered (get). What may live here is that work on
+// objects; where they come from is its subpackages' ([Source]: live, snapshot), what their bytes mean is
+// envelope/stored's, and the HSM is an [Opener] that the command line hands in. It knows no PKCS#11 and no KMS service.
+//
+// Memory: objects pass through in pages and are forgotten. What grows with a store is one entry for each distinct
+// (resource, key), one hash for each distinct DEK, and in a snapshot one hash for each key of etcd.
+//
+// Everything read here may have been written by somebody hostile. What cannot be decoded is counted and named, a
+// damaged file is [ErrDamaged], and text from etcd is never printed without being made safe first.
+package evidence

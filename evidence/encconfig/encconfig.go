@@ -1,0 +1,238 @@
+// Package encconfig reads a kube-apiserver's EncryptionConfiguration and compares it with a report: what should be
+// encrypted and is not, and what this API server could not read. Only that belongs here. Keys in the file are passed
+// over unread.
+package encconfig
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+// maxSize bounds the file, in bytes.
+const maxSize = 1 << 20
+
+// Config is which providers are configured for which resources.
+type Config struct {
+	entries []entry
+	known   *stored.Resources
+}
+
+// entry is one item of resources in the file.
+type entry struct {
+	resources []string
+	providers []string // as stored.Value.Text names them, in order; the first encrypts; "" is identity
+}
+
+// The file (k8s.io/apiserver, apis/apiserver/v1 EncryptionConfiguration).
+type document struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string `yaml:"kind"`
+	Resources  []struct {
+		Resources []string   `yaml:"resources"`
+		Providers []provider `yaml:"providers"`
+	} `yaml:"resources"`
+}
+
+type provider struct {
+	AESGCM    *keys     `yaml:"aesgcm"`
+	AESCBC    *keys     `yaml:"aescbc"`
+	Secretbox *keys     `yaml:"secretbox"`
+	Identity  *struct{} `yaml:"identity"`
+	KMS       *struct {
+		APIVersion string    `yaml:"apiVersion"`
+		Name       string    `yaml:"name"`
+		CacheSize  yaml.Node `yaml:"cachesize"`
+		Endpoint   string    `yaml:"endpoint"`
+		Timeout    string    `yaml:"timeout"`
+	} `yaml:"kms"`
+}
+
+type keys struct {
+	Keys []struct {
+		Name   string    `yaml:"name"`
+		Secret discarded `yaml:"secret"`
+	} `yaml:"keys"`
+}
+
+// discarded is a field whose value is not kept.
+type discarded struct{}
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (discarded) UnmarshalYAML(*yaml.Node) error { return nil }
+
+// Load reads the file at path.
+func Load(path string) (*Config, error) {
+	file, err := os.Open(path) //nolint:gosec // the operator names it
+	if err != nil {
+		return nil, fmt.Errorf("reading the EncryptionConfiguration: %w", err)
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the EncryptionConfiguration: %w", err)
+	}
+	if len(data) > maxSize {
+		return nil, fmt.Errorf("reading the EncryptionConfiguration: %s has more than %d bytes", path, maxSize)
+	}
+	c, err := Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("reading the EncryptionConfiguration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads the text of a file.
+func Parse(data []byte) (*Config, error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	decoder.KnownFields(true)
+	var d document
+	if err := decoder.Decode(&d); err != nil {
+		return nil, withoutValues(err)
+	}
+	if d.Kind != "EncryptionConfiguration" {
+		return nil, fmt.Errorf("its kind is %q, not EncryptionConfiguration", d.Kind)
+	}
+	c := &Config{known: stored.NewResources()}
+	for i, item := range d.Resources {
+		e := entry{resources: item.Resources}
+		for j, p := range item.Providers {
+			texts, err := p.texts()
+			if err != nil {
+				return nil, fmt.Errorf("resources[%d].providers[%d]: %w", i, j, err)
+			}
+			e.providers = append(e.providers, texts...)
+		}
+		if len(e.resources) == 0 || len(e.providers) == 0 {
+			return nil, fmt.Errorf("resources[%d] names no resources or no providers", i)
+		}
+		c.entries = append(c.entries, e)
+	}
+	return c, nil
+}
+
+// withoutValues cuts a YAML error to the lines that it is about: its text can quote the file, which holds keys.
+func withoutValues(err error) error {
+	if typeError, ok := errors.AsType[*yaml.TypeError](err); ok {
+		var lines []string
+		for _, text := range typeError.Errors {
+			if field := strings.Index(text, " not found in type"); field >= 0 { // an unknown field: its name is no value
+				lines = append(lines, text[:field]+" is not known")
+				continue
+			}
+			line, _, _ := strings.Cut(text, ":")
+			lines = append(lines, line+": not of the form that it must have")
+		}
+		return errors.New(strings.Join(lines, "; "))
+	}
+	return err
+}
+
+// texts are the prefixes that a provider reads; the first is the one it writes.
+func (p *provider) texts() ([]string, error) {
+	var all []string
+	set := 0
+	named := func(kind stored.Provider, k *keys) {
+		if k == nil {
+			return
+		}
+		set++
+		for _, key := range k.Keys {
+			all = append(all, (&stored.Value{Provider: kind, Name: key.Name}).Text())
+		}
+	}
+	named(stored.AESGCM, p.AESGCM)
+	named(stored.AESCBC, p.AESCBC)
+	named(stored.Secretbox, p.Secretbox)
+	if p.Identity != nil {
+		set++
+		all = append(all, "")
+	}
+	if p.KMS != nil {
+		set++
+		kind := stored.KMSv1
+		if p.KMS.APIVersion == "v2" {
+			kind = stored.KMSv2
+		}
+		all = append(all, (&stored.Value{Provider: kind, Name: p.KMS.Name}).Text())
+	}
+	if set != 1 || len(all) == 0 {
+		return nil, errors.New("exactly one of aesgcm, aescbc, secretbox, identity and kms must be given, with its keys")
+	}
+	return all, nil
+}
+
+// providers returns those of a resource; nil: none are configured, so it is plain text. What names the resource comes
+// before what names its group, and that before "*.*" (encryptionconfig.transformerFromOverrides).
+func (c *Config) providers(resource string) []string {
+	for _, specific := range []func(string) bool{
+		func(entry string) bool { return !strings.HasPrefix(entry, "*.") },
+		func(entry string) bool { return strings.HasPrefix(entry, "*.") && entry != "*.*" },
+		func(entry string) bool { return entry == "*.*" },
+	} {
+		var found []string
+		for _, e := range c.entries {
+			if slices.ContainsFunc(e.resources, func(name string) bool { return specific(name) && c.known.Matches(name, resource) }) {
+				found = append(found, e.providers...)
+			}
+		}
+		if found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// Compare returns in what the report differs from what this configuration would write, and adds it to the report's
+// findings: plain text that should be encrypted, objects under another provider than the first, and objects that an
+// API server with this configuration could not read.
+func (c *Config) Compare(r *evidence.Report) []evidence.Finding {
+	var found []evidence.Finding
+	for _, resource := range r.Resources {
+		providers := c.providers(resource.Resource)
+		if providers == nil {
+			providers = []string{""}
+		}
+		held := slices.Clone(resource.Keys)
+		if resource.Plaintext > 0 {
+			held = append(held, evidence.Key{Objects: resource.Plaintext})
+		}
+		for _, key := range held {
+			if problem := judge(key.Provider, providers); problem != "" {
+				found = append(found, evidence.Finding{Resource: resource.Resource, Problem: problem, Objects: key.Objects})
+			}
+		}
+		if resource.Undecodable > 0 {
+			found = append(found, evidence.Finding{Resource: resource.Resource, Problem: "undecodable", Objects: resource.Undecodable})
+		}
+	}
+	r.Findings = append(r.Findings, found...)
+	return found
+}
+
+// judge says what is wrong with an object under provider where providers are configured; empty: nothing.
+func judge(provider string, providers []string) string {
+	name := func(text string) string {
+		if text == "" {
+			return "plain text"
+		}
+		return evidence.Printable(text)
+	}
+	switch {
+	case provider == providers[0]:
+		return ""
+	case !slices.Contains(providers, provider):
+		return name(provider) + ", which the configuration cannot read: it writes " + name(providers[0])
+	default:
+		return name(provider) + ", where the configuration writes " + name(providers[0])
+	}
+}

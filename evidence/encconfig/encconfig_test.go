@@ -1,0 +1,110 @@
+package encconfig_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
+)
+
+const sample = `apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+  - resources: [secrets, widgets.example.com]
+    providers:
+      - kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix:///s", timeout: 3s}
+      - aescbc: {keys: [{name: key1, secret: c2VjcmV0c2VjcmV0Cg==}, {name: key2, secret: c2VjcmV0}]}
+      - identity: {}
+  - resources: ["*.apps"]
+    providers:
+      - secretbox: {keys: [{name: box, secret: c2VjcmV0}]}
+  - resources: ["*.*"]
+    providers:
+      - identity: {}
+      - kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix:///s"}
+`
+
+func resource(name string, plain int64, keys ...evidence.Key) evidence.Resource {
+	r := evidence.Resource{Resource: name, Plaintext: plain, Total: plain, Keys: keys}
+	for _, key := range keys {
+		r.Total += key.Objects
+	}
+	return r
+}
+
+func TestCompare(t *testing.T) {
+	t.Parallel()
+	c, err := encconfig.Parse([]byte(sample))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kms := evidence.Key{Provider: "kms:v2:hsm-kms", KeyID: "k", Objects: 2}
+	other := evidence.Key{Provider: "kms:v2:other", KeyID: "k", Objects: 3}
+	cbc := evidence.Key{Provider: "aescbc:v1:key2", Objects: 4}
+	box := evidence.Key{Provider: "secretbox:v1:box", Objects: 5}
+	report := &evidence.Report{Resources: []evidence.Resource{
+		resource("configmaps", 7), resource("deployments.apps", 1, box), resource("events", 0, kms),
+		resource("secrets", 9, kms, cbc, other), resource("widgets.example.com", 0, kms),
+		{Resource: "pods", Total: 1, Undecodable: 1},
+	}}
+	got := c.Compare(report)
+	want := []evidence.Finding{
+		{Resource: "deployments.apps", Problem: "plain text, which the configuration cannot read: it writes secretbox:v1:box", Objects: 1},
+		{Resource: "events", Problem: "kms:v2:hsm-kms, where the configuration writes plain text", Objects: 2},
+		{Resource: "secrets", Problem: "aescbc:v1:key2, where the configuration writes kms:v2:hsm-kms", Objects: 4},
+		{Resource: "secrets", Problem: "kms:v2:other, which the configuration cannot read: it writes kms:v2:hsm-kms", Objects: 3},
+		{Resource: "secrets", Problem: "plain text, where the configuration writes kms:v2:hsm-kms", Objects: 9},
+		{Resource: "pods", Problem: "undecodable", Objects: 1},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(want, report.Findings); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// A resource that no entry names is plain text.
+func TestUnnamed(t *testing.T) {
+	t.Parallel()
+	c, err := encconfig.Parse([]byte("kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{identity: {}}]}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := &evidence.Report{Resources: []evidence.Resource{resource("pods", 1), resource("leases", 0, evidence.Key{Provider: "kms:v2:x", Objects: 1})}}
+	if got := c.Compare(report); len(got) != 1 || got[0].Resource != "leases" {
+		t.Errorf("findings = %+v", got)
+	}
+}
+
+// What is wrong is said with its line, and never with the file's values: they are keys.
+func TestMistakes(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"empty": "", "no YAML": "\x00", "other kind": "kind: Pod", "unknown field": strings.Replace(sample, "timeout", "canary", 1),
+		"two providers": strings.Replace(sample, "- identity: {}", "- {identity: {}, kms: {name: canary}}", 1),
+		"no keys":       strings.Replace(sample, "[{name: box, secret: c2VjcmV0}]", "[]", 1),
+		"no providers":  "kind: EncryptionConfiguration\nresources: [{resources: [secrets]}]",
+		"keys a text":   strings.Replace(sample, "{keys: [{name: box, secret: c2VjcmV0}]}", "c2VjcmV0", 1),
+	} {
+		if _, err := encconfig.Parse([]byte(text)); err == nil {
+			t.Errorf("%s: no error", name)
+		} else if strings.Contains(err.Error(), "c2Vj") {
+			t.Errorf("%s: the error quotes a key: %v", name, err)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "big.yaml")
+	if err := os.WriteFile(path, make([]byte, 2<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := encconfig.Load(path); err == nil {
+		t.Error("a huge file is read")
+	}
+}

@@ -1,0 +1,217 @@
+package evidence
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
+)
+
+// Report is what one reading found. Field names are a contract (section 8 of the design).
+type Report struct {
+	Time        string     `json:"time"`     // RFC 3339, when the reading began
+	Revision    int64      `json:"revision"` // of the first source
+	Objects     int64      `json:"objects"`
+	Plaintext   int64      `json:"plaintext"`
+	Undecodable int64      `json:"undecodable"`
+	Resources   []Resource `json:"resources"`
+	// History is about the revisions in a snapshot that are not the newest of their key: a restore brings them back
+	// too. Live, etcd does not show them.
+	History []Resource `json:"history"`
+	Sources []Reading  `json:"sources"`
+	// UndecodableObjects names the first MaxNamed of them.
+	UndecodableObjects []Problem `json:"undecodableObjects"`
+	Findings           []Finding `json:"findings"` // of the requirements that were given; empty: all are met
+}
+
+// Resource is what is held of one resource.
+type Resource struct {
+	Resource    string `json:"resource"` // as in an EncryptionConfiguration: secrets, widgets.example.com
+	Total       int64  `json:"total"`
+	Plaintext   int64  `json:"plaintext"`
+	Undecodable int64  `json:"undecodable"`
+	Keys        []Key  `json:"keys"`
+}
+
+// Key is one key that objects of a resource are encrypted under.
+type Key struct {
+	Provider string `json:"provider"` // kms:v2:NAME, aescbc:v1:KEY and the like
+	KeyID    string `json:"keyID"`    // kms:v2; else empty
+	Objects  int64  `json:"objects"`
+	DEKs     int64  `json:"deks"` // distinct; 0: the provider has none
+}
+
+// Problem is one object and what is wrong with it.
+type Problem struct {
+	Key    string `json:"key"` // of etcd
+	KeyID  string `json:"keyID,omitempty"`
+	Reason string `json:"reason"`
+	Past   bool   `json:"past,omitempty"` // an older revision in a snapshot
+}
+
+// MaxNamed bounds how many objects a list names. More are counted.
+const MaxNamed = 10_000
+
+// maxRows bounds the distinct (resource, key) pairs: no cluster has more, and memory must not depend on what somebody
+// wrote to etcd.
+const maxRows = 100_000
+
+// ReportOptions say what to count.
+type ReportOptions struct {
+	Resources []string // only these, as an EncryptionConfiguration names them; empty: all
+	Now       func() time.Time
+	Progress  Progress // nil: nobody watches
+}
+
+// Build reads the sources one after the other and counts. No HSM is asked. Errors are the sources'.
+func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	t := newTally(opts.Resources)
+	report := &Report{Time: opts.Now().UTC().Format(time.RFC3339Nano)}
+	for _, source := range sources {
+		reading, err := source.Read(ctx, t.add)
+		if err != nil {
+			return nil, err
+		}
+		report.Sources = append(report.Sources, reading)
+	}
+	if len(report.Sources) > 0 {
+		report.Revision = report.Sources[0].Revision
+	}
+	t.into(report)
+	return report, nil
+}
+
+// place is what a row of the report counts.
+type place struct {
+	resource string
+	past     bool
+	provider stored.Provider
+	name     string
+	keyID    string
+}
+
+// row counts the objects of one place; the DEKs are kept because they must be distinct.
+type row struct {
+	objects int64
+	deks    map[stored.DEK]struct{}
+}
+
+// tally counts objects. It is used by one goroutine.
+type tally struct {
+	filter   filter
+	rows     map[place]*row
+	broken   map[place]int64 // undecodable, by resource
+	problems []Problem
+}
+
+func newTally(resources []string) *tally {
+	return &tally{filter: newFilter(resources), rows: map[place]*row{}, broken: map[place]int64{}}
+}
+
+func (t *tally) add(page []Object) error {
+	for i := range page {
+		if err := t.count(&page[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tally) count(o *Object) error {
+	resource, wanted := t.filter.of(o.Path)
+	if !wanted {
+		return nil
+	}
+	at := place{resource: resource, past: o.Past}
+	value, err := stored.Parse(o.Value)
+	if err != nil {
+		t.broken[at]++
+		if len(t.problems) < MaxNamed {
+			t.problems = append(t.problems, Problem{Key: string(o.Key), Reason: reason(err), Past: o.Past})
+		}
+		return t.bounded()
+	}
+	at.provider, at.name, at.keyID = value.Provider, value.Name, value.Object.KeyID
+	r := t.rows[at]
+	if r == nil {
+		r = &row{deks: map[stored.DEK]struct{}{}}
+		t.rows[at] = r
+		if err := t.bounded(); err != nil {
+			return err
+		}
+	}
+	r.objects++
+	if len(value.Object.DEKSource) > 0 {
+		r.deks[value.Object.DEK()] = struct{}{}
+	}
+	return nil
+}
+
+func (t *tally) bounded() error {
+	if n := len(t.rows) + len(t.broken); n > maxRows {
+		return fmt.Errorf("counting: more than %d different resources and keys: this is not the store of a Kubernetes cluster, or somebody fills it with made-up ones", maxRows)
+	}
+	return nil
+}
+
+// into writes the sums.
+func (t *tally) into(report *Report) {
+	now, past := map[string]*Resource{}, map[string]*Resource{}
+	of := func(at place) *Resource {
+		m := now
+		if at.past {
+			m = past
+		}
+		if m[at.resource] == nil {
+			m[at.resource] = &Resource{Resource: at.resource, Keys: []Key{}}
+		}
+		return m[at.resource]
+	}
+	for at, n := range t.broken {
+		r := of(at)
+		r.Total += n
+		r.Undecodable += n
+	}
+	for at, row := range t.rows {
+		r := of(at)
+		r.Total += row.objects
+		if at.provider == stored.Plain {
+			r.Plaintext += row.objects
+			continue
+		}
+		v := stored.Value{Provider: at.provider, Name: at.name}
+		r.Keys = append(r.Keys, Key{Provider: v.Text(), KeyID: at.keyID, Objects: row.objects, DEKs: int64(len(row.deks))})
+	}
+	report.Resources, report.History = inOrder(now), inOrder(past)
+	for _, r := range report.Resources {
+		report.Objects += r.Total
+		report.Plaintext += r.Plaintext
+		report.Undecodable += r.Undecodable
+	}
+	report.UndecodableObjects = append([]Problem{}, t.problems...)
+	report.Findings = []Finding{}
+}
+
+func inOrder(m map[string]*Resource) []Resource {
+	list := make([]Resource, 0, len(m))
+	for _, r := range m {
+		slices.SortFunc(r.Keys, func(a, b Key) int {
+			return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.KeyID, b.KeyID))
+		})
+		list = append(list, *r)
+	}
+	slices.SortFunc(list, func(a, b Resource) int { return cmp.Compare(a.Resource, b.Resource) })
+	return list
+}
+
+// reason is an error's text without the sentinel that every undecodable value has.
+func reason(err error) string {
+	return strings.TrimPrefix(err.Error(), stored.ErrUndecodable.Error()+": ")
+}

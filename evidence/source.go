@@ -1,0 +1,69 @@
+package evidence
+
+import (
+	"context"
+	"errors"
+	"strings"
+)
+
+var (
+	// ErrDamaged: a snapshot file is not one, not a whole one, or not as it was saved.
+	ErrDamaged = errors.New("damaged snapshot")
+	// ErrNotFound: there is no such object.
+	ErrNotFound = errors.New("no such object")
+)
+
+// Object is one revision of one key of etcd.
+type Object struct {
+	Key      []byte // as in etcd: the associated data of the object's encryption
+	Path     []byte // the key without the API server's prefix and its slash: secrets/NAMESPACE/NAME
+	Value    []byte
+	Revision int64 // in which it was written (mod_revision)
+	Past     bool  // not the newest revision of its key, or of a key that was deleted since
+}
+
+// Source is an etcd or a snapshot file.
+type Source interface {
+	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other. An
+	// object's slices may be kept and must not be changed. It ends with each's error or the context's. Errors wrap
+	// ErrDamaged, or say what could not be reached.
+	Read(ctx context.Context, each func(page []Object) error) (Reading, error)
+	// Find returns the newest revision of a key. The error wraps ErrNotFound when there is none.
+	Find(ctx context.Context, key string) (Object, error)
+}
+
+// Reading says what a Read has covered. Field names are a contract.
+type Reading struct {
+	Name     string `json:"name"`              // endpoints, or the file's path
+	Revision int64  `json:"revision"`          // everything up to here was seen
+	Cluster  string `json:"cluster,omitempty"` // etcd's cluster id in hex; a snapshot does not know it
+	// SHA256 is what the snapshot's own integrity hash says and its bytes gave; empty: there is none to check.
+	SHA256 string `json:"sha256,omitempty"`
+	// From is the first revision that was read at, when compaction forced the reading on to newer ones; else 0.
+	From int64 `json:"from,omitempty"`
+	// Changed counts objects that were written between From and Revision: they are counted as they were, where they had
+	// been read already, and as they are.
+	Changed int64    `json:"changed,omitempty"`
+	Notes   []string `json:"notes,omitempty"` // what a reader of the report must know
+}
+
+// Progress is told how far a piece of work is; total 0: nobody knows. It is called from one goroutine at a time.
+type Progress func(stage string, done, total int64)
+
+// PathOf returns the part of an etcd key that follows one of the API server's prefixes (such as /registry) and its
+// slash, and whether the key is below one of them at all. Of prefixes that contain each other the longest counts.
+func PathOf(prefixes []string, key []byte) (path []byte, ours bool) {
+	longest := -1
+	for _, prefix := range prefixes {
+		n := len(prefix)
+		if n > longest && len(key) > n && key[n] == '/' && string(key[:n]) == prefix {
+			path, longest = key[n+1:], n
+		}
+	}
+	return path, longest >= 0
+}
+
+// CleanPrefix gives a prefix the form that PathOf takes: a slash in front, as kube-apiserver adds it, and none at the end.
+func CleanPrefix(prefix string) string {
+	return "/" + strings.Trim(prefix, "/")
+}

@@ -73,6 +73,43 @@ func TestDeferred(t *testing.T) {
 	})
 }
 
+// A key that is found after its time, because it was copied late or made with 0s to go, is tried at once: it is current
+// within the round, and nobody is told to copy what is there.
+func TestFoundAfterItsTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, _ := ringOf(t)
+		logs := &logBuffer{}
+		h := start(t, Config{Ring: ring, Logger: logs.logger(), RefreshInterval: 10 * time.Second})
+		at(time.Second)
+		next := version(t, time.Now().Add(-time.Minute), envelope.Pending)
+		next.Ready = false
+		ring.set(func(r *fakeRing) {
+			r.refresh = func(context.Context) error {
+				ring.set(func(r *fakeRing) {
+					if r.view.Deferred == nil && r.view.Current.ID != next.ID {
+						r.view.Versions = append(r.view.Versions, next)
+						r.view.Deferred = &next
+					}
+				})
+				return nil
+			}
+			r.onExercise = func(r *fakeRing) {
+				if r.view.Deferred != nil {
+					found := next
+					found.State, found.Ready = envelope.Current, true
+					r.view.Versions[len(r.view.Versions)-1], r.view.Current, r.view.Deferred = found, &found, nil
+				}
+			}
+		})
+		at(9*time.Second + 2*clockMargin)
+		mustReport(t, h, next.ID, nil)
+		if all := strings.Join(logs.lines(), ""); strings.Contains(all, "deferred") {
+			t.Errorf("it was said to be deferred:\n%s", all)
+		}
+	})
+}
+
 // The current key changed while the old one was exercised, and the new one is not proven here: it is probed before it
 // is named.
 func TestCurrentKeyChangesUnderTheProbe(t *testing.T) {

@@ -26,7 +26,8 @@ func (h *Health) round(ctx context.Context) {
 		h.log.refreshed(refreshErr)
 	}
 	view := h.ringView()
-	if h.schedule.probeDue(start) || h.differs(view) {
+	// A key that was found after its time is tried before it is said to be held back.
+	if h.schedule.probeDue(start) || h.differs(view) || view.Deferred != nil {
 		began := time.Now()
 		var err error
 		view, err = h.exercise(ctx)

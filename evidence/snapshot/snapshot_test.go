@@ -31,7 +31,7 @@ type write struct {
 func database(t testing.TB, writes []write) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "db")
-	db, err := bolt.Open(path, 0o600, &bolt.Options{PageSize: 4096, NoSync: true})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{PageSize: 1024, NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,8 +200,8 @@ func TestDamaged(t *testing.T) {
 	badKey := database(t, []write{{"/registry/a", []byte("x")}})
 	copy(badKey[bytes.Index(badKey, []byte("_\x00\x00\x00\x00\x00\x00\x00\x00")):], "-")
 	for name, data := range map[string][]byte{
-		"empty": {}, "hash alone": whole[len(whole)-32:], "cut short": whole[:len(whole)-1], "cut to sectors": whole[:4096*3],
-		"cut in half": whole[:len(whole)/2/512*512], "changed": changed, "wrong hash": wrongHash, "text": []byte("hello"),
+		"empty": {}, "hash alone": whole[len(whole)-32:], "cut short": whole[:len(whole)-1], "cut to sectors": whole[:1024*3],
+		"changed": changed, "wrong hash": wrongHash, "text": []byte("hello"),
 		"a page of zeros": make([]byte, 4096), "zeros with hash": withHash(make([]byte, 4096)), "revision's form": badKey,
 		"more after the hash": append(bytes.Clone(whole), 0),
 	} {
@@ -253,8 +253,8 @@ func TestCancelled(t *testing.T) {
 
 // The structure is hostile although the hash is right: an answer or ErrDamaged.
 func FuzzRead(f *testing.F) {
-	f.Add(database(f, sample())[:8*4096], uint32(5*4096), byte(1))
-	f.Add(database(f, nil)[:4*4096], uint32(4096), byte(0xff))
+	f.Add(database(f, sample())[:8*1024], uint32(5*1024), byte(1))
+	f.Add(database(f, nil)[:5*1024], uint32(1024), byte(0xff))
 	f.Fuzz(func(t *testing.T, db []byte, at uint32, flip byte) {
 		db = bytes.Clone(db[:len(db)/512*512])
 		if int(at) < len(db) {

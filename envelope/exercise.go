@@ -11,18 +11,19 @@ import (
 // in a token's generation with each key that is to become current. It is the probe behind Status: nil
 // means that the current key worked on a token just now.
 //
+// With no key proven yet, the newest that works is enough. Where tokens differ in that (one lacks the newest, or
+// cannot use it), the older ones are tried too: there may be one that works on all.
+//
 // Errors: what View.Problem says when there is no current key; ErrSelfTest when a token cannot open what
 // it sealed; ErrUnavailable and its like when no token could be asked.
 func (r *Ring) Exercise(ctx context.Context) error {
-	members := r.tokens.Members()
-	errs := make([]error, len(members))
-	var wg sync.WaitGroup
-	for i, token := range members {
-		wg.Go(func() { errs[i] = r.exerciseOn(ctx, token) })
-	}
-	wg.Wait()
-
+	errs := r.exerciseOnAll(ctx, false)
 	view := r.View()
+	if view.Current == nil && errors.Is(view.Problem, ErrNotProven) {
+		r.exerciseOnAll(ctx, true)
+		errs = r.exerciseOnAll(ctx, false)
+		view = r.View()
+	}
 	if view.Current == nil {
 		return errors.Join(append([]error{view.Problem}, errs...)...)
 	}
@@ -39,8 +40,21 @@ func (r *Ring) Exercise(ctx context.Context) error {
 	return nil
 }
 
-// exerciseOn proves on one token what Exercise says. The error is that of the current key.
-func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
+// exerciseOnAll gives the errors of exerciseOn, by token.
+func (r *Ring) exerciseOnAll(ctx context.Context, thorough bool) []error {
+	members := r.tokens.Members()
+	errs := make([]error, len(members))
+	var wg sync.WaitGroup
+	for i, token := range members {
+		wg.Go(func() { errs[i] = r.exerciseOn(ctx, token, thorough) })
+	}
+	wg.Wait()
+	return errs
+}
+
+// exerciseOn proves on one token what Exercise says. thorough: without a current key, one that works is not enough.
+// The error is that of the current key.
+func (r *Ring) exerciseOn(ctx context.Context, token Token, thorough bool) error {
 	generation := token.Generation()
 	if generation == 0 {
 		return problemOf(token)
@@ -58,7 +72,7 @@ func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
 		// The earliest stands in when all are in the future.
 		standsIn := view.Current == nil && (i == 0 || !v.Activation.After(r.cfg.Now()))
 		if !isCurrent && r.isProven(v.ID, token.Name(), generation) {
-			if standsIn {
+			if standsIn && !thorough {
 				return nil
 			}
 			continue
@@ -67,8 +81,11 @@ func (r *Ring) exerciseOn(ctx context.Context, token Token) error {
 		r.noteProof(v.ID, token.Name(), generation, err)
 		switch {
 		case isCurrent:
+			if err == nil {
+				r.activated(v.ID)
+			}
 			return wrapToken(token, v.ID, err)
-		case err == nil && standsIn:
+		case err == nil && standsIn && !thorough:
 			return nil
 		case isHSMAway(err):
 			return wrapToken(token, v.ID, err)

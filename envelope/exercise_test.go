@@ -217,13 +217,14 @@ func TestTokenThatRecoversDuringAnExercise(t *testing.T) {
 	key := keyAt(noon.Add(-time.Hour), "key")
 	token := newSoftToken("a", key)
 	token.encrypt = func(aead cipher.AEAD, nonce, associated, plaintext []byte) ([]byte, error) {
-		token.connect(2)
+		token.connect(token.Generation() + 1)
 		return aead.Seal(nil, nonce, plaintext, associated), nil
 	}
 	r := newSoftRing(t, newClock(), RingConfig{}, token)
 	if err := r.Exercise(t.Context()); !errors.Is(err, ErrNotProven) {
 		t.Errorf("Exercise: %v", err)
 	}
+	token.encrypt = nil
 	exercised(t, r)
 	expect(t, r, key, softKey{}, nil)
 }

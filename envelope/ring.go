@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -42,7 +43,8 @@ type Ring struct {
 	versions []Version // served, in order; replaced, never changed in place
 	refused  []Version
 	proven   map[proofKey]uint64 // the token's generation in which the key was proven
-	floor    KeyID
+	floor    KeyID               // the latest that was current or opened under: no older one becomes current
+	used     KeyID               // the latest that did its work as the current key, or opened; floor or older
 }
 
 type proofKey struct {
@@ -57,7 +59,7 @@ func NewRing(cfg RingConfig, tokens Tokens) *Ring {
 	}
 	r := &Ring{cfg: cfg, tokens: tokens, read: map[string][]Key{}, proven: map[proofKey]uint64{}}
 	if cfg.Floor.Ring == cfg.Name {
-		r.floor = cfg.Floor
+		r.floor, r.used = cfg.Floor, cfg.Floor
 	}
 	return r
 }
@@ -86,6 +88,7 @@ func (r *Ring) refreshLocked(ctx context.Context) error {
 	for i, token := range members {
 		if errs[i] == nil {
 			r.read[token.Name()] = keys[i]
+			r.forgetProofs(token.Name(), keys[i])
 			anyRead = true
 		}
 	}
@@ -96,6 +99,16 @@ func (r *Ring) refreshLocked(ctx context.Context) error {
 	r.lastRead = r.cfg.Now()
 	r.versions, r.refused = r.merge(members)
 	return nil
+}
+
+// forgetProofs drops what was proven of keys that the token holds no longer. Another token, out of reach, may still be
+// listed with such a key, and it must not become current on the strength of what is gone.
+func (r *Ring) forgetProofs(token string, keys []Key) {
+	held := make(map[KeyID]bool, len(keys))
+	for _, k := range keys {
+		held[k.ID] = true
+	}
+	maps.DeleteFunc(r.proven, func(p proofKey, _ uint64) bool { return p.token == token && !held[p.id] })
 }
 
 // merge makes the ring's versions from what each token holds.
@@ -151,13 +164,18 @@ type View struct {
 }
 
 // View tells which versions there are, and which is current now. It asks no HSM. A key that it calls
-// current has been activated for good: no later View names an older one.
+// current has been activated for good: no later View names an older one, unless the key is gone from every
+// token that can be reached and did nothing while it was current. That is a pending key that was withdrawn while
+// this process could not re-read the ring, and nothing is missing with it.
 func (r *Ring) View() View {
 	generations := r.generations()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.cfg.Now()
 	versions := r.withReadiness(generations)
+	if r.floor != r.used && len(generations) > 0 && !isWithin(versions, r.floor, generations) {
+		r.floor = r.used
+	}
 	c := choose(versions, now, r.floor)
 	if !r.everRead {
 		c = choice{problem: fmt.Errorf("%w: the key ring has not been read yet", ErrUnavailable)}
@@ -170,6 +188,12 @@ func (r *Ring) View() View {
 		Versions: append(versions, r.refused...),
 		Current:  c.current, Deferred: c.deferred, Problem: c.problem, LastRead: r.lastRead,
 	}
+}
+
+// isWithin tells whether a token of those that can be reached holds the key.
+func isWithin(versions []Version, id KeyID, generations map[string]uint64) bool {
+	v := find(versions, id)
+	return v != nil && slices.ContainsFunc(v.Tokens, func(token string) bool { return generations[token] != 0 })
 }
 
 // generations are those of the tokens that can be reached now, by name.
@@ -204,11 +228,14 @@ func (r *Ring) Floor() KeyID {
 	return r.floor
 }
 
-// activated notes that id has been current, on this node or on another.
+// activated notes that id has done its work: current on this node, or sealed under on another.
 func (r *Ring) activated(id KeyID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.floor.IsZero() || compareIDs(id, r.floor) > 0 {
 		r.floor = id
+	}
+	if r.used.IsZero() || compareIDs(id, r.used) > 0 {
+		r.used = id
 	}
 }

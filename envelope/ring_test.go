@@ -152,6 +152,7 @@ func TestRotation(t *testing.T) {
 	if r.Floor() != next.ID {
 		t.Errorf("floor %v", r.Floor())
 	}
+	exercised(t, r)
 	token.remove(next.ID)
 	refreshed(t, r)
 	expect(t, r, softKey{}, softKey{}, ErrKeyMissing)

@@ -14,7 +14,12 @@ func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
 	if !r.holds(id) {
 		return nil, r.unknown(id)
 	}
-	return SealDEK(ctx, r.tokens, r.cfg.Profile, id, dek)
+	envelope, err := SealDEK(ctx, r.tokens, r.cfg.Profile, id, dek)
+	if err != nil {
+		return nil, err
+	}
+	r.activated(id)
+	return envelope, nil
 }
 
 // Open unwraps an envelope under the key that keyID names: that one and no other is tried. The caller

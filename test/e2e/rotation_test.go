@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/test/kube"
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
@@ -120,6 +122,11 @@ func TestRotationReachesOneTokenLate(t *testing.T) {
 		t.Errorf("reading %s through %s: %v; want an error that names the key_id it lacks", new, late.name, err)
 	}
 	checkLackIsTold(t, late, key.KeyID, keys[0].KeyID)
+	if n, err := late.countSecrets(t); err == nil {
+		t.Errorf("listing through %s gives %d Secrets; a list with one that cannot be opened is to fail as a whole", late.name, n)
+	} else {
+		t.Logf("listing through %s: %v", late.name, err)
+	}
 	for _, n := range p.nodes { // what is not under the new key is read and written as ever, on all nodes
 		checkAllReadable(t, []string{"before"}, n)
 	}
@@ -132,6 +139,10 @@ func TestRotationReachesOneTokenLate(t *testing.T) {
 	late.waitCurrent(t, key.KeyID)
 	late.waitHealthy(t)
 	checkAllReadable(t, append(names, "before", "meanwhile"), p.nodes...)
+	eventually(t, "lists through "+late.name+" are whole again", func() (bool, string) {
+		n, err := late.countSecrets(t)
+		return err == nil && n == len(names)+2, fmt.Sprintf("%d of %d, %v", n, len(names)+2, err)
+	})
 	for _, n := range early {
 		checkNoAlarm(t, n.plugin, loginCollided)
 	}
@@ -141,6 +152,15 @@ func TestRotationReachesOneTokenLate(t *testing.T) {
 // loginCollided tells what SoftHSM does when several processes log in at one instant: each login writes to the token's
 // file, and one of them may be told CKR_GENERAL_ERROR. The plugin tries again a second later.
 func loginCollided(l logLine) bool { return strings.Contains(l.Error, "C_Login: CKR_GENERAL_ERROR") }
+
+func (n *node) countSecrets(t *testing.T) (int, error) {
+	t.Helper()
+	var list struct {
+		Items []kube.Secret `json:"items"`
+	}
+	err := n.cluster.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/"+namespace+"/secrets", nil, &list)
+	return len(list.Items), err
+}
 
 func writeThrough(t *testing.T, n *node, name string) {
 	t.Helper()

@@ -26,6 +26,12 @@ func prepareFolder(folder string) error {
 	case !errors.Is(err, fs.ErrExist):
 		return hint.Wrap(fmt.Errorf("making the folder: %w", err), "make "+folder+", owned by this user with mode 0755")
 	}
+	return CheckFolder(folder)
+}
+
+// CheckFolder tells, without changing anything, whether nobody but root and our own user can replace what is in the
+// folder: its own mode, and that of every folder and link on the way. Errors wrap ErrFolder and mostly have a hint.
+func CheckFolder(folder string) error {
 	real, err := filepath.EvalSymlinks(folder)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFolder, err)

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
+)
+
+func (c *command) doctor() *cobra.Command {
+	options := doctor.Options{Prepare: prepareStateDir, Tokens: hsmConfig}
+	cmd := c.withConfig(c.withOutput(&cobra.Command{
+		Use:   "doctor",
+		Short: "Check a set-up, and say of each thing what is wrong and what to do",
+		Long: `Checks the configuration, module and PIN files, tokens, login counters, mechanisms, keys, the encryption itself, the
+socket's folder, a plugin that runs, and, if it is named, kube-apiserver's EncryptionConfiguration.
+
+It changes nothing on a token. It logs in as serve does: not with a PIN file that was refused before, and never when
+the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as, or as root.
+
+Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
+		Example: `  hsm-kms doctor
+  hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml
+  hsm-kms doctor --try-pin      # the PIN that was refused is right now: try it once more
+  hsm-kms doctor -o json | jq '.[] | select(.result != "pass")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options.ConfigPath = c.configPath
+			return c.printFindings(doctor.Run(cmd.Context(), options))
+		},
+	}))
+	cmd.Flags().StringVar(&options.EncryptionConfig, "encryption-config", "", "kube-apiserver's EncryptionConfiguration, to be compared")
+	cmd.Flags().StringVar(&options.Socket, "socket", "", "socket of a running plugin (default: the configuration's, if one runs)")
+	cmd.Flags().BoolVar(&options.TryPIN, "try-pin", false, "forget that the PIN was refused and try it once: it counts on the token if it is wrong")
+	return cmd
+}
+
+// printFindings prints the findings and fails when one of them is a failure.
+func (c *command) printFindings(found []doctor.Finding) error {
+	count := map[doctor.Result]int{}
+	for _, f := range found {
+		count[f.Result]++
+	}
+	if err := c.showFindings(found); err != nil {
+		return err
+	}
+	if n := count[doctor.Fail]; n > 0 {
+		return finding(fmt.Errorf("%d of %d checks failed, %d warn", n, len(found), count[doctor.Warn]))
+	}
+	return nil
+}
+
+func (c *command) showFindings(found []doctor.Finding) error {
+	if c.output == "json" {
+		return c.json(found)
+	}
+	rows := [][]string{{"RESULT", "CHECK", "DETAIL"}}
+	for _, f := range found {
+		name := strings.TrimSpace(f.Check + " " + f.Token)
+		rows = append(rows, []string{strings.ToUpper(string(f.Result)), name, strings.ReplaceAll(f.Detail, "\n", "; ")})
+		if f.Hint != "" {
+			rows = append(rows, []string{"", "", "hint: " + f.Hint})
+		}
+	}
+	return c.table(rows)
+}

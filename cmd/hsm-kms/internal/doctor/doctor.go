@@ -1,0 +1,174 @@
+// Package doctor holds a set-up against what hsm-kms needs, and says of each thing what is wrong and what to do. What
+// may live here is the checks, each a question that this machine, the tokens, a running plugin or an
+// EncryptionConfiguration can answer; printing the answers is the command's. A check is made only when those that it
+// rests on passed, so that one mistake gives one finding.
+//
+// Nothing is changed: on a token no object is made or altered and no session is opened for writing. A login is made
+// only as `serve` would make it: under the PIN latch, never when the token says that its PIN is locked or that a wrong
+// one would lock it. Two things are made on this machine, as every command makes them: stateDir when it is missing, and
+// the latch in it.
+package doctor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// Result of a check.
+type Result string
+
+const (
+	// Pass: as it should be.
+	Pass Result = "pass"
+	// Warn: it works, and a person should know.
+	Warn Result = "warn"
+	// Fail: it does not work, or is not safe.
+	Fail Result = "fail"
+)
+
+// Finding is the answer of one check. Names of the fields are a contract.
+type Finding struct {
+	Check  string `json:"check"`           // as "module"; stable
+	Token  string `json:"token,omitempty"` // its name in the configuration, when it is about one
+	Result Result `json:"result"`
+	Detail string `json:"detail"` // what was found
+	Hint   string `json:"hint"`   // what to do; "" when there is nothing to do
+}
+
+// Options say what to look at.
+type Options struct {
+	ConfigPath       string
+	EncryptionConfig string // path of an EncryptionConfiguration; "": none is looked at
+	Socket           string // of a running plugin; "": the configuration's, where it is no fault if none runs
+	TryPIN           bool   // clear the PIN latch and try once more
+	// Prepare makes or checks stateDir.
+	Prepare func(stateDir string) error
+	// Tokens turns the configuration into package hsm's.
+	Tokens func(*config.Config) (hsm.Config, []hsm.TokenConfig, error)
+}
+
+// doctor is one run.
+type doctor struct {
+	Options
+	cfg    *config.Config
+	common hsm.Config
+	tokens []hsm.TokenConfig
+	refuse []envelope.KeyID // refuseKeys
+	found  []Finding
+}
+
+// Run makes all checks, in the order in which a person should mend what they find. ctx ends those that wait.
+func Run(ctx context.Context, options Options) []Finding {
+	d := &doctor{Options: options}
+	if !d.configuration() {
+		return d.found
+	}
+	stateful := d.stateDir()
+	d.audit()
+	folder := d.socketFolder()
+	usable := d.inspect(ctx, d.files())
+	var ring *ringSeen
+	if stateful && len(usable) > 0 {
+		ring = d.ring(ctx, usable)
+	}
+	if len(d.tokens) == 1 {
+		d.warn("backup", "", "the configuration names one token: when it is lost, and its backup with it, so is every Secret",
+			"keep a backup of the token that has been restored once as a rehearsal, or list a second token with the same keys")
+	}
+	if folder {
+		d.plugin(ctx, ring)
+	}
+	if d.EncryptionConfig != "" {
+		d.encryption()
+	}
+	return d.found
+}
+
+// configuration loads the file; each mistake in it is a finding of its own.
+func (d *doctor) configuration() bool {
+	const check = "configuration"
+	cfg, err := config.Load(d.ConfigPath)
+	if err != nil {
+		for _, one := range split(err) {
+			if problem, ok := errors.AsType[*config.Problem](one); ok {
+				d.fail(check, "", whereAndWhat(problem), problem.Hint)
+				continue
+			}
+			d.failure(check, "", err, "write one: docs/configuration.md has a sample")
+		}
+		return false
+	}
+	d.cfg = cfg
+	d.common, d.tokens, err = d.Tokens(cfg)
+	if err != nil {
+		d.failure(check, "", err, "mend the field that it names")
+		return false
+	}
+	for _, text := range cfg.RefuseKeys {
+		id, err := envelope.ParseKeyID(text)
+		if err != nil {
+			d.fail(check, "", fmt.Sprintf("refuseKeys: %q: %v", text, err), "copy the key_id from: hsm-kms keys list")
+			return false
+		}
+		d.refuse = append(d.refuse, id)
+	}
+	for _, warning := range cfg.Warnings() {
+		d.warn(check, "", warning, "leave it if it is meant; docs/configuration.md says what it costs")
+	}
+	d.pass(check, "", fmt.Sprintf("%s: ring %s, profile %s, %s", d.ConfigPath, cfg.KeyRing, cfg.Profile, count(len(cfg.Tokens), "token")))
+	return true
+}
+
+// whereAndWhat is a mistake without its hint, which has a field of its own here.
+func whereAndWhat(p *config.Problem) string {
+	where := p.File
+	if p.Line > 0 {
+		where = fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	if p.Field != "" {
+		where += ": " + p.Field
+	}
+	return where + ": " + p.What
+}
+
+func (d *doctor) pass(check, token, detail string) {
+	d.found = append(d.found, Finding{Check: check, Token: token, Result: Pass, Detail: detail})
+}
+
+func (d *doctor) warn(check, token, detail, advice string) {
+	d.found = append(d.found, Finding{Check: check, Token: token, Result: Warn, Detail: detail, Hint: advice})
+}
+
+func (d *doctor) fail(check, token, detail, advice string) {
+	d.found = append(d.found, Finding{Check: check, Token: token, Result: Fail, Detail: detail, Hint: advice})
+}
+
+// failure is fail with an error, whose own hint goes before otherwise.
+func (d *doctor) failure(check, token string, err error, otherwise string) {
+	d.fail(check, token, err.Error(), cmp.Or(hint.Of(err), otherwise))
+}
+
+// count is a number of things: 1 token, 2 tokens.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// split takes joined errors apart, through whatever wraps them alone.
+func split(err error) []error {
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		if joined, ok := inner.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the list itself is wanted
+			return joined.Unwrap()
+		}
+	}
+	return []error{err}
+}

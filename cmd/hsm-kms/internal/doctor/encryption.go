@@ -1,0 +1,260 @@
+package doctor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+)
+
+// maxEncryptionConfig bounds the file, in bytes.
+const maxEncryptionConfig = 1 << 20
+
+// kmsTimeout is kube-apiserver's default for a KMS provider that sets none.
+const kmsTimeout = 3 * time.Second
+
+// encryptionConfig is an EncryptionConfiguration (k8s.io/apiserver, pkg/apis/apiserver/v1). Keys in it are not read.
+type encryptionConfig struct {
+	APIVersion string            `yaml:"apiVersion"`
+	Kind       string            `yaml:"kind"`
+	Resources  []encryptionEntry `yaml:"resources"`
+}
+
+type encryptionEntry struct {
+	Resources []string   `yaml:"resources"`
+	Providers []provider `yaml:"providers"`
+}
+
+type provider struct {
+	AESGCM    *localKeys `yaml:"aesgcm"`
+	AESCBC    *localKeys `yaml:"aescbc"`
+	Secretbox *localKeys `yaml:"secretbox"`
+	Identity  *struct{}  `yaml:"identity"`
+	KMS       *kms       `yaml:"kms"`
+}
+
+// localKeys stand in the file itself.
+type localKeys struct {
+	Keys yaml.Node `yaml:"keys"`
+}
+
+type kms struct {
+	APIVersion string `yaml:"apiVersion"`
+	Name       string `yaml:"name"`
+	CacheSize  *int   `yaml:"cachesize"`
+	Endpoint   string `yaml:"endpoint"`
+	Timeout    string `yaml:"timeout"`
+}
+
+// kind is what the file calls the provider.
+func (p provider) kind() string {
+	switch {
+	case p.KMS != nil:
+		return "kms " + p.KMS.Name
+	case p.AESGCM != nil:
+		return "aesgcm"
+	case p.AESCBC != nil:
+		return "aescbc"
+	case p.Secretbox != nil:
+		return "secretbox"
+	case p.Identity != nil:
+		return "identity"
+	}
+	return "an empty provider"
+}
+
+func (p provider) hasKeys() bool { return p.AESGCM != nil || p.AESCBC != nil || p.Secretbox != nil }
+
+// encryption compares with the EncryptionConfiguration of this node's kube-apiserver.
+func (d *doctor) encryption() {
+	const check = "encryption-config"
+	file, info, err := ownedfile.Open(d.EncryptionConfig)
+	if err != nil {
+		d.failure(check, "", err, "give the file of kube-apiserver's --encryption-provider-config; hsm-kms manifests encryption-config prints one")
+		return
+	}
+	defer file.Close()
+	parsed, err := parseEncryption(file)
+	if err != nil {
+		d.failure(check, "", fmt.Errorf("reading %s: %w", d.EncryptionConfig, err), "mend the file: hsm-kms manifests encryption-config prints one that fits this configuration")
+		return
+	}
+	holdsKeys := slices.ContainsFunc(parsed.Resources, func(e encryptionEntry) bool { return slices.ContainsFunc(e.Providers, provider.hasKeys) })
+	if holdsKeys && info.Perm&0o077 != 0 {
+		d.fail(check, "", fmt.Sprintf("%s holds keys, and mode %04o lets others read them", d.EncryptionConfig, info.Perm), "chmod 0600 "+d.EncryptionConfig)
+	} else {
+		d.pass(check, "", d.EncryptionConfig+" can be read: "+count(len(parsed.Resources), "list")+" of resources")
+	}
+	d.entries(parsed.Resources)
+	d.secretsEntry(parsed.Resources)
+}
+
+func parseEncryption(r io.Reader) (encryptionConfig, error) {
+	var parsed encryptionConfig
+	data, err := io.ReadAll(io.LimitReader(r, maxEncryptionConfig+1))
+	if err != nil {
+		return parsed, err
+	}
+	defer clear(data) // it may hold keys
+	if len(data) > maxEncryptionConfig {
+		return parsed, fmt.Errorf("it has more than %d bytes", maxEncryptionConfig)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&parsed); err != nil {
+		return parsed, describeYAML(err)
+	}
+	if parsed.APIVersion != "apiserver.config.k8s.io/v1" || parsed.Kind != "EncryptionConfiguration" {
+		return parsed, fmt.Errorf("it is %q, kind %q, and not apiserver.config.k8s.io/v1, kind EncryptionConfiguration", parsed.APIVersion, parsed.Kind)
+	}
+	if len(parsed.Resources) == 0 {
+		return parsed, errors.New("it has no entry in resources")
+	}
+	return parsed, nil
+}
+
+// describeYAML leaves out what a YAML error quotes of the file: it may be a key.
+func describeYAML(err error) error {
+	if typeError, ok := errors.AsType[*yaml.TypeError](err); ok {
+		var lines []string
+		for _, text := range typeError.Errors {
+			if strings.Contains(text, "cannot unmarshal") {
+				text, _, _ = strings.Cut(text, " `")
+			}
+			lines = append(lines, text)
+		}
+		return errors.New(strings.Join(lines, "; "))
+	}
+	return err
+}
+
+// ours tells whether the provider's endpoint is our socket; links on the way to the folder (/var/run) do not count.
+func (d *doctor) ours(p provider) bool {
+	if p.KMS == nil {
+		return false
+	}
+	endpoint, err := url.Parse(p.KMS.Endpoint)
+	if err != nil || endpoint.Scheme != "unix" {
+		return false
+	}
+	return realPath(endpoint.Path) == realPath(d.cfg.Socket.Path)
+}
+
+func realPath(path string) string {
+	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(folder, filepath.Base(path))
+}
+
+// entries checks our provider wherever it is: that it is there, and its fields.
+func (d *doctor) entries(entries []encryptionEntry) {
+	var endpoints []string
+	found := false
+	for _, entry := range entries {
+		for _, p := range entry.Providers {
+			switch {
+			case d.ours(p):
+				found = true
+				d.ourProvider(p.KMS)
+			case p.KMS != nil:
+				endpoints = append(endpoints, p.KMS.Endpoint)
+			}
+		}
+	}
+	if !found {
+		detail := "it has no kms provider"
+		if len(endpoints) > 0 {
+			detail = "its kms providers are at " + strings.Join(endpoints, ", ") + ", and none at this configuration's socket"
+		}
+		d.fail("encryption-endpoint", "", detail, "set endpoint: unix://"+d.cfg.Socket.Path+", or socket.path in "+d.ConfigPath)
+		return
+	}
+	d.pass("encryption-endpoint", "", "a kms provider has the endpoint unix://"+d.cfg.Socket.Path)
+}
+
+func (d *doctor) ourProvider(k *kms) {
+	const check = "encryption-provider"
+	timeout := kmsTimeout
+	if k.Timeout != "" {
+		parsed, err := time.ParseDuration(k.Timeout)
+		if err != nil || parsed <= 0 {
+			d.fail(check, "", fmt.Sprintf("timeout %q of provider %s is no time", k.Timeout, k.Name), "set timeout: 3s")
+			return
+		}
+		timeout = parsed
+	}
+	slowest := time.Duration(0)
+	for _, t := range d.tokens {
+		slowest = max(slowest, t.CallTimeout)
+	}
+	switch {
+	case k.APIVersion != "v2":
+		d.fail(check, "", fmt.Sprintf("provider %s has apiVersion %q, which is KMS v1 when it is not given", k.Name, k.APIVersion), "set apiVersion: v2")
+	case k.CacheSize != nil:
+		d.fail(check, "", fmt.Sprintf("provider %s sets cachesize, which kube-apiserver refuses with apiVersion v2", k.Name), "remove cachesize")
+	case timeout <= slowest:
+		d.fail(check, "", fmt.Sprintf("kube-apiserver gives up after %s, before a token's callTimeout of %s is over", timeout, slowest),
+			"set timeout: 3s, or a callTimeout that is shorter than timeout")
+	default:
+		d.pass(check, "", fmt.Sprintf("provider %s: apiVersion v2, timeout %s", k.Name, timeout))
+	}
+}
+
+// secretsEntry looks at the first entry that covers Secrets, which is the one that counts.
+func (d *doctor) secretsEntry(entries []encryptionEntry) {
+	at := slices.IndexFunc(entries, func(e encryptionEntry) bool {
+		return slices.ContainsFunc(e.Resources, func(r string) bool { return r == "secrets" || r == "*." || r == "*.*" })
+	})
+	if at < 0 {
+		d.fail("encryption-resources", "", "no entry covers secrets: they are stored in plain text", "add secrets to the resources of the entry")
+		return
+	}
+	d.order(entries[at])
+	var covered []string
+	for _, e := range entries {
+		if slices.ContainsFunc(e.Providers, d.ours) {
+			covered = append(covered, e.Resources...)
+		}
+	}
+	if slices.Contains(covered, "secrets") || slices.Contains(covered, "*.") || slices.Contains(covered, "*.*") {
+		d.pass("encryption-resources", "", "encrypted are "+strings.Join(covered, ", ")+"; every other resource is stored in plain text")
+	}
+}
+
+// order checks the providers of an entry: the first encrypts, the others only read.
+func (d *doctor) order(e encryptionEntry) {
+	const check = "encryption-order"
+	ours := slices.IndexFunc(e.Providers, d.ours)
+	identity := slices.IndexFunc(e.Providers, func(p provider) bool { return p.Identity != nil })
+	switch {
+	case ours < 0:
+		if slices.ContainsFunc(e.Providers, func(p provider) bool { return p.KMS != nil }) {
+			return // the check of the endpoint says so
+		}
+		d.fail(check, "", "secrets are covered by an entry without this plugin", "add the kms provider to that entry, as its first")
+	case identity == 0:
+		d.fail(check, "", "identity is the first provider for secrets: they are stored in plain text",
+			"put the kms provider first, and identity last; identity first is right only until every kube-apiserver can read with the plugin")
+	case ours > 0:
+		d.warn(check, "", fmt.Sprintf("the first provider for secrets is %s: it encrypts, and this plugin only reads", e.Providers[0].kind()),
+			"put this plugin first once every kube-apiserver has it in its list")
+	case identity >= 0 && identity < len(e.Providers)-1:
+		d.fail(check, "", "identity is not the last provider for secrets: what stands after it is never asked", "move identity to the end")
+	case identity < 0:
+		d.warn(check, "", "identity is not in the list for secrets: an object that is still plain text cannot be read",
+			"add identity as the last provider, unless hsm-kms etcd report shows no plain text")
+	default:
+		d.pass(check, "", "this plugin encrypts secrets; identity is last, for what is still plain text")
+	}
+}

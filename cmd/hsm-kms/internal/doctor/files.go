@@ -1,0 +1,157 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/modulefile"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
+)
+
+func (d *doctor) stateDir() bool {
+	const check = "state-dir"
+	if err := d.Prepare(d.cfg.StateDir); err != nil {
+		d.failure(check, "", err, "make stateDir a folder that only the plugin's user can write")
+		return false
+	}
+	if _, err := health.LoadProven(d.cfg.StateDir, d.cfg.KeyRing); err != nil {
+		d.warn(check, "", err.Error(), "remove "+filepath.Join(d.cfg.StateDir, health.ProvenFile)+": the plugin writes it anew at its next good probe")
+		return true
+	}
+	d.pass(check, "", d.cfg.StateDir+" can be written, by its owner alone")
+	return true
+}
+
+// audit looks whether the trail could be written; it does not try.
+func (d *doctor) audit() {
+	const check = "audit"
+	path := d.cfg.Audit.Path
+	if path == "" {
+		return // the configuration's own warning says so
+	}
+	folder := filepath.Dir(path)
+	info, err := os.Stat(folder)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		d.pass(check, "", folder+" is not there yet; serve makes it")
+	case err != nil:
+		d.failure(check, "", err, "let the plugin's user enter "+folder+", or set audit.path")
+	case !info.IsDir():
+		d.fail(check, "", folder+" is not a folder", "move it away, or set audit.path")
+	case unix.Access(folder, unix.W_OK|unix.X_OK) != nil:
+		d.fail(check, "", "uid "+fmt.Sprint(os.Geteuid())+" may not write to "+folder, "let the plugin's user own "+folder+", or set audit.path")
+	default:
+		d.auditFile(check, path)
+	}
+}
+
+func (d *doctor) auditFile(check, path string) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		d.pass(check, "", path+" can be made")
+	case err != nil:
+		d.failure(check, "", err, "see what is at "+path)
+	case !info.Mode().IsRegular():
+		d.fail(check, "", path+" is not a regular file", "move it away, or set audit.path")
+	case unix.Access(path, unix.W_OK) != nil:
+		d.fail(check, "", fmt.Sprintf("uid %d may not write %s", os.Geteuid(), path), "let the plugin's user own "+path)
+	default:
+		d.pass(check, "", path+" can be written; check it with: hsm-kms audit verify "+path)
+	}
+}
+
+// socketFolder tells whether there may be a plugin's socket at all.
+func (d *doctor) socketFolder() bool {
+	const check = "socket-folder"
+	path := d.cfg.Socket.Path
+	folder := filepath.Dir(path)
+	if _, _, err := d.cfg.Socket.GID(); err != nil {
+		d.failure(check, "", err, "name a group of this machine in socket.group")
+		return false
+	}
+	if _, err := os.Lstat(folder); errors.Is(err, fs.ErrNotExist) {
+		d.pass(check, "", folder+" is not there yet; serve makes it")
+		return true
+	}
+	if err := socket.CheckFolder(folder); err != nil {
+		d.failure(check, "", err, "make "+folder+" a folder that root or the plugin's user owns, mode 0755")
+		return false
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		d.fail(check, "", path+" is there, and is not a socket", "move it away, or give another socket.path")
+		return false
+	}
+	if !slices.Contains(d.cfg.Socket.UIDs(), 0) && d.cfg.Socket.Group == "" {
+		d.warn(check, "", "socket.allowedUIDs has no 0: a kube-apiserver that runs as root, as kubeadm's does, is refused",
+			"add 0 to socket.allowedUIDs unless your kube-apiserver runs as another user")
+		return true
+	}
+	d.pass(check, "", "only root and the plugin's user can replace what is in "+folder)
+	return true
+}
+
+// files checks what lies on disk for each token, and gives the indices of those that are in order.
+func (d *doctor) files() []int {
+	var fit []int
+	for i, t := range d.tokens {
+		moduleFits, pinFits := d.moduleFile(t), d.pinFile(t)
+		if moduleFits && pinFits {
+			fit = append(fit, i)
+		}
+	}
+	return fit
+}
+
+func (d *doctor) moduleFile(t hsm.TokenConfig) bool {
+	if _, err := modulefile.Check(t.Module, d.cfg.AllowUnsafeModulePath); err != nil {
+		for _, one := range split(err) {
+			d.failure("module", t.Name, one, "install the vendor's PKCS#11 library and point module at it")
+		}
+		return false
+	}
+	d.pass("module", t.Name, t.Module+" is a library for this machine, and only root and our own user can change it")
+	return true
+}
+
+// pinFile reads the PIN, to see that there is one, and forgets it again.
+func (d *doctor) pinFile(t hsm.TokenConfig) bool {
+	pin, _, err := pinfile.Read(t.PINFile)
+	if err != nil {
+		d.failure("pin-file", t.Name, err, "put the token's user PIN there, owner root, mode 0400")
+		return false
+	}
+	pin.Wipe()
+	path, err := pinfile.Resolve(t.PINFile)
+	if err != nil {
+		path = t.PINFile
+	}
+	d.pass("pin-file", t.Name, path+" holds a PIN and is closed to others")
+	return true
+}
+
+// httpAddress tries to listen where nobody should yet. It is made when no plugin runs.
+func (d *doctor) httpAddress(ctx context.Context) {
+	const check = "http"
+	address := d.cfg.HTTP.Address
+	if address == "" {
+		return
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		d.fail(check, "", fmt.Sprintf("listening on http.address: %v", err), "find out who listens there (ss -ltnp), or set http.address")
+		return
+	}
+	_ = l.Close() // nothing was written
+	d.pass(check, "", address+" is free for metrics and health")
+}

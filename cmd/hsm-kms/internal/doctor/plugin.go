@@ -1,0 +1,101 @@
+package doctor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
+)
+
+// askWait is kube-apiserver's own default for a call.
+const askWait = 3 * time.Second
+
+// plugin compares with the plugin that runs on this machine, if one does. ring may be nil.
+func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
+	const check = "plugin"
+	path := cmp.Or(d.Socket, d.cfg.Socket.Path)
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		if d.Socket != "" {
+			d.fail(check, "", "nobody answers on "+path, "start it with hsm-kms serve, or give the socket.path of the one that runs with --socket")
+			return
+		}
+		d.pass(check, "", "none runs: nobody answers on "+path)
+		d.httpAddress(ctx)
+		return
+	case err != nil:
+		d.warn(check, "", fmt.Sprintf("connecting to %s: %v", path, err), "run doctor as root, or as a user that socket.mode lets in")
+		return
+	}
+	who := processBehind(conn)
+	_ = conn.Close()
+	answer, err := kmsplugin.StatusOf(ctx, path)
+	switch {
+	case err != nil:
+		d.failure(check, "", err, "the plugin's log has the cause, and what to do about it")
+	case answer.Healthz != "ok":
+		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "mend what is said above; its log says the same with a hint")
+	default:
+		d.compare(answer.KeyID, path, ring)
+	}
+	d.process(who)
+}
+
+// compare holds the plugin's current key against the ring as it was read just now.
+func (d *doctor) compare(keyID, path string, ring *ringSeen) {
+	const check = "plugin"
+	switch {
+	case ring == nil || ring.view.Current == nil:
+		d.pass(check, "", fmt.Sprintf("the plugin on %s is healthy and uses %s", path, keyID))
+	case ring.view.Current.ID.String() == keyID:
+		d.pass(check, "", fmt.Sprintf("the plugin on %s is healthy and uses the ring's current key", path))
+	case slices.ContainsFunc(ring.view.Versions, func(v envelope.Version) bool { return v.ID.String() == keyID }):
+		d.warn(check, "", fmt.Sprintf("the plugin uses %s, and by this configuration %s is current", keyID, ring.view.Current.ID),
+			"wait for refreshInterval and run this again; if it stays, see that the plugin runs with this configuration and clock")
+	default:
+		d.fail(check, "", fmt.Sprintf("the plugin uses %s, which is not on the tokens of this configuration", keyID),
+			"see that the plugin runs with this configuration: its command line, and whether it was started after the last change")
+	}
+}
+
+// process says what is remarkable about the plugin's process; nothing when it is not known.
+func (d *doctor) process(p *process) {
+	const check = "plugin-process"
+	switch {
+	case p == nil:
+	case p.replaced:
+		d.warn(check, "", fmt.Sprintf("pid %d runs %s, which has been replaced on disk", p.pid, p.program), "restart the plugin to run what is installed")
+	case p.unsafe != "":
+		d.fail(check, "", fmt.Sprintf("pid %d runs %s: %s", p.pid, p.program, p.unsafe), "chown root "+p.program+" and chmod 0755: whoever can change it has the PIN")
+	case p.config != "" && p.config != d.ConfigPath:
+		d.warn(check, "", fmt.Sprintf("pid %d runs with --config %s, and %s is looked at here", p.pid, p.config, d.ConfigPath),
+			"run doctor with --config "+p.config)
+	case p.changedSince(d.ConfigPath):
+		d.warn(check, "", fmt.Sprintf("%s was changed after pid %d was started", d.ConfigPath, p.pid), "restart the plugin: it reads its configuration at the start only")
+	default:
+		d.pass(check, "", fmt.Sprintf("pid %d, %s, in %s", p.pid, p.program, cmp.Or(p.unit, "no unit")))
+	}
+}
+
+// process is what the system knows of the plugin's process.
+type process struct {
+	pid      int
+	program  string // path of the program
+	replaced bool   // the file at that path is another one now
+	unsafe   string // why others could change the program; "": they cannot
+	config   string // of its --config; "": the default, or not known
+	unit     string // control group: the systemd unit or the pod
+	started  time.Time
+}

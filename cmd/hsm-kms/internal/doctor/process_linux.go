@@ -1,0 +1,91 @@
+package doctor
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+)
+
+// processBehind is the process that listens at the other end of conn, or nil when the system does not tell (SO_PEERCRED
+// gives the one that called listen: with socket activation that is systemd, which says nothing about the plugin).
+func processBehind(conn net.Conn) *process {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var cred *unix.Ucred
+	var asked error
+	err = raw.Control(func(fd uintptr) { cred, asked = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil || asked != nil || cred.Pid <= 1 {
+		return nil
+	}
+	return processOf(int(cred.Pid))
+}
+
+func processOf(pid int) *process {
+	proc, err := procfs.NewProc(pid)
+	if err != nil {
+		return nil
+	}
+	program, err := proc.Executable()
+	if err != nil {
+		return nil // another user's
+	}
+	p := &process{pid: pid}
+	p.program, p.replaced = strings.CutSuffix(program, " (deleted)")
+	if args, err := proc.CmdLine(); err == nil {
+		p.config = configOf(args)
+	}
+	if stat, err := proc.Stat(); err == nil {
+		if seconds, err := stat.StartTime(); err == nil {
+			p.started = time.UnixMilli(int64(seconds * 1000))
+		}
+	}
+	if groups, err := proc.Cgroups(); err == nil && len(groups) > 0 {
+		p.unit = filepath.Base(groups[len(groups)-1].Path)
+		if p.unit == "/" {
+			p.unit = ""
+		}
+	}
+	if info, _, err := ownedfile.Lstat(p.program); err == nil && !p.replaced {
+		switch {
+		case !info.OwnerTrusted():
+			p.unsafe = "it belongs to neither root nor our own user"
+		case info.OthersMayWrite():
+			p.unsafe = "others may write to it"
+		}
+	}
+	return p
+}
+
+// configOf finds --config in a command line; "" when it is not there or not absolute.
+func configOf(args []string) string {
+	for i, arg := range args {
+		value, inline := strings.CutPrefix(arg, "--config=")
+		if !inline && arg == "--config" && i+1 < len(args) {
+			value, inline = args[i+1], true
+		}
+		if inline && filepath.IsAbs(value) {
+			return value
+		}
+	}
+	return ""
+}
+
+// changedSince tells whether the file at path was changed after the process began. The second that the start of a
+// process is rounded by does not count.
+func (p *process) changedSince(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !p.started.IsZero() && info.ModTime().After(p.started.Add(time.Second))
+}

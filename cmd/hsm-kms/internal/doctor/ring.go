@@ -1,0 +1,129 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+)
+
+// connectWait bounds the wait for all tokens.
+const connectWait = 15 * time.Second
+
+// ringSeen is the ring as this run saw it.
+type ringSeen struct {
+	view envelope.View
+	read []string // names of the tokens that were read
+}
+
+// ring logs in to the tokens of these indices, reads the keys, and proves them. nil: no token could be read.
+func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
+	asked := make([]hsm.TokenConfig, len(usable))
+	for i, at := range usable {
+		asked[i] = d.tokens[at]
+	}
+	common := d.common
+	common.Log = slog.New(slog.DiscardHandler) // what it says is found below
+	set, err := hsm.Open(common, asked)
+	if err != nil {
+		d.failure("login", "", err, "see that the module loads")
+		return nil
+	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { set.Run(runCtx) })
+	defer running.Wait()
+	defer cancel()
+	ctx, cancelWait := context.WithTimeout(ctx, connectWait)
+	defer cancelWait()
+
+	seen := &ringSeen{}
+	for i, problem := range set.Connected(ctx) {
+		if d.login(asked[i].Name, problem) {
+			seen.read = append(seen.read, asked[i].Name)
+		}
+	}
+	if len(seen.read) == 0 {
+		return nil
+	}
+	proven, _ := health.LoadProven(d.cfg.StateDir, d.cfg.KeyRing) // the check of stateDir tells of its error
+	ring := envelope.NewRing(envelope.RingConfig{
+		Name: d.common.Ring, Profile: d.common.Profile, Refuse: d.refuse, Floor: proven.Key,
+	}, set)
+	if err := ring.Refresh(ctx); err != nil {
+		d.failure("ring", "", err, "see why the token cannot be read: the vendor's log")
+		return nil
+	}
+	exerciseErr := ring.Exercise(ctx)
+	seen.view = ring.View()
+	d.selfTest(seen, exerciseErr)
+	return seen
+}
+
+// login judges what a token said to the login and to the self-test that goes with it.
+func (d *doctor) login(token string, problem error) bool {
+	switch {
+	case problem == nil:
+		d.pass("login", token, "the PIN was accepted")
+		return true
+	case errors.Is(problem, envelope.ErrPINRefused):
+		d.fail("login", token, problem.Error(), "write the right PIN to the PIN file: a changed file is tried once, and this one never again")
+	case errors.Is(problem, envelope.ErrSelfTest):
+		d.pass("login", token, "the PIN was accepted")
+		d.failure("self-test", token, problem, "do not use this token with profile "+d.cfg.Profile+": its encryption is not what it claims; see docs/hsm-support.md and the vendor's firmware notes")
+	default:
+		d.failure("login", token, problem, "see that the HSM answers: the vendor's own tool and its log")
+	}
+	return false
+}
+
+// selfTest judges the keys, one after the other, and the ring that they make.
+func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
+	served := slices.DeleteFunc(slices.Clone(seen.view.Versions), func(v envelope.Version) bool { return v.State == envelope.Refused })
+	refused := d.refusedKeys(seen.view, len(served) == 0)
+	if len(served) == 0 {
+		if !refused {
+			d.failure("ring", "", seen.view.Problem, "make the first key with: hsm-kms keys create; or copy the ring's keys to this token")
+		}
+		return
+	}
+	d.attributes(served)
+	clash := d.sameKeys(seen.read, served)
+	if errors.Is(exerciseErr, envelope.ErrSelfTest) {
+		d.failure("self-test", "", exerciseErr, "do not use this key on this token: it cannot open what it sealed")
+		return
+	}
+	switch view := seen.view; {
+	case clash && view.Problem != nil: // it follows
+	case view.Problem != nil:
+		d.failure("ring", "", errors.Join(view.Problem, exerciseErr), ringAdvice(view.Problem))
+	case exerciseErr != nil:
+		d.failure("self-test", "", exerciseErr, "see why the token does not do it: the vendor's log")
+	case view.Deferred != nil:
+		d.warn("ring", "", fmt.Sprintf("%s is due, and held back because it is not proven on every token", view.Deferred.ID),
+			"copy the key to every token, or mend the token that cannot use it")
+	case view.Current.Activation.After(time.Now()):
+		d.warn("ring", "", fmt.Sprintf("the activation of every key is in the future, of %s too", view.Current.ID), "set this machine's clock")
+	default:
+		d.pass("ring", "", fmt.Sprintf("%s; current is %s", count(len(served), "key"), view.Current.ID))
+		d.pass("self-test", "", "nonces differ, the round trip holds, changed ciphertexts and other associated data do not open: "+strings.Join(seen.read, ", "))
+	}
+}
+
+func ringAdvice(problem error) string {
+	switch {
+	case errors.Is(problem, envelope.ErrAmbiguous):
+		return "see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong"
+	case errors.Is(problem, envelope.ErrKeyMissing):
+		return "restore the key to the token from its backup; if the ring was begun anew on purpose, stop the plugin and remove proven.json from stateDir"
+	}
+	return "see with hsm-kms keys list which keys there are, and mend what is said of them"
+}

@@ -24,8 +24,8 @@ type Object struct {
 
 // Source is an etcd or a snapshot file.
 type Source interface {
-	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other. An
-	// object's slices may be kept and must not be changed. It ends with each's error or the context's. Errors wrap
+	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other. A
+	// page belongs to each; the bytes of its objects may be kept and must not be changed. It ends with each's error or the context's. Errors wrap
 	// ErrDamaged, or say what could not be reached.
 	Read(ctx context.Context, each func(page []Object) error) (Reading, error)
 	// Find returns the newest revision of a key. The error wraps ErrNotFound when there is none.

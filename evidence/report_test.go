@@ -1,0 +1,228 @@
+package evidence_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+func build(t *testing.T, opts evidence.ReportOptions, sources ...evidence.Source) *evidence.Report {
+	t.Helper()
+	r, err := evidence.Build(t.Context(), sources, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestReport(t *testing.T) {
+	t.Parallel()
+	h := newHSM()
+	m := store(t, h, 150)
+	m.put("secrets/ns/plain", []byte("k8s\x00plain"))
+	m.put("secrets/ns/cbc", []byte("k8s:enc:aescbc:v1:key1:0123456789abcdef"))
+	m.put("secrets/ns/cut", []byte("k8s:enc:kms:v2:hsm-kms:\x0a\xff"))
+	m.put("secrets/ns/v1", []byte("k8s:enc:kms:v1:old:\x00\x03dekdata"))
+	m.put("example.com/widgets/ns/w", []byte(`{"kind":"Widget"}`))
+	m.put("deployments/ns/d", []byte("k8s\x00"))
+	m.putPast("secrets/ns/plain", []byte("k8s\x00older"))
+	other := &memory{}
+	other.put("events/ns/e", []byte("k8s\x00"))
+	now := time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC)
+	r := build(t, evidence.ReportOptions{Now: func() time.Time { return now }}, m, other)
+	want := &evidence.Report{
+		Time: "2026-02-03T04:05:06Z", Revision: 307, Objects: 307, Plaintext: 4, Undecodable: 1,
+		Resources: []evidence.Resource{
+			{Resource: "deployments.apps", Total: 1, Plaintext: 1, Keys: []evidence.Key{}},
+			{Resource: "events", Total: 1, Plaintext: 1, Keys: []evidence.Key{}},
+			{Resource: "secrets", Total: 304, Plaintext: 1, Undecodable: 1, Keys: []evidence.Key{
+				{Provider: "aescbc:v1:key1", Objects: 1},
+				{Provider: "kms:v1:old", Objects: 1, DEKs: 1},
+				{Provider: "kms:v2:hsm-kms", KeyID: "ring/x01/old", Objects: 150, DEKs: 2},
+				{Provider: "kms:v2:hsm-kms", KeyID: "ring/x02/new", Objects: 150, DEKs: 2},
+			}},
+			{Resource: "widgets.example.com", Total: 1, Plaintext: 1, Keys: []evidence.Key{}},
+		},
+		History:            []evidence.Resource{{Resource: "secrets", Total: 1, Plaintext: 1, Keys: []evidence.Key{}}},
+		Sources:            []evidence.Reading{{Name: "memory", Revision: 307}, {Name: "memory", Revision: 1}},
+		UndecodableObjects: []evidence.Problem{{Key: "/registry/secrets/ns/cut", Reason: "EncryptedObject: reading field 1: unexpected EOF"}},
+		Findings:           []evidence.Finding{},
+	}
+	if diff := cmp.Diff(want, r); diff != "" {
+		t.Error(diff)
+	}
+	// A report is kept and read again (keys retire --evidence).
+	data, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again evidence.Report
+	if err := json.Unmarshal(data, &again); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(r, &again); diff != "" {
+		t.Error(diff)
+	}
+	if strings.Contains(string(data), "null") {
+		t.Errorf("the JSON has nulls where lists are promised: %s", data)
+	}
+}
+
+func TestReportOfSomeResources(t *testing.T) {
+	t.Parallel()
+	m := store(t, newHSM(), 2)
+	m.put("example.com/widgets/ns/w", []byte("{"))
+	m.put("pods/ns/p", []byte("k8s\x00"))
+	r := build(t, evidence.ReportOptions{Resources: []string{"*.example.com", "pods"}}, m)
+	if r.Objects != 2 || len(r.Resources) != 2 {
+		t.Errorf("report = %+v", r)
+	}
+}
+
+func TestRequireKey(t *testing.T) {
+	t.Parallel()
+	clean := store(t, newHSM(), 0)
+	h := newHSM()
+	clean.put("secrets/ns/a", sealed(t, h.dek("new", 1), "secrets/ns/a"))
+	clean.put("pods/ns/p", []byte("k8s\x00"))
+	clean.putPast("secrets/ns/a", sealed(t, h.dek("old", 1), "secrets/ns/a"))
+	mixed := &memory{objects: append([]evidence.Object{}, clean.objects...)}
+	mixed.put("secrets/ns/b", sealed(t, h.dek("old", 1), "secrets/ns/b"))
+	mixed.put("secrets/ns/c", []byte("k8s:enc:secretbox:v1:k:x"))
+	mixed.put("secrets/ns/d", []byte("{}"))
+	mixed.put("secrets/ns/e", []byte("k8s:enc:"))
+	for _, c := range []struct {
+		name      string
+		source    *memory
+		key       string
+		resources []string
+		want      []evidence.Finding
+	}{
+		{"all under it", clean, "new", []string{"secrets"}, nil},
+		{"another", clean, "newer", []string{"secrets"}, []evidence.Finding{{"secrets", "under another key: new", 1}}},
+		{"no key_id", clean, "", []string{"secrets"}, []evidence.Finding{{"secrets", "under another key: new", 1}}},
+		{"other resource", clean, "new", []string{"pods"}, []evidence.Finding{{"pods", "plain text", 1}}},
+		{"all resources", clean, "new", []string{"*.*"}, []evidence.Finding{{"pods", "plain text", 1}}},
+		{"mixed", mixed, "new", []string{"secrets"}, []evidence.Finding{
+			{"secrets", "plain text", 1}, {"secrets", "undecodable", 1}, {"secrets", "under another key: old", 1},
+			{"secrets", "under another provider: secretbox:v1:k", 1},
+		}},
+		{"nothing found", &memory{}, "new", []string{"secrets"}, []evidence.Finding{{"", "no object at all was found in 1 places: is the prefix right?", 0}}},
+	} {
+		r := build(t, evidence.ReportOptions{}, c.source)
+		got := r.RequireKey(c.key, c.resources)
+		less := func(a, b evidence.Finding) bool { return a.Problem < b.Problem }
+		if diff := cmp.Diff(c.want, got, sortFindings(less)); diff != "" {
+			t.Errorf("%s: %s", c.name, diff)
+		}
+		if len(r.Findings) != len(got) {
+			t.Errorf("%s: the report has the findings %v", c.name, r.Findings)
+		}
+	}
+}
+
+func sortFindings(less func(a, b evidence.Finding) bool) cmp.Option {
+	return cmp.Transformer("sorted", func(in []evidence.Finding) map[evidence.Finding]bool {
+		out := map[evidence.Finding]bool{}
+		for _, f := range in {
+			out[f] = true
+		}
+		return out
+	})
+}
+
+// Memory must not depend on what somebody wrote: neither on made-up key_ids nor on undecodable values.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	m := &memory{}
+	for i := range evidence.MaxNamed + 10 {
+		m.put(fmt.Sprintf("secrets/ns/%d", i), []byte("k8s:enc:"))
+	}
+	if r := build(t, evidence.ReportOptions{}, m); len(r.UndecodableObjects) != evidence.MaxNamed || r.Undecodable != evidence.MaxNamed+10 {
+		t.Errorf("%d named of %d", len(r.UndecodableObjects), r.Undecodable)
+	}
+	many := &memory{}
+	for i := range 100_001 {
+		many.put(fmt.Sprintf("made%d/ns/x", i), []byte("{}"))
+	}
+	if _, err := evidence.Build(t.Context(), []evidence.Source{many}, evidence.ReportOptions{}); err == nil {
+		t.Error("any number of resources is counted")
+	}
+}
+
+func TestReportFails(t *testing.T) {
+	t.Parallel()
+	want := errors.New("unreachable")
+	if _, err := evidence.Build(t.Context(), []evidence.Source{&memory{err: want}}, evidence.ReportOptions{}); !errors.Is(err, want) {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestPathOf(t *testing.T) {
+	t.Parallel()
+	prefixes := []string{"/registry", "/registry/inner", "/kubernetes.io"}
+	for key, want := range map[string]string{
+		"/registry/secrets/a": "secrets/a", "/registry/inner/secrets/a": "secrets/a", "/registry/": "", "/registry": "-", "/registry2/x": "-",
+		"registry/x": "-", "": "-", "/kubernetes.io/pods/a/b": "pods/a/b",
+	} {
+		got, ours := evidence.PathOf(prefixes, []byte(key))
+		if ours != (want != "-") || ours && string(got) != want {
+			t.Errorf("PathOf(%q) = %q, %v; want %q", key, got, ours, want)
+		}
+	}
+	for _, prefix := range []string{"/registry", "registry", "/registry/", "//registry//"} {
+		if got := evidence.CleanPrefix(prefix); got != "/registry" {
+			t.Errorf("CleanPrefix(%q) = %q", prefix, got)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"kube-secrets/hk1-0/01": "kube-secrets/hk1-0/01", "": "", "é": "é", `a\b`: `a\\b`, "a\x1b[2Jb": `a\x1b[2Jb`,
+		"a\nb\tc\r": `a\x0ab\x09c\x0d`, "\xff\xfe": `\xff\xfe`, "\u202eabc": `\u{202e}abc`, "\u009b2J": `\u{9b}2J`, "\x7f": `\x7f`,
+		"\u200b": `\u{200b}`, "\ufffd": "\ufffd", strings.Repeat("x", 1024): strings.Repeat("x", 1024),
+	} {
+		if got := evidence.Printable(text); got != want {
+			t.Errorf("Printable(%q) = %q, want %q", text, got, want)
+		}
+	}
+	if got := evidence.Printable(strings.Repeat("\x1b", 10000)); len(got) > 1100 || !strings.HasSuffix(got, "...(10000 bytes)") {
+		t.Errorf("a long text gives %d bytes: %q", len(got), got[len(got)-40:])
+	}
+}
+
+// Whatever the key and the value: counted in one place, never a crash, and nothing that moves a cursor.
+func FuzzReport(f *testing.F) {
+	h := newHSM()
+	f.Add([]byte("secrets/ns/a"), sealed(f, h.dek("k", 1), "secrets/ns/a"))
+	f.Add([]byte("\x1b[2J/x"), []byte("k8s:enc:kms:v2:\x1b:"))
+	f.Fuzz(func(t *testing.T, path, value []byte) {
+		m := &memory{}
+		m.put(string(path), value)
+		r, err := evidence.Build(t.Context(), []evidence.Source{m}, evidence.ReportOptions{})
+		if err != nil || r.Objects != 1 || len(r.Resources) != 1 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		one := r.Resources[0]
+		sum := one.Plaintext + one.Undecodable
+		for _, key := range one.Keys {
+			sum += key.Objects
+		}
+		if sum != 1 || one.Total != 1 {
+			t.Errorf("counted in %d places: %+v", sum, one)
+		}
+		v, err := evidence.Verify(t.Context(), []evidence.Source{m}, newHSM(), evidence.VerifyOptions{})
+		if err != nil || v.Verified != 0 || v.Failed+v.Plaintext+v.Others+v.Undecodable != 1 {
+			t.Errorf("verification = %+v, %v", v, err)
+		}
+	})
+}

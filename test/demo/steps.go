@@ -39,7 +39,8 @@ type demo struct {
 	token    *softhsm.Token
 	plugin   *plugin.Plugin
 	cluster  *kube.Cluster
-	keyID    string
+	firstID  string // key_id of the first key
+	keyID    string // of the current one
 }
 
 func (d *demo) step(format string, args ...any) {
@@ -81,7 +82,10 @@ func (d *demo) makeToken(ctx context.Context) error {
 
 func (d *demo) makeKey(ctx context.Context) error {
 	d.step("Making the master key inside the token: hsm-kms keys create")
-	p, err := plugin.New(plugin.Options{Bin: d.bin, Dir: filepath.Join(d.dir, "plugin"), Token: d.token})
+	p, err := plugin.New(plugin.Options{
+		Bin: d.bin, Dir: filepath.Join(d.dir, "plugin"), Token: d.token,
+		Extra: "refreshInterval: 1s\nprobeInterval: 1s", // so that the rotation below is a matter of seconds
+	})
 	if err != nil {
 		return err
 	}
@@ -93,7 +97,7 @@ func (d *demo) makeKey(ctx context.Context) error {
 	if !key.Sensitive || key.Extractable {
 		return fmt.Errorf("the key %s is not sensitive, or extractable", key.KeyID)
 	}
-	d.keyID = key.KeyID
+	d.firstID, d.keyID = key.KeyID, key.KeyID
 	list, err := p.Run(ctx, "keys", "list")
 	if err != nil {
 		return err
@@ -256,7 +260,9 @@ Done. What was shown:
    - the Secret went through a real API server; etcd holds it encrypted, under key_id
      %s
    - a killed plugin and a restarted API server lost nothing: the Secret was read again
+   - the master key was rotated without a restart; what is written now is under key_id
+     %s
    - no process and no file is left behind
 Next: README.md says how to run it on a control plane; bin/hsm-kms -h lists the commands.
-`, d.keyID)
+`, d.firstID, d.keyID)
 }

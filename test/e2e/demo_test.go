@@ -123,7 +123,7 @@ func TestDemo(t *testing.T) {
 // Ctrl-C at any step ends with 130 and leaves neither process nor file. A terminal sends it to the whole group.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
-	for _, step := range []string{"1. ", "2. ", "3. ", "4. ", "5. ", "6. ", "8. ", "9. "} {
+	for _, step := range []string{"1. ", "2. ", "3. ", "4. ", "5. ", "6. ", "8. ", "9. ", "10. "} {
 		t.Run("step "+strings.Trim(step, ". "), func(t *testing.T) {
 			t.Parallel()
 			d := startDemo(t)

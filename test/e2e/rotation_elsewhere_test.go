@@ -239,13 +239,13 @@ func TestRotationOnATPM(t *testing.T) {
 	const heading = "With the vendor's tool"
 	book.blocks[heading] = slices.DeleteFunc(book.blocks[heading], func(block string) bool { return !strings.HasPrefix(block, tpmBlock) })
 	(&station{alone: a}).run(t, book.next(t, heading), []string{"LABEL=" + label, "TEXT=" + text})
-	a.stopPlugin(t)
-	if _, err := a.plugin.Serve(); err != nil {
-		t.Fatal(err)
-	}
+	a.stopPlugin(t) // and nobody else uses the TPM: without a resource manager it has room for one
 	next := a.added(t, map[string]plugin.Key{made.KeyID: made})
 	if next.Activates == nil {
 		t.Errorf("the next key: %+v; want an activation time", next)
+	}
+	if _, err := a.plugin.Serve(); err != nil {
+		t.Fatal(err)
 	}
 	a.waitStatus(t, next.KeyID, "ok")
 	a.opens(t, client, sealed, a.encrypt(t, client))

@@ -32,6 +32,7 @@ func TestRotationOnThreeNodes(t *testing.T) {
 		ids = append(ids, key.KeyID)
 		tr.waitWritesUnder(t, key.KeyID, p.nodes...)
 	}
+	tr.waitMore(t, 30)
 	tr.check(t)
 	names := tr.all()
 	checkAllReadable(t, names, p.nodes...)
@@ -150,8 +151,10 @@ func TestRotationReachesOneTokenLate(t *testing.T) {
 }
 
 // loginCollided tells what SoftHSM does when several processes log in at one instant: each login writes to the token's
-// file, and one of them may be told CKR_GENERAL_ERROR. The plugin tries again a second later.
-func loginCollided(l logLine) bool { return strings.Contains(l.Error, "C_Login: CKR_GENERAL_ERROR") }
+// file, and another may find it broken or without a PIN. The plugin tries again a second later.
+func loginCollided(l logLine) bool {
+	return strings.Contains(l.Error, "C_Login: CKR_GENERAL_ERROR") || strings.Contains(l.Error, "C_Login: CKR_USER_PIN_NOT_INITIALIZED")
+}
 
 func (n *node) countSecrets(t *testing.T) (int, error) {
 	t.Helper()

@@ -124,6 +124,16 @@ func (tr *traffic) all() []string {
 	return append([]string(nil), tr.written...)
 }
 
+// waitMore waits until n more Secrets have been written.
+func (tr *traffic) waitMore(t *testing.T, n int) {
+	t.Helper()
+	from := len(tr.all())
+	eventually(t, fmt.Sprintf("%d more Secrets", n), func() (bool, string) {
+		written := len(tr.all()) - from
+		return written >= n, fmt.Sprint(written)
+	})
+}
+
 // check ends the traffic and tells what failed.
 func (tr *traffic) check(t *testing.T) {
 	t.Helper()

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/live"
+	"github.com/hsm-kms/hsm-kms/evidence/snapshot"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+func (c *command) etcd() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "etcd",
+		Short: "What etcd or a snapshot holds under which key, and whether it can be opened",
+		Long: `report tells what etcd or a snapshot file holds under which key and in plain text, and asks no HSM. verify opens
+every DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.`,
+		Example: `  hsm-kms etcd report
+  hsm-kms etcd report --snapshot backup.db --require-key current
+  hsm-kms etcd verify --snapshot backup.db`,
+	})
+	cmd.AddCommand(c.etcdReport(), c.etcdVerify(), c.etcdGet())
+	return cmd
+}
+
+// The defaults of etcdctl and of kube-apiserver, and where kubeadm puts a control-plane node's files.
+const (
+	defaultEndpoint    = "127.0.0.1:2379"
+	kubeadmEndpoint    = "https://127.0.0.1:2379"
+	defaultEtcdPrefix  = "/registry"
+	kubeadmCA          = "/etc/kubernetes/pki/etcd/ca.crt"
+	kubeadmCertificate = "/etc/kubernetes/pki/apiserver-etcd-client.crt"
+	kubeadmKey         = "/etc/kubernetes/pki/apiserver-etcd-client.key"
+)
+
+// etcdFlags say what to read.
+type etcdFlags struct {
+	endpoints         []string
+	caFile, cert, key string
+	overrides         []string
+	prefixes          []string
+	snapshots         []string
+}
+
+func (f *etcdFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.endpoints, "endpoints", []string{defaultEndpoint}, "etcd's addresses, as etcdctl takes them")
+	flags.StringVar(&f.caFile, "cacert", "", "CA that signed etcd's certificate (default: kubeadm's, if it is there)")
+	flags.StringVar(&f.cert, "cert", "", "client certificate (default: kubeadm's, if it is there)")
+	flags.StringVar(&f.key, "key", "", "the client certificate's key (default: kubeadm's, if it is there)")
+	flags.StringSliceVar(&f.overrides, "etcd-servers-overrides", nil, "other etcds, as kube-apiserver takes them: GROUP/RESOURCE#SERVER;SERVER")
+	flags.StringSliceVar(&f.prefixes, "prefix", []string{defaultEtcdPrefix}, "kube-apiserver's --etcd-prefix; more than one is fine")
+	flags.StringArrayVar(&f.snapshots, "snapshot", nil, "read this `file` (of etcdctl or etcdutl, or member/snap/db) and no etcd; may be given again")
+	cmd.MarkFlagsMutuallyExclusive("snapshot", "endpoints")
+	cmd.MarkFlagsMutuallyExclusive("snapshot", "etcd-servers-overrides")
+	cmd.MarkFlagsRequiredTogether("cert", "key")
+}
+
+// withKubeadm fills in kubeadm's files where nothing was said and they are there.
+func (f *etcdFlags) withKubeadm() {
+	if f.caFile != "" || f.cert != "" {
+		return
+	}
+	plain := slices.ContainsFunc(f.endpoints, func(e string) bool { return strings.HasPrefix(e, "http://") || strings.HasPrefix(e, "unix:") })
+	for _, file := range []string{kubeadmCA, kubeadmCertificate, kubeadmKey} {
+		if _, err := os.Stat(file); err != nil || plain {
+			return
+		}
+	}
+	f.caFile, f.cert, f.key = kubeadmCA, kubeadmCertificate, kubeadmKey
+	if slices.Equal(f.endpoints, []string{defaultEndpoint}) {
+		f.endpoints = []string{kubeadmEndpoint}
+	}
+}
+
+// open opens what the flags name. The caller closes.
+func (f *etcdFlags) open(ctx context.Context, progress evidence.Progress) (sources []evidence.Source, closeAll func() error, err error) {
+	var closers []func() error
+	closeAll = func() error {
+		var errs []error
+		for _, end := range closers {
+			errs = append(errs, end())
+		}
+		return errors.Join(errs...)
+	}
+	prefixes := make([]string, 0, len(f.prefixes))
+	for _, prefix := range f.prefixes {
+		prefixes = append(prefixes, evidence.CleanPrefix(prefix))
+	}
+	for _, path := range f.snapshots {
+		file, err := snapshot.Open(ctx, path, snapshot.Options{Prefixes: prefixes, Progress: progress})
+		if err != nil {
+			return nil, nil, errors.Join(err, closeAll())
+		}
+		sources, closers = append(sources, file), append(closers, file.Close)
+	}
+	if len(f.snapshots) > 0 {
+		return sources, closeAll, nil
+	}
+	f.withKubeadm()
+	clusters, err := f.clusters()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, endpoints := range clusters {
+		etcd, err := live.Open(live.Config{
+			Endpoints: endpoints, CAFile: f.caFile, CertFile: f.cert, KeyFile: f.key, Prefixes: prefixes, Progress: progress,
+		})
+		if err != nil {
+			return nil, nil, errors.Join(err, closeAll())
+		}
+		sources, closers = append(sources, etcd), append(closers, etcd.Close)
+	}
+	return sources, closeAll, nil
+}
+
+// clusters are the endpoints of each etcd: the main one, and the overrides', each once.
+func (f *etcdFlags) clusters() ([][]string, error) {
+	clusters := [][]string{f.endpoints}
+	for _, override := range f.overrides {
+		resource, servers, found := strings.Cut(override, "#")
+		if !found || !strings.Contains(resource, "/") || servers == "" {
+			return nil, hint.Wrap(fmt.Errorf("--etcd-servers-overrides: %q has not the form GROUP/RESOURCE#SERVER;SERVER", override),
+				"copy it from kube-apiserver's command line, in quotes")
+		}
+		endpoints := strings.Split(servers, ";")
+		if !slices.ContainsFunc(clusters, func(known []string) bool { return slices.Equal(known, endpoints) }) {
+			clusters = append(clusters, endpoints)
+		}
+	}
+	return clusters, nil
+}

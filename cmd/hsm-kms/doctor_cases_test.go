@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -175,6 +176,14 @@ func pluginsBroken() []broken {
 			spoil: func(r *rig) { r.serve("the HSM is unavailable", "") }},
 		{name: "plugin of another ring", check: "plugin", hint: "runs with this configuration",
 			spoil: func(r *rig) { r.serve("ok", "other/x61/0011223344556677") }},
+		{name: "configuration changed since", check: "plugin-process", hint: "restart the plugin", warns: true,
+			spoil: func(r *rig) {
+				if runtime.GOOS != "linux" {
+					r.t.Skip("what the plugin's process runs with is not known here")
+				}
+				r.serve("ok", r.currentKey())
+				r.changed = time.Now().Add(time.Hour)
+			}},
 		{name: "plugin of another user", check: "socket-folder", hint: "add 0 to socket.allowedUIDs", warns: true,
 			spoil: func(r *rig) { r.allowedUIDs = "[12345]" }},
 	}

@@ -39,6 +39,7 @@ type rig struct {
 	first  []byte   // CKA_ID of the key on the first token
 
 	allowedUIDs string
+	changed     time.Time // of the configuration's file
 }
 
 // rigToken is a SoftHSM token behind a faulty module.
@@ -62,7 +63,7 @@ func newRig(t *testing.T, shared *sharedToken) *rig {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	r := &rig{t: t, dir: dir, state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "run/kms.sock"), audit: filepath.Join(dir, "audit.log"),
-		allowedUIDs: fmt.Sprintf("[0, %d]", os.Getuid())}
+		allowedUIDs: fmt.Sprintf("[0, %d]", os.Getuid()), changed: time.Now().Add(-time.Hour)}
 	for _, folder := range []string{r.state, filepath.Dir(r.socket)} {
 		if err := os.Mkdir(folder, 0o700); err != nil {
 			t.Fatal(err)
@@ -108,7 +109,7 @@ func (r *rig) write() {
 		fmt.Fprintf(&b, "- {name: %s, module: %q, label: %q, pinFile: %q, callTimeout: 1500ms}\n", t.name, t.module, t.label, t.pin)
 	}
 	b.WriteString(r.extra)
-	r.file("config.yaml", b.String())
+	r.must(os.Chtimes(r.file("config.yaml", b.String()), r.changed, r.changed))
 	if r.enc != "" {
 		r.args = append(r.args, "--encryption-config", r.file("enc.yaml", r.enc))
 	}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestManifests: what is printed is filled in from the configuration, file by file; mistakes have a hint.
+func TestManifests(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := `apiVersion: hsm-kms/v1
+kind: PluginConfiguration
+socket: {path: /run/elsewhere/kms.sock, mode: "0660", group: "1234"}
+keyRing: kube-secrets
+tokens: [{name: hsm-a, module: /opt/vendor/lib/libvendor.so, label: kms, pinFile: hsm-pin}]
+http: {address: 127.0.0.1:1234}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		says []string // on standard output, or on standard error when code is not 0
+	}{
+		{[]string{"encryption-config"}, 0, []string{`endpoint: "unix:///run/elsewhere/kms.sock"`, "- identity: {}"}},
+		{[]string{"encryption-config", "--resources", "secrets,configmaps"}, 0, []string{`- "configmaps"`}},
+		{[]string{"encryption-config", "--from", "other"}, 2, []string{"hint: add --from-endpoint"}},
+		{[]string{"static-pod"}, 2, []string{"systemd credential", "hint: give pinFile an absolute path"}},
+		{[]string{"systemd"}, 0, []string{"# file: /etc/systemd/system/hsm-kms.service\n", "--config " + path, "LoadCredential=hsm-pin:", "SocketGroup=1234\n", "SocketMode=0660\n"}},
+		{[]string{"systemd", "--file", "hsm-kms.socket"}, 0, []string{"ListenStream=/run/elsewhere/kms.sock\n"}},
+		{[]string{"systemd", "--file", "nonsense"}, 2, []string{"hint: one of hsm-kms.service, hsm-kms.socket"}},
+		{[]string{"kubeadm", "--path", "/etc/x/enc.yaml"}, 0, []string{"--encryption-provider-config=/etc/x/enc.yaml"}},
+		{[]string{"kind"}, 0, []string{"ARG LABEL=\"kms\"", "kind: Cluster"}},
+		{[]string{"nonsense"}, 2, []string{"unknown manifest", "hint: one of encryption-config, "}},
+	} {
+		var out, errOut bytes.Buffer
+		args := append([]string{"manifests"}, c.args...)
+		if c.args[0] != "nonsense" {
+			args = append(args, "--config", path)
+		}
+		code := run(t.Context(), args, &out, &errOut)
+		said := out.String()
+		if c.code != 0 {
+			said = errOut.String()
+		}
+		for _, want := range c.says {
+			if code != c.code || !strings.Contains(said, want) {
+				t.Errorf("%v: exit code %d, want %d and %q in:\n%s\n%s", c.args, code, c.code, want, out.String(), errOut.String())
+			}
+		}
+	}
+	for _, name := range []string{"dockerfile", "alerts", "dashboard"} { // they have nothing of the configuration in them
+		var out, errOut bytes.Buffer
+		if code := run(t.Context(), []string{"manifests", name, "--config", "/absent"}, &out, &errOut); code != 0 || out.Len() == 0 {
+			t.Errorf("%s: exit code %d: %s", name, code, errOut.String())
+		}
+	}
+}

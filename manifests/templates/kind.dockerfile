@@ -1,0 +1,33 @@
+# Dockerfile.kind: a kind node with the plugin and SoftHSM in it. For trials only: token, key and PIN are in the image.
+# In a folder with your configuration as config.yaml, and the image of `hsm-kms manifests dockerfile` as hsm-kms:dev:
+#   hsm-kms manifests encryption-config > encryption.yaml
+#   hsm-kms manifests systemd --file hsm-kms.service > hsm-kms.service
+#   hsm-kms manifests systemd --file hsm-kms.socket > hsm-kms.socket
+#   docker build -f Dockerfile.kind -t hsm-kms-kind .
+ARG HSM_KMS=hsm-kms:dev
+ARG NODE=kindest/node:v1.34.0
+FROM ${HSM_KMS} AS hsm-kms
+
+FROM ${NODE}
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends softhsm2 \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=hsm-kms /usr/local/bin/hsm-kms {{quote .Program}}
+COPY config.yaml {{quote .ConfigPath}}
+COPY encryption.yaml {{quote .EncryptionConfig}}
+COPY hsm-kms.service hsm-kms.socket /etc/systemd/system/
+# The token belongs to the plugin's user, and so does all that the commands below make.
+RUN useradd --system --groups softhsm hsm-kms \
+ && install -d -m 0700 -o hsm-kms -g hsm-kms {{quote .StateDir}} /var/lib/softhsm/tokens \
+ && chmod 0755 {{quote .ConfigDir}} && chmod 0644 {{quote .ConfigPath}} && chmod 0600 {{quote .EncryptionConfig}}
+{{- range .Tokens}}
+RUN (umask 077 && od -An -N8 -tx8 /dev/urandom | tr -d ' \n' > {{quote .File}}) && chown hsm-kms {{quote .File}}
+{{- end}}
+# The first token, with the label that the configuration names, and the first key.
+{{- with index .Tokens 0}}
+ARG LABEL={{if .Label}}{{quote .Label}}{{else}}k8s{{end}}
+RUN PIN="$(cat {{quote .File}})" \
+ && setpriv --reuid hsm-kms --regid hsm-kms --groups softhsm softhsm2-util --init-token --free --label "${LABEL}" --so-pin "${PIN}" --pin "${PIN}"
+{{- end}}
+RUN CREDENTIALS_DIRECTORY=/etc/hsm-kms setpriv --reuid hsm-kms --regid hsm-kms --groups softhsm {{quote .Program}} keys create --config {{quote .ConfigPath}}
+RUN systemctl enable hsm-kms.socket hsm-kms.service

@@ -1,0 +1,182 @@
+package manifests
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// Values are what manifests are filled in with. Paths are absolute, but for a PINFile that names a systemd credential.
+type Values struct {
+	ConfigPath  string // the plugin's configuration
+	SocketPath  string
+	SocketMode  string // as 0600
+	SocketGroup string // "": none
+	StateDir    string
+	AuditPath   string // "": no trail
+	HTTPAddress string // host:port; "": off
+	Tokens      []Token
+	Version     string // of the program
+
+	Image            string   // of the pod
+	Program          string   // path of hsm-kms on the host
+	EncryptionConfig string   // path of kube-apiserver's EncryptionConfiguration
+	Resources        []string // to be encrypted
+	Plaintext        bool     // the cluster holds plain text
+	From             string   // the provider that it is to come from: aescbc, aesgcm, secretbox, or the name of a KMS plugin
+	FromEndpoint     string   // endpoint of that KMS plugin
+	Step             int      // 1: every API server learns to read; 2: writes
+}
+
+// Token is what manifests need to know of a token.
+type Token struct {
+	Name, Module, PINFile string
+	Label                 string // "": it is chosen by serial or slot
+}
+
+// localProviders keep their keys in the EncryptionConfiguration.
+func localProviders() []string { return []string{"aescbc", "aesgcm", "secretbox"} }
+
+// FromLocal tells whether From keeps its keys in the EncryptionConfiguration.
+func (v *Values) FromLocal() bool { return slices.Contains(localProviders(), v.From) }
+
+// ReadOnly tells whether the plugin stands after what encrypts today.
+func (v *Values) ReadOnly() bool { return (v.Plaintext || v.From != "") && v.Step == 1 }
+
+// Credential is the name under which the PIN comes from systemd; "": it is a file.
+func (t Token) Credential() string {
+	if filepath.IsAbs(t.PINFile) {
+		return ""
+	}
+	return t.PINFile
+}
+
+// File is where the PIN lies on the host: a credential is taken from /etc/hsm-kms.
+func (t Token) File() string {
+	if t.Credential() == "" {
+		return t.PINFile
+	}
+	return "/etc/hsm-kms/" + t.Credential()
+}
+
+// SocketDir is the folder of the socket.
+func (v *Values) SocketDir() string { return filepath.Dir(v.SocketPath) }
+
+// ConfigDir is the folder of the configuration.
+func (v *Values) ConfigDir() string { return filepath.Dir(v.ConfigPath) }
+
+// EncryptionDir is the folder of the EncryptionConfiguration.
+func (v *Values) EncryptionDir() string { return filepath.Dir(v.EncryptionConfig) }
+
+// HTTPHost and HTTPPort are the parts of HTTPAddress that probes ask.
+func (v *Values) HTTPHost() string {
+	host, _, err := net.SplitHostPort(v.HTTPAddress)
+	if err != nil || host == "" || host == "0.0.0.0" || host == "::" {
+		return "127.0.0.1"
+	}
+	return host
+}
+
+// HTTPPort is the port of HTTPAddress; "" when there is none that is known before the start.
+func (v *Values) HTTPPort() string {
+	_, port, err := net.SplitHostPort(v.HTTPAddress)
+	if err != nil || port == "0" {
+		return ""
+	}
+	return port
+}
+
+// SoftHSM tells whether a token is one of SoftHSM, which keeps it in files of its own.
+func (v *Values) SoftHSM() bool {
+	return slices.ContainsFunc(v.Tokens, func(t Token) bool { return strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") })
+}
+
+// StateName and LogsName are for StateDirectory= and LogsDirectory=; "": the folder is elsewhere.
+func (v *Values) StateName() string { return below("/var/lib/", v.StateDir) }
+
+// LogsName is the part of the trail's folder below /var/log.
+func (v *Values) LogsName() string {
+	if v.AuditPath == "" {
+		return ""
+	}
+	return below("/var/log/", filepath.Dir(v.AuditPath))
+}
+
+func below(root, path string) string {
+	name, ok := strings.CutPrefix(path, root)
+	if !ok || strings.ContainsAny(name, " :%\\\"'") {
+		return ""
+	}
+	return name
+}
+
+// WritePaths are the folders that the service writes to and systemd does not make.
+func (v *Values) WritePaths() []string {
+	var paths []string
+	if v.StateName() == "" {
+		paths = append(paths, v.StateDir)
+	}
+	if v.AuditPath != "" && v.LogsName() == "" {
+		paths = append(paths, filepath.Dir(v.AuditPath))
+	}
+	if v.SoftHSM() {
+		paths = append(paths, "/var/lib/softhsm/tokens")
+	}
+	return slices.Compact(paths)
+}
+
+func (v *Values) checkEncryption() error {
+	switch {
+	case v.Plaintext && v.From != "":
+		return errors.New("--plaintext and --from exclude each other: what is plain text is read by identity in any case")
+	case v.Step != 1 && v.Step != 2:
+		return fmt.Errorf("--step %d: 1 and 2 are known", v.Step)
+	case v.From == "identity":
+		return hint.Wrap(errors.New("--from identity: identity does not encrypt"), "use --plaintext")
+	case v.From != "" && !v.FromLocal() && !strings.HasPrefix(v.FromEndpoint, "unix:///"):
+		return hint.Wrap(fmt.Errorf("--from %s: the KMS plugin of that name needs its endpoint", v.From),
+			"add --from-endpoint unix:///..., as it stands in the present EncryptionConfiguration")
+	case v.FromLocal() && v.FromEndpoint != "":
+		return fmt.Errorf("--from-endpoint: %s is no KMS plugin", v.From)
+	case v.From == "" && v.FromEndpoint != "":
+		return errors.New("--from-endpoint needs --from with the name of that KMS plugin")
+	case v.From == ProviderName:
+		return hint.Wrap(fmt.Errorf("--from %s: that is the name of this plugin's own provider", v.From), "give the other provider's name")
+	case len(v.Resources) == 0 || slices.Contains(v.Resources, ""):
+		return errors.New("--resources: name at least one, as secrets")
+	}
+	return nil
+}
+
+// ProviderName is the name of the plugin in the EncryptionConfiguration. It becomes part of what etcd holds.
+const ProviderName = "hsm-kms"
+
+// Provider is ProviderName, for the templates.
+func (v *Values) Provider() string { return ProviderName }
+
+func (v *Values) checkPod() error {
+	for _, t := range v.Tokens {
+		if t.Credential() != "" {
+			return hint.Wrap(fmt.Errorf("token %s: pinFile %q is a systemd credential, which a pod does not get", t.Name, t.PINFile),
+				"give pinFile an absolute path, as /etc/hsm-kms/pin")
+		}
+	}
+	return nil
+}
+
+func (v *Values) checkUnit() error {
+	for _, t := range v.Tokens {
+		if strings.ContainsAny(t.Credential(), " :%\"'\\") {
+			return fmt.Errorf("token %s: pinFile %q is no name that a unit can hold", t.Name, t.PINFile)
+		}
+	}
+	if strings.ContainsAny(v.SocketPath, " %\"'\\") {
+		return fmt.Errorf("socket.path %q has characters that a socket unit cannot hold", v.SocketPath)
+	}
+	return nil
+}

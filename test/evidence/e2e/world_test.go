@@ -1,0 +1,229 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
+)
+
+// patience is how long anything may take that the tests wait for.
+const patience = time.Minute
+
+const namespace = "e2e"
+
+type programs struct {
+	hsmkms string
+	kube   kubebin.Set
+}
+
+// findPrograms takes the hsm-kms of HSM_KMS_BIN, as `make e2e` has built it, or builds one.
+var findPrograms = sync.OnceValues(func() (programs, error) {
+	set, err := kubebin.Find(context.Background(), os.Stderr)
+	if err != nil {
+		return programs{}, err
+	}
+	if bin := os.Getenv("HSM_KMS_BIN"); bin != "" {
+		return programs{bin, set}, nil
+	}
+	bin, err := filepath.Abs("../../../bin/hsm-kms")
+	if err != nil {
+		return programs{}, fmt.Errorf("placing the program: %w", err)
+	}
+	if out, err := exec.Command("go", "build", "-o", bin, "../../../cmd/hsm-kms").CombinedOutput(); err != nil {
+		return programs{}, fmt.Errorf("building hsm-kms: %w: %s", err, out)
+	}
+	return programs{bin, set}, nil
+})
+
+// world is one node: token, key, plugin and cluster.
+type world struct {
+	dir     string
+	bin     programs
+	token   *softhsm.Token
+	keyID   string
+	plugin  *plugin.Plugin
+	cluster *kube.Cluster
+}
+
+// newWorld starts the plugin and etcd; the API server is the test's to start.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	bin, err := findPrograms()
+	must(t, err)
+	dir, err := os.MkdirTemp("", "hsm-kms-ev-") // t.TempDir is too long for a socket's path on some systems
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	w := &world{dir: dir, bin: bin}
+	w.token, err = softhsm.New(t.Context(), filepath.Join(dir, "hsm"), "e2e", "")
+	must(t, err)
+	w.plugin = w.pluginOn(t, "plugin", w.token)
+	key, err := w.plugin.CreateKey(t.Context())
+	must(t, err)
+	w.keyID = key.KeyID
+	w.cluster, err = kube.New(kube.Options{
+		Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", "widgets.example.com"},
+	})
+	must(t, err)
+	t.Cleanup(func() { w.stop(t) })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, err = w.plugin.Start(ctx)
+	must(t, err)
+	must(t, w.cluster.StartEtcd(ctx))
+	return w
+}
+
+func (w *world) pluginOn(t *testing.T, name string, token *softhsm.Token) *plugin.Plugin {
+	t.Helper()
+	p, err := plugin.New(plugin.Options{Bin: w.bin.hsmkms, Dir: filepath.Join(w.dir, name), Token: token})
+	must(t, err)
+	return p
+}
+
+func (w *world) stop(t *testing.T) {
+	t.Helper()
+	if t.Failed() {
+		t.Logf("kube-apiserver:\n%s", w.cluster.Log(30))
+	}
+	if err := errors.Join(w.cluster.Stop(), w.plugin.Stop()); err != nil {
+		t.Error(err)
+	}
+}
+
+// under restarts the API server with these providers, the first of which encrypts.
+func (w *world) under(t *testing.T, providers ...map[string]any) {
+	t.Helper()
+	config := map[string]any{
+		"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
+		"resources": []any{map[string]any{"resources": []string{"secrets", "widgets.example.com"}, "providers": providers}},
+	}
+	data, err := json.Marshal(config)
+	must(t, err)
+	must(t, os.WriteFile(w.cluster.EncryptionConfig(), data, 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	must(t, w.cluster.RestartAPIServer(ctx))
+}
+
+// outcome is what a command printed, and its exit code.
+type outcome struct {
+	out, errOut string
+	code        int
+}
+
+// run runs hsm-kms etcd.
+func run(t *testing.T, p *plugin.Plugin, args ...string) outcome {
+	t.Helper()
+	out, err := p.Run(t.Context(), append([]string{"etcd"}, args...)...)
+	o := outcome{out: string(out)}
+	if exit, ok := errors.AsType[*plugin.ExitError](err); ok {
+		o.code, o.errOut = exit.Code, exit.Stderr
+	} else {
+		must(t, err)
+	}
+	return o
+}
+
+// want fails the test unless the command ended with this code.
+func (o outcome) want(t *testing.T, code int) outcome {
+	t.Helper()
+	if o.code != code {
+		t.Fatalf("exit code %d, want %d\n%s\n%s", o.code, code, o.out, o.errOut)
+	}
+	return o
+}
+
+func (o outcome) into(t *testing.T, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(o.out), v); err != nil {
+		t.Fatalf("%v in %s", err, o.out)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) secret(t *testing.T, name string) {
+	t.Helper()
+	must(t, w.cluster.CreateSecret(t.Context(), namespace, name, map[string][]byte{"password": []byte("canary-" + name)}))
+}
+
+// customResource makes the CRD and waits until it is served.
+func (w *world) customResource(t *testing.T) {
+	t.Helper()
+	crd := map[string]any{
+		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": "widgets.example.com"},
+		"spec": map[string]any{
+			"group": "example.com", "scope": "Namespaced", "names": map[string]any{"plural": "widgets", "kind": "Widget"},
+			"versions": []any{map[string]any{"name": "v1", "served": true, "storage": true, "schema": map[string]any{
+				"openAPIV3Schema": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+			}}},
+		},
+	}
+	must(t, w.cluster.Do(t.Context(), http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd, nil))
+}
+
+func (w *world) widget(t *testing.T, name string) {
+	t.Helper()
+	object := map[string]any{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": map[string]any{"name": name}, "spec": "canary-" + name}
+	deadline := time.After(patience)
+	for {
+		err := w.cluster.Do(t.Context(), http.MethodPost, "/apis/example.com/v1/namespaces/"+namespace+"/widgets", object, nil)
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatal(err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// snapshot saves one as its user does, or, where there is no etcdctl, as etcdctl does.
+func (w *world) snapshot(t *testing.T, name string) string {
+	t.Helper()
+	path := filepath.Join(w.dir, name)
+	if _, err := os.Stat(w.bin.kube.Path("etcdctl")); err == nil {
+		w.tool(t, "etcdctl", "--endpoints", w.cluster.EtcdURL(), "snapshot", "save", path)
+		return path
+	}
+	client, err := w.cluster.Etcd()
+	must(t, err)
+	stream, err := client.Snapshot(t.Context())
+	must(t, err)
+	defer stream.Close()
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	must(t, err)
+	_, err = file.ReadFrom(stream)
+	must(t, errors.Join(err, file.Close()))
+	return path
+}
+
+// tool runs a program beside kube-apiserver.
+func (w *world) tool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), w.bin.kube.Path(name), args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+}

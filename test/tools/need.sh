@@ -8,6 +8,7 @@
 #   test/tools/need.sh shellcheck   and these too (shellcheck, opensc)
 #   test/tools/need.sh tokens       and the other tokens of test/tokens: Debian with root only, elsewhere their tests are
 #                                   skipped and say so
+#   test/tools/need.sh checkers     and what judges the manifests (systemd-analyze, promtool), likewise
 set -euo pipefail
 
 # The folders of test/softhsm/module.go. Keep the two lists equal: what this script accepts, the tests must find.
@@ -40,6 +41,7 @@ present() {
 	cc) has gcc || has cc || has clang ;;
 	opensc) has pkcs11-tool ;;
 	shellcheck) has shellcheck ;;
+	checkers) has systemd-analyze && has promtool ;;
 	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext ;;
 	*) echo "need.sh: I know nothing of '$1'" >&2 && exit 2 ;;
 	esac
@@ -54,6 +56,7 @@ package() {
 	apt:cc) echo gcc libc6-dev ;;
 	apk:cc) echo gcc musl-dev ;;
 	dnf:cc | brew:cc) echo gcc ;;
+	apt:checkers) echo systemd prometheus ;;
 	apt:tokens)
 		echo opencryptoki libnss3-tools p11-kit p11-kit-modules libtpm2-pkcs11-1 libtpm2-pkcs11-tools \
 			swtpm swtpm-tools libtss2-tcti-swtpm0 tpm2-tools
@@ -65,8 +68,8 @@ package() {
 missing=()
 for name in softhsm cc "$@"; do
 	present "$name" && continue
-	if [[ $name == tokens ]] && { ! has apt-get || [[ $(id -u) -ne 0 ]]; }; then
-		echo "need.sh: the tokens of test/tokens are installed on Debian by root only; the tests of those missing are skipped" >&2
+	if [[ $name == tokens || $name == checkers ]] && { ! has apt-get || [[ $(id -u) -ne 0 ]]; }; then
+		echo "need.sh: $name are installed on Debian by root only; the tests of what is missing are skipped" >&2
 		continue
 	fi
 	missing+=("$name")

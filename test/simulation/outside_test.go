@@ -23,7 +23,7 @@ func twoNodes() setup {
 // tell runs a story that is no random one.
 func tell(t *testing.T, s setup, story func(*testing.T, *world)) {
 	t.Helper()
-	violated, trace := inBubble(t, s, func(w *world) {
+	trace, violated := inBubble(t, s, func(w *world) {
 		w.run(2*time.Minute, never)
 		story(t, w)
 	})

@@ -143,7 +143,7 @@ func (p *plan) happen(w *world, e event) {
 	case "clock":
 		n.clock.set(e.Skew)
 	case "clock far behind":
-		n.clock.set(max(e.Skew, time.UnixMilli(0).Sub(time.Now())))
+		n.clock.set(max(e.Skew, time.Until(time.UnixMilli(0))))
 	case "cut":
 		l.setUp(false)
 	case "join":

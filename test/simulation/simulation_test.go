@@ -31,7 +31,7 @@ func TestPromises(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		p := drawPlan.Draw(rt, "plan")
-		violated, story := inBubble(t, p.Setup, p.play)
+		story, violated := inBubble(t, p.Setup, p.play)
 		if violated != nil {
 			rt.Fatalf("%v\n%s", violated, story)
 		}
@@ -45,7 +45,7 @@ func TestWithoutStaging(t *testing.T) {
 	for seed := range 100 {
 		p := drawPlan.Example(seed)
 		p.Setup.Eager = true
-		violated, _ := inBubble(t, p.Setup, p.play)
+		_, violated := inBubble(t, p.Setup, p.play)
 		if violated != nil && strings.Contains(violated.Error(), "cannot open") {
 			t.Logf("plan %d: %v", seed, violated)
 			return
@@ -60,7 +60,7 @@ func TestPlansDoWhatMatters(t *testing.T) {
 	seen := map[string]int{}
 	for seed := range 20 {
 		p := drawPlan.Example(seed)
-		_, story := inBubble(t, p.Setup, p.play)
+		story, _ := inBubble(t, p.Setup, p.play)
 		for line := range strings.Lines(story) {
 			for _, what := range []string{", in ", "withdraw: ", "refused", "seals under", "far behind", "cut", "stall", "lose its file"} {
 				if strings.Contains(line, what) {

@@ -125,7 +125,7 @@ func (w *world) broken(format string, args ...any) {
 }
 
 // inBubble runs f in a world, and gives what was broken and the story.
-func inBubble(t *testing.T, s setup, f func(*world)) (violated error, story string) {
+func inBubble(t *testing.T, s setup, f func(*world)) (story string, violated error) {
 	t.Helper()
 	pair, dir := socketPair(t), memoryDir(t)
 	runBubble(t, func() {
@@ -138,7 +138,7 @@ func inBubble(t *testing.T, s setup, f func(*world)) (violated error, story stri
 		f(w)
 		violated, story = w.violated, strings.Join(w.trace, "\n")
 	})
-	return violated, story
+	return story, violated
 }
 
 // memoryDir is a folder in memory where there is one: what the plugin keeps is flushed once in a simulated minute, and a

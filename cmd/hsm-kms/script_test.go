@@ -42,6 +42,7 @@ import (
 //
 // In MESSAGE and PATTERN, $NAME is the environment's; in MESSAGE and HINT, … stands for anything.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	module, err := softhsm.Module()
 	if err != nil {
 		t.Fatal(err)

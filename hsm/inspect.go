@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/miekg/pkcs11"
 
@@ -45,6 +46,9 @@ type PINState struct {
 // and tries no PIN. Errors that concern one token are in its Inspection. The modules must not be in use in this
 // process: Inspect initialises them, and finalises them before it returns, but for one in which a call hangs.
 func Inspect(ctx context.Context, common Config, tokens []TokenConfig) []Inspection {
+	if common.Log == nil {
+		common.Log = slog.Default()
+	}
 	found := make([]Inspection, len(tokens))
 	loaded := modules{byFile: map[fileID]*module{}}
 	for i, cfg := range tokens {
@@ -99,12 +103,13 @@ func pinState(flags uint) PINState {
 	}
 }
 
-// offers asks for the mechanisms of the profile. One whose maximum key size is too small for 256 bits counts as
-// lacking; some tokens give it in bytes and some in bits, and some leave it 0.
+// offers asks for the mechanisms of the profile. AES whose maximum key size is too small for 256 bits counts as lacking;
+// some tokens give it in bytes and some in bits, and some leave it 0. Of an HMAC's sizes tokens say anything.
 func offers(api p11.API, slot uint, profile envelope.Profile) (lacks []string, cannotMake bool) {
 	has := func(mechanism, flags uint) bool {
 		info, err := api.Mechanism(slot, mechanism)
-		return err == nil && info.Flags&flags == flags && (info.MaxKeySize == 0 || info.MaxKeySize >= 32)
+		sizes := mechanism == pkcs11.CKM_SHA256_HMAC || info.MaxKeySize == 0 || info.MaxKeySize >= 32
+		return err == nil && info.Flags&flags == flags && sizes
 	}
 	if profile == envelope.HMACKDF {
 		if !has(pkcs11.CKM_SHA256_HMAC, pkcs11.CKF_SIGN) {

@@ -21,7 +21,7 @@ type manifestFlags struct {
 }
 
 func (c *command) manifests() *cobra.Command {
-	cmd := &cobra.Command{
+	cmd := group(&cobra.Command{
 		Use:   "manifests",
 		Short: "Print what is to be installed around the plugin, filled in from the configuration",
 		Long: `Prints files to install, filled in from the configuration. A manifest of several files has each of them after a line
@@ -29,14 +29,7 @@ func (c *command) manifests() *cobra.Command {
 		Example: `  hsm-kms manifests encryption-config > /etc/kubernetes/enc/encryption.yaml
   hsm-kms manifests static-pod --image registry.example.com/hsm-kms:1.0.0
   hsm-kms manifests systemd --file hsm-kms.service`,
-		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return hint.Wrap(fmt.Errorf("unknown manifest %q", args[0]), "one of "+strings.Join(manifests.Names(), ", "))
-			}
-			return cmd.Help()
-		},
-	}
+	})
 	for _, name := range manifests.Names() {
 		cmd.AddCommand(c.manifest(name))
 	}

@@ -36,7 +36,7 @@ http: {address: 127.0.0.1:1234}
 		{[]string{"systemd", "--file", "nonsense"}, 2, []string{"hint: one of hsm-kms.service, hsm-kms.socket"}},
 		{[]string{"kubeadm", "--path", "/etc/x/enc.yaml"}, 0, []string{"--encryption-provider-config=/etc/x/enc.yaml"}},
 		{[]string{"kind"}, 0, []string{"ARG LABEL=\"kms\"", "kind: Cluster"}},
-		{[]string{"nonsense"}, 2, []string{"unknown manifest", "hint: one of encryption-config, "}},
+		{[]string{"nonsense"}, 2, []string{"unknown command", "hint: see hsm-kms manifests -h"}},
 	} {
 		var out, errOut bytes.Buffer
 		args := append([]string{"manifests"}, c.args...)

@@ -20,6 +20,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
 // withdrawMargin is the least time before its activation at which a pending key may still be withdrawn: later,
@@ -87,13 +88,34 @@ func mayRetire(ctx context.Context, cfg *config.Config, in *tokensInUse, id enve
 	if err := in.ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
 		return none, fmt.Errorf("finding out which key is current: %w", err)
 	}
-	for _, v := range in.ring.View().Versions {
+	versions := in.ring.View().Versions
+	if err := clockIsPlausible(versions, in.proven, time.Now()); err != nil {
+		return none, err
+	}
+	for _, v := range versions {
 		if v.ID != id || v.State == envelope.Refused {
 			continue
 		}
 		return v, mayWithdraw(v, cfg.RefreshInterval.Std(), time.Now())
 	}
 	return none, finding(hint.Wrap(fmt.Errorf("%w: %s is not in the ring", envelope.ErrUnknownKey, id), "see what is there with: hsm-kms keys list"))
+}
+
+// clockIsPlausible refuses to judge what is pending by a clock that is behind: a key in use would look pending.
+func clockIsPlausible(versions []envelope.Version, proven health.Proven, now time.Time) error {
+	advice := "set this machine's clock right, then try again"
+	if proven.At.After(now) {
+		return finding(hint.Wrap(fmt.Errorf("this machine's clock is behind: it says %s, and the plugin here proved a key at %s", now.UTC().Format(time.RFC3339), proven.At.UTC().Format(time.RFC3339)), advice))
+	}
+	for _, v := range versions {
+		if v.State != envelope.Refused && !v.Activation.After(now) {
+			return nil
+		}
+	}
+	if len(versions) == 0 {
+		return nil // there is nothing to judge, and the key is not there
+	}
+	return finding(hint.Wrap(fmt.Errorf("by this machine's clock (%s) no key of the ring is in use yet", now.UTC().Format(time.RFC3339)), advice))
 }
 
 func mayWithdraw(v envelope.Version, refresh time.Duration, now time.Time) error {

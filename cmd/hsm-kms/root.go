@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,18 +44,21 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
+	ran, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
 	fmt.Fprintln(errOut, "hsm-kms:", err)
-	if advice := advise(err); advice != "" {
+	code, advice := exitUsage, advise(err)
+	if errors.Is(err, errFinding) {
+		code = exitFinding
+	} else {
+		advice = cmp.Or(advice, "see "+ran.CommandPath()+" -h")
+	}
+	if advice != "" {
 		fmt.Fprintln(errOut, "hint:", advice)
 	}
-	if errors.Is(err, errFinding) {
-		return exitFinding
-	}
-	return exitUsage
+	return code
 }
 
 func (c *command) root() *cobra.Command {

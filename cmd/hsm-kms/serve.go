@@ -58,6 +58,10 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	for _, warning := range cfg.Warnings() {
 		log.Warn("configuration", "warning", warning)
 	}
+	refuse, err := refusedKeys(cfg)
+	if err != nil {
+		return err
+	}
 	group, err := socketGroup(cfg)
 	if err != nil {
 		return err
@@ -93,10 +97,6 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	}
 	defer stopTokens()
 
-	refuse, err := refusedKeys(cfg)
-	if err != nil {
-		return err
-	}
 	ring := envelope.NewRing(envelope.RingConfig{
 		Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key,
 	}, set)

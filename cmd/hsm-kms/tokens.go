@@ -86,7 +86,8 @@ func prepareStateDir(dir string) error {
 type tokensInUse struct {
 	set      *hsm.Set
 	ring     *envelope.Ring
-	problems []error // by token; nil for one that can be used
+	problems []error       // by token; nil for one that can be used
+	proven   health.Proven // what the plugin on this machine proved last
 	stop     func()
 }
 
@@ -101,7 +102,12 @@ func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensIn
 	if err != nil {
 		fmt.Fprintln(c.errOut, "hsm-kms: warning:", err)
 	}
-	return connect(ctx, common, tokens, proven.Key)
+	in, err := connect(ctx, common, tokens, proven.Key)
+	if err != nil {
+		return nil, err
+	}
+	in.proven = proven
+	return in, nil
 }
 
 // connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.

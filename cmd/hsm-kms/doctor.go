@@ -18,7 +18,8 @@ func (c *command) doctor() *cobra.Command {
 socket's folder, a plugin that runs, and, if it is named, kube-apiserver's EncryptionConfiguration.
 
 It changes nothing on a token. It logs in as serve does: not with a PIN file that was refused before, and never when
-the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as, or as root.
+the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
+that user may read and write is what counts.
 
 Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 		Example: `  hsm-kms doctor

@@ -13,7 +13,12 @@ type flight struct {
 	active   map[*call]struct{}
 	draining chan struct{} // non-nil while drained or draining; closed when calls may begin again
 	landed   chan struct{} // non-nil while somebody waits for calls to end; closed at the next end
+	pulse    chan struct{} // non-nil while calls are active, or were a moment ago; closed and replaced at each beat
 }
+
+// beat is how finely time-outs of operations are kept. One ticker for all calls that are in flight is much cheaper
+// than a timer for each: a timer that is the earliest wakes a thread only to be told of it.
+const beat = 50 * time.Millisecond
 
 // call is one or more C calls in sequence on one goroutine. Its deadline runs from its last progress.
 type call struct {
@@ -32,6 +37,10 @@ func (f *flight) begin(ctx context.Context, token, what string) (*call, error) {
 		if draining == nil {
 			c := &call{token: token, what: what, since: time.Now()}
 			f.active[c] = struct{}{}
+			if f.pulse == nil {
+				f.pulse = make(chan struct{})
+				go f.beats()
+			}
 			f.mu.Unlock()
 			return c, nil
 		}
@@ -40,6 +49,43 @@ func (f *flight) begin(ctx context.Context, token, what string) (*call, error) {
 		case <-draining:
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		}
+	}
+}
+
+// beats wakes those who wait, at each beat, until no call is active.
+func (f *flight) beats() {
+	ticker := time.NewTicker(beat)
+	defer ticker.Stop()
+	for range ticker.C {
+		f.mu.Lock()
+		close(f.pulse)
+		if len(f.active) == 0 {
+			f.pulse = nil
+			f.mu.Unlock()
+			return
+		}
+		f.pulse = make(chan struct{})
+		f.mu.Unlock()
+	}
+}
+
+// wait waits for the outcome of a call that is active until ctx ends or the time is up, to the next beat; false: it
+// has not come.
+func (f *flight) wait(ctx context.Context, until time.Time, done <-chan outcome) (outcome, bool) {
+	for {
+		f.mu.Lock()
+		pulse := f.pulse // nil when the call has ended already: its outcome is there, or will be at once
+		f.mu.Unlock()
+		select {
+		case o := <-done:
+			return o, true
+		case <-ctx.Done():
+			return outcome{}, false
+		case <-pulse:
+			if !time.Now().Before(until) {
+				return outcome{}, false
+			}
 		}
 	}
 }

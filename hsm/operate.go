@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -63,14 +64,13 @@ func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [e
 // operate does op with the key within the token's call time-out, whatever has to be mended on the way. A
 // fault is mended once each: another session, another generation, a second look at the ciphertext.
 func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.CallTimeout, errAbandoned)
-	defer cancel()
+	until := time.Now().Add(t.cfg.CallTimeout)
 	mended := map[fault]bool{}
 	for {
 		if ctx.Err() != nil {
 			return nil, t.outOfTime(ctx) // nobody waits for an answer, so the HSM is not asked
 		}
-		gen, err := t.ready(ctx)
+		gen, err := t.readyUntil(ctx, until)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +78,7 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 		if held == nil {
 			return nil, fmt.Errorf("token %s: %w: %s", t.cfg.Name, envelope.ErrUnknownKey, id)
 		}
-		out, err := t.once(ctx, gen, held, op, len(mended) > 0)
+		out, err := t.once(ctx, until, gen, held, op, len(mended) > 0)
 		if err == nil {
 			return out, nil
 		}
@@ -86,7 +86,7 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 			return nil, err
 		}
 		f := faultOf(err)
-		if err = t.mend(ctx, gen, held, op, f, err, mended[f]); err != nil {
+		if err = t.mend(ctx, until, gen, held, op, f, err, mended[f]); err != nil {
 			return nil, err
 		}
 		mended[f] = true
@@ -94,10 +94,10 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 }
 
 // mend prepares another try after a fault, or says what the outcome is.
-func (t *Token) mend(ctx context.Context, gen *generation, held *heldKey, op operation, f fault, err error, again bool) error {
+func (t *Token) mend(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, f fault, err error, again bool) error {
 	switch {
 	case f == faultData && op.flawed:
-		if checkErr := t.confirm(ctx, gen, held); checkErr != nil {
+		if checkErr := t.confirm(ctx, until, gen, held); checkErr != nil {
 			t.suspected(gen, faultData, checkErr)
 			if again {
 				return t.failed(err)
@@ -125,18 +125,18 @@ func (t *Token) failed(err error) error {
 
 // confirm opens, with the same key, what is known to be authentic: does the token refuse this ciphertext, or
 // every one? It takes a session of its own, so that the answer does not depend on the one that failed.
-func (t *Token) confirm(ctx context.Context, gen *generation, held *heldKey) error {
-	_, err := t.once(ctx, gen, held, operation{name: "C_Decrypt", in: held.proof,
+func (t *Token) confirm(ctx context.Context, until time.Time, gen *generation, held *heldKey) error {
+	_, err := t.once(ctx, until, gen, held, operation{name: "C_Decrypt", in: held.proof,
 		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
 			return nil, held.reopen(api, s)
 		}}, true)
 	return err
 }
 
-// once does op on one session and waits for it until ctx ends. A call that has not returned by then is
-// abandoned: its session and its permit stay taken until it does.
-func (t *Token) once(ctx context.Context, gen *generation, held *heldKey, op operation, fresh bool) ([]byte, error) {
-	if err := t.takePermit(ctx); err != nil {
+// once does op on one session and waits for it until ctx ends or the time is up. A call that has not returned by
+// then is abandoned: its session and its permit stay taken until it does.
+func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, fresh bool) ([]byte, error) {
+	if err := t.takePermit(ctx, until); err != nil {
 		return nil, err
 	}
 	c, err := t.mod.flight.begin(ctx, t.cfg.Name, op.name)
@@ -145,10 +145,6 @@ func (t *Token) once(ctx context.Context, gen *generation, held *heldKey, op ope
 		return nil, t.outOfTime(ctx)
 	}
 	in := bytes.Clone(op.in)
-	type outcome struct {
-		out []byte
-		err error
-	}
 	done := make(chan outcome, 1)
 	var settled atomic.Bool
 	go func() {
@@ -160,19 +156,38 @@ func (t *Token) once(ctx context.Context, gen *generation, held *heldKey, op ope
 		}
 		done <- outcome{out, err}
 	}()
-	select {
-	case o := <-done:
+	if o, ok := t.mod.flight.wait(ctx, until, done); ok {
 		return o.out, o.err
-	case <-ctx.Done():
-		if !settled.CompareAndSwap(false, true) {
-			o := <-done
-			return o.out, o.err
-		}
-		if t.common.Observer != nil {
-			t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
-		}
-		return nil, t.outOfTime(ctx)
 	}
+	if !settled.CompareAndSwap(false, true) {
+		o := <-done
+		return o.out, o.err
+	}
+	if t.common.Observer != nil {
+		t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
+	}
+	return nil, t.outOfTime(ctx)
+}
+
+// outcome is what an operation gave.
+type outcome struct {
+	out []byte
+	err error
+}
+
+// readyUntil is ready, without a timer where there is nothing to wait for.
+func (t *Token) readyUntil(ctx context.Context, until time.Time) (*generation, error) {
+	if !t.circuitOpen() {
+		t.mu.Lock()
+		gen, suspect := t.gen, t.suspect
+		t.mu.Unlock()
+		if gen != nil && suspect == nil {
+			return gen, nil
+		}
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errAbandoned)
+	defer cancel()
+	return t.ready(ctx)
 }
 
 // errStale: the generation ended while the operation ran. Its handle may have named another key by then, so
@@ -294,7 +309,7 @@ func (g *generation) ended() bool {
 func (t *Token) releasePermit() { <-t.permits }
 
 // takePermit waits for a working session to be free.
-func (t *Token) takePermit(ctx context.Context) error {
+func (t *Token) takePermit(ctx context.Context, until time.Time) error {
 	select {
 	case t.permits <- struct{}{}:
 		return nil
@@ -305,6 +320,8 @@ func (t *Token) takePermit(ctx context.Context) error {
 		return fmt.Errorf("token %s: %w", t.cfg.Name, envelope.ErrBusy)
 	}
 	defer t.waiting.Add(-1)
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errAbandoned)
+	defer cancel()
 	select {
 	case t.permits <- struct{}{}:
 		return nil
@@ -315,7 +332,7 @@ func (t *Token) takePermit(ctx context.Context) error {
 
 // outOfTime says whose time was up: the caller's, or the token's call time-out.
 func (t *Token) outOfTime(ctx context.Context) error {
-	if errors.Is(context.Cause(ctx), errAbandoned) {
+	if ctx.Err() == nil || errors.Is(context.Cause(ctx), errAbandoned) {
 		return fmt.Errorf("token %s: %w: %w (callTimeout is %s)", t.cfg.Name, envelope.ErrUnavailable, errAbandoned, t.cfg.CallTimeout)
 	}
 	return ctx.Err()

@@ -32,6 +32,9 @@ const (
 // is not kept waiting for a stream.
 const streamsPerSlot = 2
 
+// streamWorkers is how many goroutines are kept for requests.
+const streamWorkers = 8
+
 // Run serves on lis until ctx ends, and then drains: no new connections, requests in flight get DrainLimit, and nil is
 // returned. It closes lis; removing a socket file (socket.Listener.Release) is the caller's, after Run. An error means
 // that lis failed. systemd is told of readiness, of the state and of the end.
@@ -104,6 +107,9 @@ func (p *Plugin) newServer() *grpc.Server {
 		grpc.StaticConnWindowSize(flowWindow),
 		grpc.ReadBufferSize(ioBuffer),
 		grpc.WriteBufferSize(ioBuffer),
+		// Reused goroutines: a new one for each request grows its stack each time. When all are at work, a new one is
+		// started after all, so hanging calls do not keep others waiting.
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.ConnectionTimeout(handshakeLimit),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),

@@ -4,6 +4,7 @@ GO       ?= go
 FUZZTIME ?= 20s
 BENCH_TIME ?= 200ms
 BENCH_OPS ?= 100000
+BENCH_OBJECTS ?= 1000000
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
@@ -11,12 +12,12 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 export CGO_ENABLED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench lint fuzz tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence lint fuzz release tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-6s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-7s %s\n", $$1, $$2}'
 
 build: ## the program: bin/hsm-kms
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/hsm-kms ./cmd/hsm-kms
@@ -28,6 +29,7 @@ demo: need build ## the whole story on this machine: token, key, plugin, API ser
 
 test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
 test: tokens unit e2e ## every test
+	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
 
 unit: need ## the quick tests: race detector, random order
 	$(GO) test -race -shuffle=on ./...
@@ -35,17 +37,24 @@ unit: need ## the quick tests: race detector, random order
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd
 	@test/tools/need.sh opensc
-	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -count=1 -shuffle=on -parallel 4 -timeout 20m ./test/kube ./test/e2e ./test/manifests
+	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -count=1 -shuffle=on -parallel 4 -timeout 20m ./test/kube ./test/e2e ./test/evidence/... ./test/manifests
 
 bench: need build ## latency, rate and what is held, against the bare token and an empty plugin
 	@$(GO) build -o bin/bench ./test/bench
 	@exec bin/bench -bin bin/hsm-kms -time $(BENCH_TIME) -ops $(BENCH_OPS)
+
+bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets: time and memory
+	@$(GO) build -o bin/bench-evidence ./test/evidence/bench
+	@exec bin/bench-evidence -bin bin/hsm-kms -objects $(BENCH_OBJECTS)
 
 lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 	@GO=$(GO) test/tools/lint.sh
 
 fuzz: need ## each fuzz target for FUZZTIME (20s)
 	@GO=$(GO) FUZZTIME=$(FUZZTIME) test/tools/fuzz.sh
+
+release: ## dist/: archives for Linux with checksums, the same bytes from every clone of the commit
+	@GO=$(GO) test/tools/release.sh
 
 tools: ## finds or builds kube-apiserver and etcd; the last line is their folder
 	@$(GO) build -o bin/tools ./test/tools

@@ -13,11 +13,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -55,6 +57,7 @@ var _ evidence.Source = (*Etcd)(nil)
 func Open(cfg Config) (*Etcd, error) {
 	clientConfig := clientv3.Config{
 		Endpoints: cfg.Endpoints, DialTimeout: dialTimeout, MaxCallRecvMsgSize: maxAnswer, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(soon())},
 	}
 	if cfg.CAFile != "" || cfg.CertFile != "" || slices.ContainsFunc(cfg.Endpoints, isTLS) {
 		info := transport.TLSInfo{TrustedCAFile: cfg.CAFile, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile}
@@ -71,6 +74,23 @@ func Open(cfg Config) (*Etcd, error) {
 	e := New(client, cfg)
 	e.close = client.Close
 	return e, nil
+}
+
+// soon lets calls fail with what is wrong with the connection, after the client's own retries (3 s), until etcd has
+// answered once. The client by itself waits for a connection until the deadline and then tells of the deadline only: a
+// wrong address or certificate would not be said. Later it is right to wait: an etcd that restarts comes back.
+func soon() grpc.UnaryClientInterceptor {
+	var answered atomic.Bool
+	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if !answered.Load() {
+			opts = append(slices.Clone(opts), grpc.WaitForReady(false))
+		}
+		err := invoke(ctx, method, req, reply, conn, opts...)
+		if err == nil {
+			answered.Store(true)
+		}
+		return err
+	}
 }
 
 func isTLS(endpoint string) bool {

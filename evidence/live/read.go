@@ -32,7 +32,7 @@ type segment struct {
 // reader is one Read.
 type reader struct {
 	etcd     *Etcd
-	out      chan<- []evidence.Object
+	emit     func([]evidence.Object) error
 	limit    int64
 	revision int64 // read at; 0: the newest, which the next answer tells
 	cluster  uint64
@@ -42,29 +42,20 @@ type reader struct {
 	changed  int64
 }
 
-// Read implements evidence.Source. While each works on a page, the next is being read.
+// Read implements evidence.Source.
 func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (evidence.Reading, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	pages := make(chan []evidence.Object)
-	r := &reader{etcd: e, out: pages, limit: firstPage}
-	ended := make(chan error, 1)
-	go func() {
-		defer close(pages)
-		ended <- r.run(ctx)
-	}()
-	var refused error
-	for page := range pages {
-		if refused == nil {
-			if refused = each(page); refused != nil {
-				cancel(refused)
-			}
+	r := &reader{etcd: e, limit: firstPage}
+	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
+		r.emit = emit
+		if err := r.run(ctx); err != nil {
+			return fmt.Errorf("reading etcd: %w", err)
 		}
+		return nil
 	}
-	if err := <-ended; refused == nil && err != nil {
-		return evidence.Reading{}, fmt.Errorf("reading etcd: %w", err)
+	if err := evidence.Ahead(ctx, read, each); err != nil {
+		return evidence.Reading{}, err
 	}
-	return r.reading(), refused
+	return r.reading(), nil
 }
 
 func (r *reader) reading() evidence.Reading {
@@ -122,7 +113,7 @@ func (r *reader) readRange(ctx context.Context, all keyRange) error {
 			}
 			r.segments = append(r.segments, segment{keyRange{next, all.end}, r.revision})
 		}
-		if err := r.send(ctx, page); err != nil {
+		if err := r.send(page); err != nil {
 			return err
 		}
 		next = after
@@ -143,7 +134,7 @@ func (r *reader) delta(ctx context.Context) error {
 			}
 			page = slices.DeleteFunc(page, func(kv *mvccpb.KeyValue) bool { return kv.GetModRevision() <= s.revision })
 			r.changed += int64(len(page))
-			if err := r.send(ctx, page); err != nil {
+			if err := r.send(page); err != nil {
 				return err
 			}
 			next = after
@@ -183,7 +174,7 @@ func (r *reader) adapt(page []*mvccpb.KeyValue) {
 	r.limit = max(1, min(fits, 2*r.limit, largePage))
 }
 
-func (r *reader) send(ctx context.Context, page []*mvccpb.KeyValue) error {
+func (r *reader) send(page []*mvccpb.KeyValue) error {
 	if len(page) == 0 {
 		return nil
 	}
@@ -192,10 +183,8 @@ func (r *reader) send(ctx context.Context, page []*mvccpb.KeyValue) error {
 		path, _ := evidence.PathOf(r.etcd.prefixes, kv.Key)
 		objects = append(objects, evidence.Object{Key: kv.Key, Path: path, Value: kv.Value, Revision: kv.ModRevision})
 	}
-	select {
-	case r.out <- objects:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := r.emit(objects); err != nil {
+		return err
 	}
 	r.done += int64(len(page))
 	if r.etcd.progress != nil {

@@ -42,9 +42,16 @@ type reader struct {
 
 // Read implements evidence.Source.
 func (f *File) Read(ctx context.Context, each func([]evidence.Object) error) (evidence.Reading, error) {
-	r := &reader{file: f, ctx: ctx, each: each, seen: map[keyHash]struct{}{}}
-	if err := r.run(); err != nil {
-		return evidence.Reading{}, fmt.Errorf("reading the snapshot %s: %w", f.path, damaged(err))
+	r := &reader{file: f, seen: map[keyHash]struct{}{}}
+	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
+		r.ctx, r.each = ctx, emit
+		if err := r.run(); err != nil {
+			return fmt.Errorf("reading the snapshot %s: %w", f.path, damaged(err))
+		}
+		return nil
+	}
+	if err := evidence.Ahead(ctx, read, each); err != nil {
+		return evidence.Reading{}, err
 	}
 	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256}
 	if f.sha256 == "" {

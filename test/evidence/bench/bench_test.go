@@ -1,0 +1,31 @@
+//go:build e2e
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The whole of it on a small store: it fails when a report or a verification does not see every object and DEK.
+func TestSmall(t *testing.T) {
+	t.Parallel()
+	bin := os.Getenv("HSM_KMS_BIN")
+	if bin == "" {
+		bin = filepath.Join(t.TempDir(), "hsm-kms")
+		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../../../cmd/hsm-kms").CombinedOutput(); err != nil {
+			t.Fatalf("building hsm-kms: %v: %s", err, out)
+		}
+	}
+	program := filepath.Join(t.TempDir(), "bench")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("building the benchmark: %v: %s", err, out)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "-bin", bin, "-objects", "3001", "-deks", "23", "-keys", "3", "-rounds", "1").CombinedOutput()
+	if err != nil || strings.Count(string(out), "etcd verify") != 3 {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}

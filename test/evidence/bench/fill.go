@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/hsm-kms/hsm-kms/test/evidence/kubestore"
+)
+
+// batch is how many objects one transaction writes.
+const batch = 500
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
+
+// key is the etcd key of the i-th Secret; a few hundred share a namespace.
+func key(i int) string {
+	return fmt.Sprintf("/registry/secrets/namespace-%05d/secret-%07d", i/300, i)
+}
+
+// value is what the API server would store of it. DEKs take turns, as those of several API servers and months do.
+func (w *world) value(i int, data []byte) ([]byte, error) {
+	plain, err := kubestore.Secret(fmt.Sprintf("namespace-%05d", i/300), fmt.Sprintf("secret-%07d", i), data)
+	if err != nil {
+		return nil, err
+	}
+	return w.deks[i%len(w.deks)].Value(key(i), plain)
+}
+
+// fill writes the Secrets to etcd, from twice as many goroutines as there are CPUs.
+func (w *world) fill(ctx context.Context) error {
+	began := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	data := randomBytes(w.options.size)
+	firsts := make(chan int)
+	var writers sync.WaitGroup
+	for range 2 * runtime.GOMAXPROCS(0) {
+		writers.Go(func() {
+			for first := range firsts {
+				if err := w.put(ctx, first, min(first+batch, w.options.objects), data); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	for first := 0; first < w.options.objects && ctx.Err() == nil; first += batch {
+		firsts <- first
+		if first%100_000 == 0 && first > 0 {
+			tell("%d of %d Secrets written, %s", first, w.options.objects, time.Since(began).Round(time.Second))
+		}
+	}
+	close(firsts)
+	writers.Wait()
+	if ctx.Err() != nil {
+		return fmt.Errorf("filling etcd: %w", context.Cause(ctx))
+	}
+	tell("%d Secrets written, %s", w.options.objects, time.Since(began).Round(time.Second))
+	return nil
+}
+
+func (w *world) put(ctx context.Context, first, end int, data []byte) error {
+	ops := make([]clientv3.Op, 0, end-first)
+	for i := first; i < end; i++ {
+		value, err := w.value(i, data)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, clientv3.OpPut(key(i), string(value)))
+	}
+	_, err := w.client.Txn(ctx).Then(ops...).Commit()
+	return err
+}

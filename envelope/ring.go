@@ -178,7 +178,7 @@ func (r *Ring) View() View {
 	}
 	c := choose(versions, now, r.floor)
 	if !r.everRead {
-		c = choice{problem: fmt.Errorf("%w: the key ring has not been read yet", ErrUnavailable)}
+		c = choice{problem: errUnread()}
 	}
 	if c.current != nil {
 		r.floor = c.current.ID

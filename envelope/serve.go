@@ -9,7 +9,7 @@ import (
 )
 
 // Seal wraps dek under the key id, which View named. Errors: ErrDEKSize, ErrUnknownKey when the ring
-// holds no such key (any more), and those of Token.
+// holds no such key (any more), ErrUnavailable before it was read, and those of Token.
 func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
 	if !r.holds(id) {
 		return nil, r.unknown(id)
@@ -85,6 +85,8 @@ func (r *Ring) refreshOnDemand(ctx context.Context) error {
 	return err
 }
 
+func errUnread() error { return fmt.Errorf("%w: the key ring has not been read yet", ErrUnavailable) }
+
 // namedInError bounds how many key_ids an error names.
 const namedInError = 8
 
@@ -93,6 +95,9 @@ const namedInError = 8
 func (r *Ring) unknown(id KeyID) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.everRead {
+		return errUnread() // what it holds is not known: a key must not be called missing for that
+	}
 	for _, v := range r.refused {
 		if v.ID == id {
 			return fmt.Errorf("%w: %s is refused: %s", ErrUnknownKey, id, v.Refused)

@@ -12,7 +12,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 export CGO_ENABLED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence lint fuzz tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence lint fuzz release tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -29,6 +29,7 @@ demo: need build ## the whole story on this machine: token, key, plugin, API ser
 
 test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
 test: tokens unit e2e ## every test
+	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
 
 unit: need ## the quick tests: race detector, random order
 	$(GO) test -race -shuffle=on ./...
@@ -51,6 +52,9 @@ lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 
 fuzz: need ## each fuzz target for FUZZTIME (20s)
 	@GO=$(GO) FUZZTIME=$(FUZZTIME) test/tools/fuzz.sh
+
+release: ## dist/: archives for Linux with checksums, the same bytes from every clone of the commit
+	@GO=$(GO) test/tools/release.sh
 
 tools: ## finds or builds kube-apiserver and etcd; the last line is their folder
 	@$(GO) build -o bin/tools ./test/tools

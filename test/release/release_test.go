@@ -34,18 +34,22 @@ func TestReproducible(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(root, ".git")); err != nil {
 		t.Skipf("NOT CHECKED: this is no checkout of git: %v", err)
 	}
-	one := makeRelease(t, filepath.Join(t.TempDir(), "a"))
+	// Both are cloned from one clone: somebody may commit to the checkout while this runs.
+	base := filepath.Join(t.TempDir(), "base")
+	run(t, root, nil, "git", "clone", "--quiet", "--bare", ".", base)
+	commit := strings.TrimSpace(run(t, base, nil, "git", "rev-parse", "HEAD"))
+	one := makeRelease(t, base, filepath.Join(t.TempDir(), "a"))
 	for name := range one {
 		t.Log(name)
 	}
-	t.Run("contents", func(t *testing.T) { checkContents(t, one) })
+	t.Run("contents", func(t *testing.T) { checkContents(t, one, commit) })
 
 	modules := filepath.Join(t.TempDir(), "modules")
 	if err := os.Symlink(goEnv(t, "GOMODCACHE"), modules); err != nil {
 		t.Fatal(err)
 	}
 	cache := filepath.Join(t.TempDir(), "cache")
-	two := makeRelease(t, filepath.Join(t.TempDir(), "another", "and longer"),
+	two := makeRelease(t, base, filepath.Join(t.TempDir(), "another", "and longer"),
 		"GOCACHE="+cache, "GOMODCACHE="+modules, "HOME="+t.TempDir(), "TZ=Asia/Tokyo", "LC_ALL=C.UTF-8", "LANG=de_DE.UTF-8",
 		"GOFLAGS=-ldflags=-compressdwarf=false", "CGO_CFLAGS=-O0 -g", "GOAMD64=v2", "GZIP=-1", "SOURCE_DATE_EPOCH=1", "TAR_OPTIONS=--mode=0777")
 	if !slices.Equal(slices.Sorted(maps.Keys(one)), slices.Sorted(maps.Keys(two))) {
@@ -58,10 +62,10 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
-// makeRelease clones the present commit to dir, runs make release there and returns what is in dist.
-func makeRelease(t *testing.T, dir string, env ...string) map[string][]byte {
+// makeRelease clones base to dir, runs make release there and returns what is in dist.
+func makeRelease(t *testing.T, base, dir string, env ...string) map[string][]byte {
 	t.Helper()
-	run(t, root, nil, "git", "clone", "--quiet", "--no-hardlinks", ".", dir)
+	run(t, base, nil, "git", "clone", "--quiet", base, dir)
 	// An untracked file is what people have lying about. It must make no difference.
 	if err := os.WriteFile(filepath.Join(dir, "cmd/hsm-kms/untracked.go"), []byte("package main\n\nfunc init() { panic(`untracked`) }\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -81,8 +85,7 @@ func makeRelease(t *testing.T, dir string, env ...string) map[string][]byte {
 }
 
 // checkContents looks into the archives: checksums, what must be in there, fixed headers; and runs the program for this machine.
-func checkContents(t *testing.T, made map[string][]byte) {
-	commit := strings.TrimSpace(run(t, root, nil, "git", "rev-parse", "HEAD"))
+func checkContents(t *testing.T, made map[string][]byte, commit string) {
 	sums := string(made["SHA256SUMS"])
 	ours := false
 	for name, content := range made {

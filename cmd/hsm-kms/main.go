@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 )
 
@@ -15,5 +16,8 @@ var (
 
 // main is the only place that ends the process.
 func main() {
+	if err := harden(); err != nil {
+		fmt.Fprintln(os.Stderr, "hsm-kms: warning:", err)
+	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }

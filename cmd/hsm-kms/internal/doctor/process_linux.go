@@ -1,6 +1,8 @@
 package doctor
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -38,11 +40,15 @@ func processOf(pid int) *process {
 	if err != nil {
 		return nil
 	}
-	program, err := proc.Executable()
-	if err != nil {
-		return nil // another user's
-	}
 	p := &process{pid: pid}
+	program, err := proc.Executable()
+	if errors.Is(err, fs.ErrPermission) {
+		// The plugin closes itself to all but root (PR_SET_DUMPABLE), its own user included. The rest is there for all.
+		program, err = proc.Comm()
+	}
+	if err != nil {
+		return nil
+	}
 	p.program, p.replaced = strings.CutSuffix(program, " (deleted)")
 	if args, err := proc.CmdLine(); err == nil {
 		p.config = configOf(args)
@@ -58,7 +64,7 @@ func processOf(pid int) *process {
 			p.unit = ""
 		}
 	}
-	if info, _, err := ownedfile.Lstat(p.program); err == nil && !p.replaced {
+	if info, _, err := ownedfile.Lstat(p.program); err == nil && !p.replaced && filepath.IsAbs(p.program) {
 		switch {
 		case !info.OwnerTrusted():
 			p.unsafe = "it belongs to neither root nor our own user"

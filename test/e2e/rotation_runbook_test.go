@@ -3,10 +3,8 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +16,6 @@ import (
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
-	"github.com/hsm-kms/hsm-kms/test/kube"
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
@@ -68,89 +65,6 @@ func (r *runbook) next(t *testing.T, heading string) string {
 	r.blocks[heading] = left[1:]
 	return left[0]
 }
-
-// station is a node as the runbook's reader sees it: a shell in which hsm-kms finds the node's own configuration.
-type station struct {
-	*alone
-	http string // of the plugin
-	bin  string // folder in front of PATH
-}
-
-// newStation makes a node with the token; its plugin does not run yet.
-func newStation(t *testing.T, token *softhsm.Token, extra string) *station {
-	t.Helper()
-	bin, err := findPrograms()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ports, err := kube.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := shortDir(t)
-	s := &station{
-		alone: &alone{world: &world{dir: dir}, token: token},
-		http:  fmt.Sprintf("127.0.0.1:%d", ports[0]), bin: filepath.Join(dir, "bin"),
-	}
-	s.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, HTTP: s.http, Extra: quick + extra})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// ACTIVATE_IN shortens the waits: nothing else of a command is changed.
-	script := fmt.Sprintf(`#!/bin/bash
-args=("$@")
-for i in "${!args[@]}"; do
-	if [[ ${args[i]} == --activate-in && -n $ACTIVATE_IN ]]; then args[i+1]=$ACTIVATE_IN; fi
-done
-[[ $1 == audit ]] || args+=(--config %q)
-exec %q "${args[@]}"
-`, s.plugin.Config(), bin.hsmkms)
-	if err := errors.Join(os.Mkdir(s.bin, 0o700), os.WriteFile(filepath.Join(s.bin, "hsm-kms"), []byte(script), 0o700)); err != nil { //nolint:gosec // a script
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.stopPlugin(t) })
-	return s
-}
-
-// try runs a block at the station with variables ("NEW=...") and gives what it printed.
-func (s *station) try(t *testing.T, block string, variables ...string) (string, error) {
-	t.Helper()
-	pin, err := s.token.PIN()
-	if err != nil {
-		t.Fatal(err)
-	}
-	block = strings.NewReplacer(
-		"/usr/lib/softhsm/libsofthsm2.so", s.token.Module, "127.0.0.1:9808", s.http,
-		"/etc/hsm-kms/pin", s.token.PINFile, "/var/log/hsm-kms/audit.log", s.plugin.AuditLog(),
-	).Replace(block)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", block)
-	cmd.Env = append(os.Environ(), append(s.token.Env(), "PATH="+s.bin+":"+os.Getenv("PATH"), "ACTIVATE_IN=")...)
-	cmd.Env = append(cmd.Env, variables...)
-	cmd.Stdin = strings.NewReader(pin + "\n") // what a person types when asked
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err = cmd.Run()
-	return out.String(), err
-}
-
-// run is try for a block that must succeed and print the wanted texts.
-func (s *station) run(t *testing.T, block string, variables []string, wants ...string) {
-	t.Helper()
-	out, err := s.try(t, block, variables...)
-	if err != nil {
-		t.Fatalf("%s: %v: %s", block, err, out)
-	}
-	for _, want := range wants {
-		if !strings.Contains(out, want) {
-			t.Errorf("%s does not print %q but: %s", block, want, out)
-		}
-	}
-}
-
-// in is the variable that makes a rotation quick.
-func in(d time.Duration) []string { return []string{"ACTIVATE_IN=" + d.String()} }
 
 // The runbook's commands, as its readers meet them: two nodes share a token, the third has a copy.
 func TestRotationRunbook(t *testing.T) {

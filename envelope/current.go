@@ -86,6 +86,29 @@ func choose(versions []Version, now time.Time, floor KeyID) choice {
 	return c
 }
 
+// twinsIn names the versions that share a CKA_ID, with other material or on one token; nil: none do. Their
+// fingerprints tell them apart for Decrypt, and once a later key is current they are in nobody's way; somebody made a
+// mistake all the same, and must be told.
+func twinsIn(versions []Version) error {
+	var twins []string
+	for i := range versions {
+		v := &versions[i]
+		// In order, equal CKA_IDs stand side by side.
+		before := i > 0 && versions[i-1].ID.Version == v.ID.Version
+		after := i+1 < len(versions) && versions[i+1].ID.Version == v.ID.Version
+		switch {
+		case v.twice:
+			twins = append(twins, v.ID.String()+" (two objects)")
+		case before, after:
+			twins = append(twins, v.ID.String())
+		}
+	}
+	if twins == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: one CKA_ID twice: %s", ErrAmbiguous, strings.Join(twins, ", "))
+}
+
 // find is the version of that key_id; nil: none.
 func find(versions []Version, id KeyID) *Version {
 	i := slices.IndexFunc(versions, func(v Version) bool { return v.ID == id })

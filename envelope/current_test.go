@@ -166,3 +166,29 @@ func TestStateOfARival(t *testing.T) {
 		}
 	}
 }
+
+func TestTwinsAreNamed(t *testing.T) {
+	t.Parallel()
+	twin := KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{1}}
+	other := twin
+	other.Fingerprint[0]++
+	single := KeyID{Ring: "r", Version: "x02"}
+	for name, test := range map[string]struct {
+		versions []Version
+		named    []string
+	}{
+		"none":               {[]Version{{Key: Key{ID: twin}}, {Key: Key{ID: single}}}, nil},
+		"two materials":      {[]Version{{Key: Key{ID: twin}}, {Key: Key{ID: other}}, {Key: Key{ID: single}}}, []string{twin.String(), other.String()}},
+		"twice on one token": {[]Version{{Key: Key{ID: single}, twice: true}}, []string{single.String()}},
+	} {
+		err := twinsIn(test.versions)
+		if (err != nil) != (test.named != nil) || err != nil && !errors.Is(err, ErrAmbiguous) {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, id := range test.named {
+			if !strings.Contains(err.Error(), id) {
+				t.Errorf("%s: %v does not name %s", name, err, id)
+			}
+		}
+	}
+}

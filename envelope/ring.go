@@ -160,6 +160,7 @@ type View struct {
 	Current  *Version  // nil: none
 	Deferred *Version  // due, and held back until it is proven on every token that can be reached; nil: none
 	Problem  error     // why there is no current key, or what is wrong although there is one
+	Twins    error     // names versions that share a CKA_ID, current or not; nil: none do
 	LastRead time.Time // zero: never
 }
 
@@ -186,7 +187,8 @@ func (r *Ring) View() View {
 	states(versions, c.current, now)
 	return View{
 		Versions: append(versions, r.refused...),
-		Current:  c.current, Deferred: c.deferred, Problem: c.problem, LastRead: r.lastRead,
+		Current:  c.current, Deferred: c.deferred, Problem: c.problem,
+		Twins: twinsIn(versions), LastRead: r.lastRead,
 	}
 }
 

@@ -90,6 +90,9 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	if view.Problem != nil && !errors.Is(view.Problem, envelope.ErrRingEmpty) {
 		return finding(errors.Join(view.Problem, exerciseErr))
 	}
+	if view.Twins != nil {
+		return finding(view.Twins)
+	}
 	return nil
 }
 

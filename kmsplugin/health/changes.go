@@ -18,6 +18,7 @@ type changes struct {
 	last string // what reported said last
 
 	versions  map[string]string // by key_id: the state last logged
+	twinned   string            // what twins said last
 	unread    bool              // the last Refresh failed
 	unwritten bool              // the last write of proven.json failed
 }
@@ -64,6 +65,25 @@ func (c *changes) seen(view envelope.View) {
 		}
 	}
 	c.versions = now
+	c.twins(view.Twins)
+}
+
+// twins logs that versions share a CKA_ID, when that begins, changes or ends.
+func (c *changes) twins(err error) {
+	said := ""
+	if err != nil {
+		said = err.Error()
+	}
+	if said == c.twinned {
+		return
+	}
+	c.twinned = said
+	if err == nil {
+		c.logger.Info("no two keys share a CKA_ID any more")
+		return
+	}
+	c.logger.Error("two keys of the ring share a CKA_ID; both are served for Decrypt", "error", err,
+		"hint", "find out who made the second; when nothing is encrypted under it, remove it with the vendor's tool")
 }
 
 // standing is a version's state for the log. A pending key stays ready once it was: readiness comes and goes with the

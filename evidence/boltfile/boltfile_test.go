@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -222,4 +223,41 @@ func FuzzBackward(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Branches that share their children would be gone through twice at each level: a small file must not cost hours.
+func TestSharedChildren(t *testing.T) {
+	t.Parallel()
+	const size, levels = 4096, 20
+	var file []byte
+	page := func(flags uint16, elements ...[]byte) {
+		p := make([]byte, size)
+		binary.LittleEndian.PutUint64(p, uint64(len(file)/size))
+		binary.LittleEndian.PutUint16(p[8:], flags)
+		binary.LittleEndian.PutUint16(p[10:], uint16(len(elements)))
+		copy(p[16:], bytes.Join(elements, nil))
+		file = append(file, p...)
+	}
+	numbers := func(values ...uint32) (b []byte) {
+		for _, v := range values {
+			b = binary.LittleEndian.AppendUint32(b, v)
+		}
+		return b
+	}
+	for tx := range uint32(2) {
+		meta := numbers(0xED0CDAED, 2, size, 0, 2, 0, 0, 0, 0, 0, 2+1+levels+1, 0, tx, 0)
+		sum := fnv.New64a()
+		_, _ = sum.Write(meta)
+		page(4, binary.LittleEndian.AppendUint64(meta, sum.Sum64()))
+	}
+	page(2, append(numbers(1, 16, 3, 16), append([]byte("key"), numbers(3, 0, 0, 0)...)...))
+	binary.LittleEndian.PutUint16(file[2*size+10:], 1)
+	for range levels {
+		next := uint32(len(file)/size + 1)
+		page(1, numbers(0, 0, next, 0), numbers(0, 0, next, 0))
+	}
+	page(2)
+	if _, _, err := all(file, "key"); !errors.Is(err, boltfile.ErrDamaged) {
+		t.Errorf("error = %v, want ErrDamaged", err)
+	}
 }

@@ -124,7 +124,7 @@ func (c *changes) refreshed(err error) {
 	}
 	c.unread = err != nil
 	if err != nil {
-		c.logger.Error("the key ring cannot be read; what was read before is served", "error", err, "hint", problem.Of(err).Hint)
+		c.logger.Error("the key ring cannot be read; what was read of it before, if anything, is served", "error", err, "hint", problem.Of(err).Hint)
 		return
 	}
 	c.logger.Info("the key ring can be read again")

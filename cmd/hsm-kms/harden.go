@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,4 +36,15 @@ func keepFromSwap(ctx context.Context, log *slog.Logger) {
 		return
 	}
 	log.InfoContext(ctx, "memory is locked: no page of it goes to swap")
+}
+
+// softMemory is where the collector begins to work harder, far above what serve needs (10 MiB) and below the 256 MiB at
+// which the static pod is killed: what a flood of requests leaves behind must not double before it is collected.
+const softMemory = 128 << 20
+
+// boundMemory sets the soft limit, unless an operator did.
+func boundMemory() {
+	if _, set := os.LookupEnv("GOMEMLIMIT"); !set {
+		debug.SetMemoryLimit(softMemory)
+	}
 }

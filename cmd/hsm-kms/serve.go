@@ -56,6 +56,7 @@ what it can, says what is wrong, and heals without a restart.`,
 func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
 	keepFromSwap(ctx, log)
+	boundMemory()
 	for _, warning := range cfg.Warnings() {
 		log.Warn("configuration", "warning", warning)
 	}

@@ -15,9 +15,11 @@ import (
 
 // Config bounds the connections. Zero values are the defaults.
 type Config struct {
-	Unfinished int    // at most this many without a finished preface; default 64
-	Total      int    // at most this many in all; default 256
-	Dropped    func() // told of each connection dropped, without locks held; nil: nobody is
+	Unfinished int // at most this many without a finished preface; default 32
+	// Total is at most this many in all; default 48. An API server has one for each KMS provider entry. Each may hold as many
+	// half-open requests as the server allows streams (512), at 6 KiB: more connections could fill the static pod's 256 MiB.
+	Total   int
+	Dropped func() // told of each connection dropped, without locks held; nil: nobody is
 }
 
 // Stats are the numbers of one listener.
@@ -40,10 +42,10 @@ type Listener struct {
 // Limit bounds what lis accepts.
 func Limit(lis net.Listener, cfg Config) *Listener {
 	if cfg.Unfinished <= 0 {
-		cfg.Unfinished = 64
+		cfg.Unfinished = 32
 	}
 	if cfg.Total <= 0 {
-		cfg.Total = 256
+		cfg.Total = 48
 	}
 	if cfg.Dropped == nil {
 		cfg.Dropped = func() {}

@@ -83,7 +83,9 @@ func (c *creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, 
 	}
 	p.Executable = executable(p.PID)
 	if err != nil {
-		c.refuse(p, err)
+		if !errors.Is(err, net.ErrClosed) { // dropped among too many before it was looked at: it was not refused
+			c.refuse(p, err)
+		}
 		return nil, nil, err
 	}
 	info := &authInfo{peer: p}

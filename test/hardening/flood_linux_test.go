@@ -100,6 +100,9 @@ func TestFloodsLeaveTheAPIServerServed(t *testing.T) {
 	if dropped := w.gauge("hsm_kms_connections_dropped_total"); dropped < 500 {
 		t.Errorf("%.0f connections were dropped: the floods were no floods", dropped)
 	}
+	if refused := w.gauge("hsm_kms_peers_refused_total"); refused > 0 { // all are of our own uid
+		t.Errorf("%.0f peers count as refused, and an alert would say so", refused)
+	}
 	// With the floods gone, a client that was not there before is served too.
 	eventually(t, func() error { _, err := w.plugin.Status(w.within(patience)); return err })
 	if err := once(w.within(patience), w.client()); err != nil {

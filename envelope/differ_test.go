@@ -52,7 +52,8 @@ func TestStartWhileTokensDifferAndNoneServes(t *testing.T) {
 	}
 	exercised(t, r)
 	expect(t, r, newest, softKey{}, nil)
-	b.decrypt = func(cipher.AEAD, []byte, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
+	a.decrypt = func(cipher.AEAD, []byte, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
+	b.decrypt = a.decrypt
 	if err := r.Exercise(t.Context()); !errors.Is(err, ErrSelfTest) {
 		t.Errorf("Exercise: %v, want %v", err, ErrSelfTest)
 	}

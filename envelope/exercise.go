@@ -14,8 +14,9 @@ import (
 // With no key proven yet, the newest that works is enough. Where tokens differ in that (one lacks the newest, or
 // cannot use it), the older ones are tried too: there may be one that works on all.
 //
-// Errors: what View.Problem says when there is no current key; ErrSelfTest when a token cannot open what
-// it sealed; ErrUnavailable and its like when no token could be asked.
+// A token that works wrongly is distrusted (Distruster): it serves no more until it has proven itself anew, and the
+// others go on. Errors: what View.Problem says when there is no current key; ErrSelfTest when no other token than one
+// that works wrongly is left; ErrUnavailable and its like when no token could be asked.
 func (r *Ring) Exercise(ctx context.Context) error {
 	errs := r.exerciseOnAll(ctx, false)
 	view := r.View()
@@ -28,11 +29,11 @@ func (r *Ring) Exercise(ctx context.Context) error {
 		return errors.Join(append([]error{view.Problem}, errs...)...)
 	}
 	worked := false
-	for _, err := range errs {
-		if errors.Is(err, ErrSelfTest) {
-			return err
+	for i, token := range r.tokens.Members() {
+		worked = worked || errs[i] == nil
+		if d, ok := token.(Distruster); ok && errors.Is(errs[i], ErrSelfTest) {
+			d.Distrust(errs[i])
 		}
-		worked = worked || err == nil
 	}
 	if !worked {
 		return errors.Join(errs...)

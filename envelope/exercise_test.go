@@ -92,8 +92,8 @@ func TestPendingKeyThatDoesNotWork(t *testing.T) {
 	expect(t, r, key, next, nil)
 }
 
-// TestSelfTestFailureOnOneToken: a token that cannot open what it sealed is an error although the other one works: data
-// that nobody can read might be written through it.
+// TestSelfTestFailureOnOneToken: a token that cannot open what it sealed is distrusted, so that nothing is written through
+// it, and the other one goes on. It is an error when there is no other.
 func TestSelfTestFailureOnOneToken(t *testing.T) {
 	t.Parallel()
 	key := keyAt(noon.Add(-time.Hour), "key")
@@ -108,8 +108,17 @@ func TestSelfTestFailureOnOneToken(t *testing.T) {
 				token.decrypt = func(cipher.AEAD, []byte, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
 			}
 		}
-		if err := r.Exercise(t.Context()); !errors.Is(err, ErrSelfTest) {
+		if err := r.Exercise(t.Context()); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+		for _, token := range tokens {
+			if bad := token.name == "bad"; bad != errors.Is(token.distrusted, ErrSelfTest) {
+				t.Errorf("%s: the token %s was distrusted for %v", name, token.name, token.distrusted)
+			}
+			token.decrypt = func(cipher.AEAD, []byte, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
+		}
+		if err := r.Exercise(t.Context()); !errors.Is(err, ErrSelfTest) {
+			t.Errorf("%s, with both at fault: %v", name, err)
 		}
 		// Being at fault is not being gone: the key stays the current one, so that Status can say what is wrong with it.
 		if v := expect(t, r, key, softKey{}, nil); v.Current.Ready {

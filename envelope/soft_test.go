@@ -22,6 +22,8 @@ type softToken struct {
 	mac     func(key, data []byte) [MACSize]byte
 	onKeys  func() // called by Keys before it answers, outside the lock
 
+	distrusted error // why, if it was; set by Exercise alone
+
 	mu         sync.Mutex
 	generation uint64
 	held       map[KeyID][]byte
@@ -237,3 +239,5 @@ func softMAC(key, data []byte) [MACSize]byte {
 	h.Write(data)
 	return [MACSize]byte(h.Sum(nil))
 }
+
+func (s *softToken) Distrust(why error) { s.distrusted = why }

@@ -42,6 +42,12 @@ type Token interface {
 	MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error)
 }
 
+// Distruster is a Token that can be told that it works wrongly: it could not open what it sealed, or gave a wrong
+// length. It gives the connection up, and serves again when the self-test of a new one passes. Distrust does not wait.
+type Distruster interface {
+	Distrust(why error)
+}
+
 // Tokens are the tokens that hold one ring. As a Token they are the first that is healthy and holds the
 // key asked for.
 type Tokens interface {

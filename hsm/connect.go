@@ -1,7 +1,6 @@
 package hsm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -86,13 +85,15 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 	var found []uint
 	var info pkcs11.TokenInfo
 	var seen []string
+	var unread error
 	for _, slot := range slots {
 		i, err := api.TokenInfo(slot)
 		if err != nil {
-			if f := faultOf(err); f == faultToken {
-				continue // a token that was pulled out between the two calls
+			// It may be another token that is broken; one that was pulled out between the two calls is no news.
+			if faultOf(err) != faultToken && unread == nil {
+				unread = fmt.Errorf("reading token info of slot %d: %w", slot, err)
 			}
-			return 0, info, fmt.Errorf("reading token info of slot %d: %w", slot, err)
+			continue
 		}
 		if i.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
 			continue
@@ -102,10 +103,12 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 			found, info = append(found, slot), i
 		}
 	}
-	switch len(found) {
-	case 1:
+	switch {
+	case len(found) == 1:
 		return found[0], info, nil
-	case 0:
+	case len(found) == 0 && unread != nil:
+		return 0, info, unread
+	case len(found) == 0:
 		err := fmt.Errorf("%w: %s; the module %s shows %s", ErrTokenAbsent, t.selector(), t.mod.path, orNone(seen))
 		return 0, info, hint.Wrap(err, "see that the HSM is reachable and initialised, and that tokens["+t.cfg.Name+"] names it by label, serial or slot")
 	}
@@ -160,6 +163,9 @@ func (t *Token) login(ctx context.Context, api p11.API, s p11.Session, info pkcs
 		return err
 	}
 	pin, file, err := pinfile.Read(t.cfg.PINFile)
+	if errors.Is(err, pinfile.ErrChanging) {
+		return err // reading it again cures that
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
@@ -227,18 +233,20 @@ func identity(i pkcs11.TokenInfo) string {
 	return strings.Join([]string{trim(i.SerialNumber), trim(i.Label), trim(i.ManufacturerID), trim(i.Model)}, "|")
 }
 
-// selfTest proves the profile with the newest key, on the control session.
+// selfTest proves the profile on the control session, with the newest key that passes.
 func selfTest(ctx context.Context, reader *keyReader, keys *table) error {
-	var newest *heldKey
-	for _, held := range keys.byID {
-		if newest == nil || bytes.Compare(held.key.CKAID, newest.key.CKAID) > 0 {
-			newest = held
+	var failed error
+	for _, held := range keys.newest() {
+		err := envelope.SelfTest(ctx, &sessionToken{reader: reader, keys: keys}, reader.profile, held.key.ID)
+		if err == nil {
+			return nil
+		}
+		failed = errors.Join(failed, fmt.Errorf("trying %s: %w", held.key.ID, err))
+		if !errors.Is(err, envelope.ErrSelfTest) {
+			break
 		}
 	}
-	if newest == nil {
-		return nil
-	}
-	return envelope.SelfTest(ctx, &sessionToken{reader: reader, keys: keys}, reader.profile, newest.key.ID)
+	return failed
 }
 
 // sessionToken is a generation in the making as a token: one session, no retries.

@@ -22,6 +22,7 @@ type bench struct {
 	module *faultp11.Module
 	common hsm.Config
 	cfg    hsm.TokenConfig
+	others []hsm.TokenConfig // tokens after the first
 	log    *logLines
 	set    *hsm.Set
 	ring   *envelope.Ring
@@ -82,7 +83,7 @@ func (b *bench) start() *bench {
 // run starts the token without waiting for it.
 func (b *bench) run() {
 	b.t.Helper()
-	set, err := hsm.Open(b.common, []hsm.TokenConfig{b.cfg})
+	set, err := hsm.Open(b.common, append([]hsm.TokenConfig{b.cfg}, b.others...))
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -2,10 +2,13 @@ package hsm
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -22,6 +25,18 @@ type table struct {
 	byHandle map[p11.Object]*heldKey
 	keys     []envelope.Key // refused ones too
 }
+
+// newest are the keys with which the token is tried, the latest first: a few, because one bad key must not condemn the
+// token, and what ails the token shows with each.
+func (t *table) newest() []*heldKey {
+	keys := slices.SortedFunc(maps.Values(t.byID), func(a, b *heldKey) int {
+		return cmp.Or(b.key.Activation.Compare(a.key.Activation), bytes.Compare(b.key.CKAID, a.key.CKAID))
+	})
+	return keys[:min(len(keys), triedKeys)]
+}
+
+// triedKeys is with how many keys the token is tried before it is given up.
+const triedKeys = 3
 
 // heldKey is one object of the ring and the handle that this generation knows it by.
 type heldKey struct {
@@ -69,16 +84,28 @@ func (r *keyReader) read(old *table) (*table, error) {
 		return nil, fmt.Errorf("finding the keys of ring %s: %w: more than %d objects bear its label", r.ring, envelope.ErrAmbiguous, maxRingKeys)
 	}
 	t := &table{byID: map[envelope.KeyID]*heldKey{}, byHandle: map[p11.Object]*heldKey{}}
+	var failed error
 	for _, handle := range handles {
 		held, err := r.inspect(handle, old)
-		if err != nil {
+		switch {
+		case err == nil:
+		case held == nil || faultOf(err) != faultData:
 			return nil, err
+		default: // it may be this key alone that the token cannot use just now
+			failed = errors.Join(failed, err)
+			held.key.Refused = fmt.Sprintf("the token cannot use it now: %v", err)
+			if err := r.replace(); err != nil {
+				return nil, err
+			}
 		}
 		t.byHandle[handle] = held
 		t.keys = append(t.keys, held.key)
 		if held.key.Refused == "" {
 			t.byID[held.key.ID] = held
 		}
+	}
+	if failed != nil && len(t.byID) == 0 {
+		return nil, failed
 	}
 	return t, nil
 }
@@ -90,7 +117,8 @@ func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
 		return nil, fmt.Errorf("reading CKA_ID of a key of ring %s: %w", r.ring, err)
 	}
 	if old != nil {
-		if known := old.byHandle[handle]; known != nil && bytes.Equal(known.key.CKAID, ckaID) {
+		// A refused key is looked at again: what was wrong with it, or with the look at it, may have passed.
+		if known := old.byHandle[handle]; known != nil && known.key.Refused == "" && bytes.Equal(known.key.CKAID, ckaID) {
 			return known, nil
 		}
 	}
@@ -98,65 +126,90 @@ func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
 	key := &held.key
 	key.Activation, _ = envelope.ActivationOf(ckaID)
 	key.ID.Ring = r.ring
-	key.Attributes = r.attributes(handle)
+	if key.Attributes, err = r.attributes(handle); err != nil {
+		return nil, err
+	}
 	key.ID.Version, err = envelope.VersionOf(ckaID)
 	if err != nil {
 		key.Refused = err.Error()
 		return held, nil
 	}
-	if key.Refused = r.refusal(handle, key.Attributes); key.Refused != "" {
+	if key.Refused, err = r.refusal(handle, key.Attributes); err != nil {
+		return nil, err
+	}
+	if key.Refused != "" {
 		return held, nil
 	}
 	return held, r.fingerprint(held)
 }
 
 // attributes reads those that an auditor asks for, each by itself: one that the token does not know must not
-// fail the others.
-func (r *keyReader) attributes(handle p11.Object) envelope.Attributes {
-	is := func(attribute uint) bool {
-		value, err := r.api.Attribute(r.session, handle, attribute)
-		return err == nil && len(value) == 1 && value[0] != 0
+// fail the others. What is not told is taken for the worse.
+func (r *keyReader) attributes(handle p11.Object) (a envelope.Attributes, err error) {
+	is := func(attribute uint, untold bool) bool {
+		value, told, readErr := r.optional(handle, attribute)
+		err = errors.Join(err, readErr)
+		if !told || len(value) != 1 {
+			return untold
+		}
+		return value[0] != 0
 	}
-	return envelope.Attributes{
-		Private: is(pkcs11.CKA_PRIVATE), Sensitive: is(pkcs11.CKA_SENSITIVE),
-		Extractable: is(pkcs11.CKA_EXTRACTABLE), AlwaysSensitive: is(pkcs11.CKA_ALWAYS_SENSITIVE),
-		NeverExtractable: is(pkcs11.CKA_NEVER_EXTRACTABLE), Local: is(pkcs11.CKA_LOCAL),
+	a = envelope.Attributes{
+		Private: is(pkcs11.CKA_PRIVATE, false), Sensitive: is(pkcs11.CKA_SENSITIVE, false),
+		Extractable: is(pkcs11.CKA_EXTRACTABLE, true), AlwaysSensitive: is(pkcs11.CKA_ALWAYS_SENSITIVE, false),
+		NeverExtractable: is(pkcs11.CKA_NEVER_EXTRACTABLE, false), Local: is(pkcs11.CKA_LOCAL, false),
 	}
+	return a, err
 }
 
-// number reads a CK_ULONG attribute.
-func (r *keyReader) number(handle p11.Object, attribute uint) (uint64, bool) {
-	value, err := r.api.Attribute(r.session, handle, attribute)
-	if err != nil || len(value) != 8 {
-		return 0, false
+// optional reads an attribute that the token may not know or not tell; any other failure says nothing of the key.
+func (r *keyReader) optional(handle p11.Object, attribute uint) (value []byte, told bool, err error) {
+	value, err = r.api.Attribute(r.session, handle, attribute)
+	switch {
+	case err == nil:
+		return value, true, nil
+	case hasRV(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID), hasRV(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE):
+		return nil, false, nil
 	}
-	return binary.NativeEndian.Uint64(value), true
+	return nil, false, fmt.Errorf("reading attribute 0x%X of a key of ring %s: %w", attribute, r.ring, err)
+}
+
+// number reads a CK_ULONG attribute; told is false when the token does not tell it.
+func (r *keyReader) number(handle p11.Object, attribute uint) (n uint64, told bool, err error) {
+	value, told, err := r.optional(handle, attribute)
+	if !told || len(value) != 8 {
+		return 0, false, err
+	}
+	return binary.NativeEndian.Uint64(value), true, nil
 }
 
 // refusal says why a key must not be served; "" when it may. Whoever can write to the token without login could
 // have planted a key that is not CKA_PRIVATE, and knows one that came from outside.
-func (r *keyReader) refusal(handle p11.Object, a envelope.Attributes) string {
+func (r *keyReader) refusal(handle p11.Object, a envelope.Attributes) (string, error) {
 	switch {
 	case !a.Private:
-		return "it is not CKA_PRIVATE: anyone who reaches the token without login could have planted it"
+		return "it is not CKA_PRIVATE: anyone who reaches the token without login could have planted it", nil
 	case a.Extractable:
-		return "it is extractable: it could leave the HSM"
+		return "it is extractable: it could leave the HSM", nil
 	case !a.Sensitive:
-		return "it is not CKA_SENSITIVE: its value can be read"
+		return "it is not CKA_SENSITIVE: its value can be read", nil
 	case !r.allow && !(a.Local && a.AlwaysSensitive && a.NeverExtractable):
-		return "it was not made in this HSM, or has not always been sensitive and unextractable: allowImportedKeys would serve it"
+		return "it was not made in this HSM, or has not always been sensitive and unextractable: allowImportedKeys would serve it", nil
 	}
-	kind, known := r.number(handle, pkcs11.CKA_KEY_TYPE)
-	if !known {
-		return "the token does not tell its CKA_KEY_TYPE"
+	kind, told, err := r.number(handle, pkcs11.CKA_KEY_TYPE)
+	switch {
+	case err != nil:
+		return "", err
+	case !told:
+		return "the token does not tell its CKA_KEY_TYPE", nil
+	case !r.fits(kind):
+		return fmt.Sprintf("its key type 0x%X does not fit the ring's profile %s", kind, r.profile), nil
 	}
-	if !r.fits(kind) {
-		return fmt.Sprintf("its key type 0x%X does not fit the ring's profile %s", kind, r.profile)
+	size, told, err := r.number(handle, pkcs11.CKA_VALUE_LEN)
+	if err == nil && told && size != 32 {
+		return fmt.Sprintf("it has %d bits; the profile %s wants 256", 8*size, r.profile), nil
 	}
-	if size, known := r.number(handle, pkcs11.CKA_VALUE_LEN); known && size != 32 {
-		return fmt.Sprintf("it has %d bits; the profile %s wants 256", 8*size, r.profile)
-	}
-	return ""
+	return "", err
 }
 
 func (r *keyReader) fits(kind uint64) bool {
@@ -172,13 +225,15 @@ func (r *keyReader) fingerprint(held *heldKey) error {
 	proof, fingerprint, err := held.fingerprint(r.api, r.session, r.profile)
 	if err == nil {
 		held.proof, held.key.ID.Fingerprint = proof, fingerprint
-		return nil
+		if r.profile == envelope.HMACKDF {
+			return nil
+		}
+		// A key that can only encrypt would take the token with it when it is exercised.
+		if err = held.reopen(r.api, r.session); err == nil {
+			return nil
+		}
 	}
-	rv, isCKR := p11.RVOf(err)
-	switch {
-	case errors.Is(err, envelope.ErrSelfTest):
-	case isCKR && keyCannot(rv):
-	default:
+	if rv, isCKR := p11.RVOf(err); !isCKR || !keyCannot(rv) {
 		return fmt.Errorf("taking the fingerprint of %s: %w", held.key.ID.Version, err)
 	}
 	held.key.Refused = fmt.Sprintf("the token does not use it as %s: %v", r.profile, err)

@@ -24,7 +24,8 @@ type module struct {
 
 	recovering  chan struct{} // holds one value while some token of it recovers
 	initialized bool          // guarded by recovering
-	lastInit    atomic.Int64  // unix nanoseconds
+	lastInit    atomic.Int64  // unix nanoseconds: when it was last initialised, or begun to be anew
+	lost        atomic.Bool   // it said that it is not initialised: nothing in it works until it is
 }
 
 // modules finds the module of each file. A file is known by device and inode, so a link to a module is the
@@ -80,23 +81,29 @@ func (m *module) initialize(api p11.API) error {
 		return fmt.Errorf("initialising module %s: %w", m.path, err)
 	}
 	m.initialized = true
+	m.lost.Store(false)
 	m.lastInit.Store(time.Now().UnixNano())
 	return nil
 }
 
 // finalize ends the module so that initialize begins anew, with the generations of every token in it. self is
-// the caller's own call, the only one that may be in flight.
+// the caller's own call, the only one that may be in flight. While another hangs, and where one turns out to, nothing is
+// touched: the tokens that work keep their connections.
 func (m *module) finalize(ctx context.Context, self *call, api p11.API, why string) error {
 	for _, t := range m.tokens {
-		t.drop(why)
+		if hanging, _ := m.flight.hanging(t.cfg.Name, t.cfg.CallTimeout); hanging > 0 {
+			return m.held()
+		}
 	}
 	resume, err := m.flight.drain(ctx, self)
 	if err != nil {
-		what, age := m.flight.longest()
-		return fmt.Errorf("finalising module %s: %s has not returned for %s: %w", m.path, what, age.Round(time.Millisecond), errAbandoned)
+		return m.held()
 	}
 	defer resume()
+	m.lastInit.Store(time.Now().UnixNano())
 	for _, t := range m.tokens {
+		t.drop(why)
+		t.wakeUp()
 		_ = t.closeRetired(api) // C_Finalize closes what this cannot
 	}
 	err = api.Finalize()
@@ -108,6 +115,12 @@ func (m *module) finalize(ctx context.Context, self *call, api p11.API, why stri
 		t.forgetRetired()
 	}
 	return nil
+}
+
+// held says which call keeps the module from being finalised.
+func (m *module) held() error {
+	what, age := m.flight.longest()
+	return fmt.Errorf("finalising module %s: %s has not returned for %s: %w", m.path, what, age.Round(time.Millisecond), errAbandoned)
 }
 
 func (m *module) initializedAt() time.Time { return time.Unix(0, m.lastInit.Load()) }
@@ -122,14 +135,21 @@ const shutdownWait = 2 * time.Second
 func (m *module) shutdown() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownWait)
 	defer cancel()
-	if err := m.lock(ctx); err != nil {
-		return
+	ended := make(chan struct{})
+	go func() { // C_CloseSession and C_Finalize can hang too, and nobody waits for them then
+		defer close(ended)
+		if m.lock(ctx) != nil {
+			return
+		}
+		defer m.unlock()
+		if m.initialized {
+			_ = m.finalize(ctx, nil, m.library, shuttingDown) // the process ends anyway
+		}
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
 	}
-	defer m.unlock()
-	if !m.initialized {
-		return
-	}
-	_ = m.finalize(ctx, nil, m.library, shuttingDown) // the process ends anyway
 }
 
 // isAway tells errors that say only that somebody ran out of time.

@@ -29,6 +29,9 @@ func Open(common Config, tokens []TokenConfig) (*Set, error) {
 	if common.MaxWaiting == 0 {
 		common.MaxWaiting = defaultMaxWaiting
 	}
+	if common.NeighbourPause == 0 {
+		common.NeighbourPause = defaultNeighbourPause
+	}
 	s := &Set{common: common}
 	loaded := modules{byFile: map[fileID]*module{}}
 	for _, cfg := range tokens {
@@ -66,33 +69,45 @@ func (s *Set) Connected(ctx context.Context) []error {
 		select {
 		case <-t.tried:
 			problems[i] = t.Problem()
+			continue
+		default:
+		}
+		select {
+		case <-t.tried:
+			problems[i] = t.Problem()
 		case <-ctx.Done():
-			problems[i] = ctx.Err()
+			problems[i] = fmt.Errorf("token %s: %w: it has not answered: %w", t.cfg.Name, envelope.ErrUnavailable, ctx.Err())
 		}
 	}
 	return problems
 }
 
-// watch ends the process, through Config.Stuck, when no token serves any more and a call has been hanging for
-// HangExitAfter: nothing else cures a module in which calls hang for ever.
+// watch ends the process, through Config.Stuck, when no token has served and a call has been hanging for
+// HangExitAfter: nothing else cures a module in which calls hang for ever. A hanging call alone does not end it, nor does
+// a moment in which the token that serves beside it is connected anew.
 func (s *Set) watch(ctx context.Context) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	served := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if err := s.stuck(); err != nil && s.common.Stuck != nil {
+		if s.Generation() != 0 {
+			served = time.Now()
+		}
+		if err := s.stuck(time.Since(served)); err != nil && s.common.Stuck != nil {
 			s.common.Stuck(err)
 			return
 		}
 	}
 }
 
-func (s *Set) stuck() error {
-	if s.common.HangExitAfter <= 0 || s.Generation() != 0 {
+// stuck is why the process should end, when no token has served for that long; nil: it should not.
+func (s *Set) stuck(unserved time.Duration) error {
+	if s.common.HangExitAfter <= 0 || unserved < s.common.HangExitAfter {
 		return nil
 	}
 	for _, mod := range s.modules {
@@ -169,7 +184,7 @@ func (s *Set) MAC(ctx context.Context, id envelope.KeyID, data []byte) ([envelop
 func onFirst[T any](ctx context.Context, s *Set, f func(context.Context, *Token) (T, error)) (T, error) {
 	var none T
 	var errs []error
-	for i, t := range s.tokens {
+	for i, t := range s.inOrder() {
 		out, err := withShare(ctx, len(s.tokens)-i, func(ctx context.Context) (T, error) { return f(ctx, t) })
 		if err == nil || errors.Is(err, envelope.ErrUnauthentic) {
 			return out, err
@@ -180,6 +195,23 @@ func onFirst[T any](ctx context.Context, s *Set, f func(context.Context, *Token)
 		}
 	}
 	return none, worst(errs)
+}
+
+// inOrder is the tokens in the order in which they are asked: that of the configuration, but a token that is being
+// connected or looked into comes after those that can serve at once.
+func (s *Set) inOrder() []*Token {
+	if len(s.tokens) == 1 || s.tokens[0].settled() {
+		return s.tokens
+	}
+	var settled, others []*Token
+	for _, t := range s.tokens {
+		if t.settled() {
+			settled = append(settled, t)
+		} else {
+			others = append(others, t)
+		}
+	}
+	return append(settled, others...)
 }
 
 // withShare gives f one part in shares of the time that is left of ctx.

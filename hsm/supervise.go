@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/miekg/pkcs11"
+
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -18,19 +20,30 @@ const (
 	firstPause = 50 * time.Millisecond
 	longPause  = 3 * time.Second
 	tick       = time.Second // how often a connected token looks for hanging calls; no HSM call
-	// neighbourPause: how often at most a module is initialised anew for one token while another in it is sound.
-	neighbourPause = time.Minute
+	// A connection that ends sooner than shortLife is one of a row; after manyShort in a row each is followed by a pause,
+	// or a token that connects and then fails would be logged in to as fast as it answers, for ever.
+	shortLife = 250 * time.Millisecond
+	manyShort = 100
 )
+
+// defaultNeighbourPause is Config.NeighbourPause where it is 0.
+const defaultNeighbourPause = time.Minute
 
 // run keeps the token connected until ctx ends. It alone makes and drops generations, but for a
 // re-initialisation of the module, which drops those of all its tokens.
 func (t *Token) run(ctx context.Context) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	pause, anew := firstPause, false
+	pause, anew, short := firstPause, false, 0
 	for ctx.Err() == nil {
-		if t.connected() {
-			pause, anew = firstPause, false
+		if age, connected := t.connectedFor(); connected {
+			if age > shortLife {
+				short = 0
+			}
+			if short < manyShort {
+				pause = firstPause
+			}
+			anew = false
 			select {
 			case <-ctx.Done():
 				return
@@ -38,23 +51,40 @@ func (t *Token) run(ctx context.Context) {
 			case <-ticker.C:
 			}
 			t.lookInto(ctx)
+			if age, still := t.connectedFor(); !still && age <= shortLife {
+				short++
+			}
+			if short >= manyShort && !t.connected() {
+				pause = rest(ctx, pause)
+			}
 			continue
 		}
-		err := t.attempt(ctx, anew || t.isUnclean())
+		err := t.attempt(ctx, anew)
 		if err == nil {
 			continue
 		}
 		anew = t.needsInit(err)
-		if errors.Is(err, errVanished) {
+		if errors.Is(err, errVanished) && t.maySpoil() {
 			continue // believed or not by what a fresh module shows
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause/2 + rand.N(pause)):
-		}
-		pause = min(2*pause, longPause)
+		pause = rest(ctx, pause)
 	}
+}
+
+// rest waits for about the pause, and returns the next one.
+func rest(ctx context.Context, pause time.Duration) time.Duration {
+	select {
+	case <-ctx.Done():
+	case <-time.After(pause/2 + rand.N(pause)):
+	}
+	return min(2*pause, longPause)
+}
+
+// connectedFor tells whether there is a connection, and how long ago the last one was made.
+func (t *Token) connectedFor() (age time.Duration, connected bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Since(t.since), t.gen != nil
 }
 
 func (t *Token) connected() bool {
@@ -64,28 +94,52 @@ func (t *Token) connected() bool {
 }
 
 // needsInit tells whether the module must be initialised anew before the next attempt. A refused PIN or a call
-// that hangs is not cured by it; a sound neighbour in the module is disturbed rarely.
+// that hangs is not cured by it.
 func (t *Token) needsInit(err error) bool {
-	if t.isUnclean() {
+	if hasRV(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
+		t.mod.lost.Store(true)
+	}
+	return !errors.Is(err, envelope.ErrPINRefused) && !errors.Is(err, ErrConfiguration) && !isAway(err)
+}
+
+// maySpoil tells whether the module may be initialised anew now, as far as its other tokens are concerned: they lose
+// their connections. One whose attempt is under way counts as sound, since the last re-initialisation may be why.
+func (t *Token) maySpoil() bool {
+	if time.Since(t.mod.initializedAt()) >= t.common.NeighbourPause || t.mod.lost.Load() {
 		return true
 	}
-	if errors.Is(err, envelope.ErrPINRefused) || errors.Is(err, ErrConfiguration) || isAway(err) {
-		return false
-	}
 	for _, other := range t.mod.tokens {
-		if other != t && other.connected() && time.Since(t.mod.initializedAt()) < neighbourPause {
+		if other != t && other.sound() {
 			return false
 		}
 	}
 	return true
 }
 
-// attempt connects once; anew: after the module was initialised anew. One attempt at a time in a module.
+func (t *Token) sound() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.gen != nil || t.cause == nil
+}
+
+// attempt connects once; anew: after the module was initialised anew, if its other tokens allow that now. One attempt
+// at a time in a module: while one hangs, the others fail, so that nobody waits for them.
 func (t *Token) attempt(ctx context.Context, anew bool) error {
-	if err := t.mod.lock(ctx); err != nil {
+	limited, cancel := context.WithTimeout(ctx, t.cfg.CallTimeout)
+	defer cancel()
+	if err := t.mod.lock(limited); err != nil {
+		if ctx.Err() == nil {
+			err = fmt.Errorf("waiting while another attempt to connect is under way in module %s: %w", t.mod.path, errAbandoned)
+			t.failedAttempt(err)
+			t.noteTried()
+		}
 		return err
 	}
+	anew = (anew || t.isUnclean()) && t.maySpoil()
 	err := t.onControl(ctx, "connecting", t.mod.unlock, func(api p11.API, c *call) error {
+		if t.connected() {
+			return nil // an attempt that was given up on has succeeded meanwhile
+		}
 		// An attempt that outlives its caller still ends by itself.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CallTimeout)
 		defer cancel()
@@ -114,7 +168,7 @@ func (t *Token) publish(gen *generation) {
 	t.change(func() {
 		t.number++
 		gen.number = t.number
-		t.gen, t.suspect, t.cause = gen, nil, nil
+		t.gen, t.suspect, t.cause, t.since = gen, nil, nil, time.Now()
 		t.hadKeys = len(gen.table.Load().byID) > 0
 		t.restorePermits()
 	})
@@ -161,6 +215,7 @@ func (t *Token) lookInto(ctx context.Context) {
 		return
 	case suspect != nil && suspect.fault >= faultLogin:
 		if suspect.fault == faultModule {
+			t.mod.lost.Store(true)
 			t.noteUnclean()
 		}
 		t.drop(suspect.err.Error())
@@ -191,8 +246,13 @@ func (t *Token) tidy(ctx context.Context) {
 	if gen == nil || gen.leftOpen() == 0 {
 		return
 	}
-	err := t.onControl(ctx, "closing sessions", func() {}, func(api p11.API, _ *call) error { return gen.closeUnclosed(api) })
-	if err != nil && !isAway(err) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
+	err := t.onControl(ctx, "closing sessions", func() {}, func(api p11.API, _ *call) error {
+		if gen.ended() {
+			return errStale // after a C_Finalize its numbers may be other sessions'
+		}
+		return gen.closeUnclosed(api)
+	})
+	if err != nil && !isAway(err) && !errors.Is(err, errStale) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
 		t.noteUnclean()
 		t.drop(err.Error())
 	}
@@ -215,12 +275,7 @@ func (t *Token) check(ctx context.Context, gen *generation) error {
 		if err != nil {
 			return fmt.Errorf("opening session: %w", err)
 		}
-		for _, held := range gen.table.Load().byID {
-			if err = held.check(api, s, t.common.Profile); err != nil {
-				err = fmt.Errorf("using %s: %w", held.key.ID, err)
-			}
-			break // one key shows what the token can do
-		}
+		err = tryKeys(api, &s, gen, t.common.Profile)
 		if closeErr := closeSession(api, s); closeErr != nil {
 			t.noteUnclean()
 			return errors.Join(err, closeErr)
@@ -229,10 +284,35 @@ func (t *Token) check(ctx context.Context, gen *generation) error {
 	})
 }
 
+// tryKeys uses the newest keys in every direction until one works: one bad key must not condemn the token. A session on
+// which something failed is replaced.
+func tryKeys(api p11.API, s *p11.Session, gen *generation, profile envelope.Profile) error {
+	var failed error
+	for _, held := range gen.table.Load().newest() {
+		err := held.check(api, *s, profile)
+		if err == nil {
+			return nil
+		}
+		failed = errors.Join(failed, fmt.Errorf("using %s: %w", held.key.ID, err))
+		if faultOf(err) != faultData || errors.Is(err, errWrongKey) {
+			break
+		}
+		if err := closeSession(api, *s); err != nil {
+			return errors.Join(failed, err)
+		}
+		if *s, err = api.OpenSession(gen.slot, false); err != nil {
+			return errors.Join(failed, fmt.Errorf("opening session: %w", err))
+		}
+	}
+	return failed
+}
+
 // Keys implements envelope.Token. It reads the ring on the control session and replaces the table of the
 // present generation.
 func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
-	gen, err := t.ready(ctx)
+	limited, cancel := context.WithTimeoutCause(ctx, t.cfg.CallTimeout, errAbandoned)
+	defer cancel()
+	gen, err := t.ready(limited)
 	if err != nil {
 		return nil, err
 	}
@@ -268,6 +348,16 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 		t.suspected(gen, max(faultOf(err), faultLogin), err)
 	}
 	return nil, fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err))
+}
+
+// Distrust implements envelope.Distruster: the connection is given up, and the self-test decides about the next one.
+func (t *Token) Distrust(why error) {
+	t.mu.Lock()
+	gen := t.gen
+	t.mu.Unlock()
+	if gen != nil {
+		t.suspected(gen, faultToken, why)
+	}
 }
 
 func (t *Token) hadKeysBefore() bool {

@@ -35,6 +35,7 @@ type Config struct {
 	StateDir          string             // of the PIN latch
 	MaxWaiting        int                // callers that may wait for one token's sessions; 0: 512
 	HangExitAfter     time.Duration      // 0: never
+	NeighbourPause    time.Duration      // between two re-initialisations of a module in which a sound token would suffer; 0: a minute
 	Observer          envelope.Observer  // nil: nobody counts
 	Log               *slog.Logger       // nil: slog.Default()
 	Stuck             func(reason error) // called once when no module serves and one is stuck for HangExitAfter
@@ -62,6 +63,7 @@ type Token struct {
 
 	mu        sync.Mutex
 	gen       *generation   // nil: not connected
+	since     time.Time     // when the last generation was made
 	number    uint64        // of the last generation
 	suspect   *suspicion    // of gen, until the supervisor has looked into it; nil: none
 	cause     error         // why gen is nil, once an attempt has failed; nil: an attempt is under way
@@ -117,7 +119,7 @@ func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
 	return t
 }
 
-var _ envelope.Token = (*Token)(nil)
+var _ envelope.Distruster = (*Token)(nil)
 
 // Name implements envelope.Token.
 func (t *Token) Name() string { return t.cfg.Name }
@@ -145,7 +147,7 @@ func (t *Token) Problem() error {
 	if t.gen != nil {
 		return nil
 	}
-	return t.unavailable()
+	return t.unavailable(t.cause)
 }
 
 // Sessions is how many sessions this program has open on the token, that for login and refresh included.
@@ -166,12 +168,12 @@ func (t *Token) hangs() error {
 	return fmt.Errorf("token %s: %w: calls hang in its module, and no more are made until one returns", t.cfg.Name, envelope.ErrUnavailable)
 }
 
-// unavailable wraps the cause so that callers see the sentinel that fits; t.mu is held.
-func (t *Token) unavailable() error {
-	if t.cause == nil {
+// unavailable wraps the cause so that callers see the sentinel that fits; nil: an attempt is under way.
+func (t *Token) unavailable(cause error) error {
+	if cause == nil {
 		return fmt.Errorf("token %s: %w: it is being connected", t.cfg.Name, envelope.ErrUnavailable)
 	}
-	return fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(t.cause))
+	return fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(cause))
 }
 
 // ready returns the present generation. While one is being made or looked into for the first time it waits;
@@ -183,13 +185,12 @@ func (t *Token) ready(ctx context.Context) (*generation, error) {
 		}
 		t.mu.Lock()
 		gen, suspect, cause, changed := t.gen, t.suspect, t.cause, t.changed
-		failed := t.unavailable()
 		t.mu.Unlock()
 		switch {
 		case gen != nil && suspect == nil:
 			return gen, nil
 		case gen == nil && cause != nil:
-			return nil, failed
+			return nil, t.unavailable(cause)
 		}
 		select {
 		case <-changed:
@@ -197,6 +198,16 @@ func (t *Token) ready(ctx context.Context) (*generation, error) {
 			return nil, t.outOfTime(ctx)
 		}
 	}
+}
+
+// settled tells whether ready would give a generation at once.
+func (t *Token) settled() bool {
+	if t.circuitOpen() {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.gen != nil && t.suspect == nil
 }
 
 // change makes a change of state under the lock and tells all who wait for one.
@@ -215,6 +226,11 @@ func (t *Token) suspected(gen *generation, f fault, err error) {
 		t.suspect = &suspicion{f, err}
 	}
 	t.mu.Unlock()
+	t.wakeUp()
+}
+
+// wakeUp has the supervisor look now, and not at its next tick.
+func (t *Token) wakeUp() {
 	select {
 	case t.wake <- struct{}{}:
 	default:
@@ -321,5 +337,6 @@ func (t *Token) circuitOpen() bool {
 	t.mu.Lock()
 	forgiven := t.forgiven
 	t.mu.Unlock()
-	return hanging >= max(1, t.cfg.MaxSessions/2)+forgiven || t.lastOK.Load() < since.UnixNano()
+	// Forgiven or not, when every session hangs there is none to work with.
+	return hanging >= min(max(1, t.cfg.MaxSessions/2)+forgiven, t.cfg.MaxSessions) || t.lastOK.Load() < since.UnixNano()
 }

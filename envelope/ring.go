@@ -32,9 +32,9 @@ type Ring struct {
 	cfg    RingConfig
 	tokens Tokens
 
-	refreshing sync.Mutex // one refresh at a time; taken before mu
-	demanded   time.Time  // when an unknown key_id last caused a re-read, guarded by refreshing
-	demandErr  error      // and what came of it
+	refreshing chan struct{} // holds a value during a refresh: one at a time; taken before mu
+	demanded   time.Time     // when an unknown key_id last caused a re-read, guarded by refreshing
+	demandErr  error         // and what came of it
 
 	mu       sync.Mutex
 	read     map[string][]Key // by token, as last read; a token out of reach keeps what it had
@@ -57,7 +57,7 @@ func NewRing(cfg RingConfig, tokens Tokens) *Ring {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	r := &Ring{cfg: cfg, tokens: tokens, read: map[string][]Key{}, proven: map[proofKey]uint64{}}
+	r := &Ring{cfg: cfg, tokens: tokens, refreshing: make(chan struct{}, 1), read: map[string][]Key{}, proven: map[proofKey]uint64{}}
 	if cfg.Floor.Ring == cfg.Name {
 		r.floor, r.used = cfg.Floor, cfg.Floor
 	}
@@ -67,10 +67,24 @@ func NewRing(cfg RingConfig, tokens Tokens) *Ring {
 // Refresh re-reads the ring from every token that can be reached. It fails when none could be read, with
 // what each said; the ring then stays as it was.
 func (r *Ring) Refresh(ctx context.Context) error {
-	r.refreshing.Lock()
-	defer r.refreshing.Unlock()
+	if err := r.lockRefresh(ctx); err != nil {
+		return err
+	}
+	defer r.unlockRefresh()
 	return r.refreshLocked(ctx)
 }
+
+// lockRefresh waits for a refresh that is under way, as long as ctx allows: a slow HSM must not keep callers.
+func (r *Ring) lockRefresh(ctx context.Context) error {
+	select {
+	case r.refreshing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Ring) unlockRefresh() { <-r.refreshing }
 
 func (r *Ring) refreshLocked(ctx context.Context) error {
 	members := r.tokens.Members()

@@ -62,8 +62,10 @@ func (r *Ring) holds(id KeyID) bool {
 // refreshOnDemand re-reads the ring unless that was done, or tried, within the last second. A ring that could
 // not be read cannot say that a key is unknown: its error is the HSM's.
 func (r *Ring) refreshOnDemand(ctx context.Context) error {
-	r.refreshing.Lock()
-	defer r.refreshing.Unlock()
+	if err := r.lockRefresh(ctx); err != nil {
+		return err
+	}
+	defer r.unlockRefresh()
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("waiting to re-read the key ring %s: %w", r.cfg.Name, err)
 	}

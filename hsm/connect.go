@@ -57,7 +57,7 @@ func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 
 // furnish makes the open session into a generation.
 func (t *Token) furnish(ctx context.Context, api p11.API, reader *keyReader, info pkcs11.TokenInfo, fresh bool) (*generation, error) {
-	if err := t.login(ctx, api, reader.session, info); err != nil {
+	if err := t.login(ctx, api, reader.slot, reader.session, info); err != nil {
 		return nil, err
 	}
 	keys, err := reader.read(nil)
@@ -148,7 +148,7 @@ func orNone(seen []string) string {
 
 // login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
 // one C_Login is made, under the latch.
-func (t *Token) login(ctx context.Context, api p11.API, s p11.Session, info pkcs11.TokenInfo) error {
+func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) error {
 	state, err := api.SessionInfo(s)
 	if err != nil {
 		return fmt.Errorf("reading session info: %w", err)
@@ -172,7 +172,11 @@ func (t *Token) login(ctx context.Context, api p11.API, s p11.Session, info pkcs
 	defer pin.Wipe()
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
-		return loginOutcome(api.Login(s, pin.Bytes()))
+		outcome, err := loginOutcome(api.Login(s, pin.Bytes()))
+		if outcome == latch.Undecided && counted(api, slot, clean) {
+			outcome = latch.Refused
+		}
+		return outcome, err
 	})
 	switch {
 	case err == nil:
@@ -199,6 +203,15 @@ func mustBeLoggedIn(api p11.API, s p11.Session) error {
 		return errors.New("logging in: the token reports success, and the session is not logged in")
 	}
 	return nil
+}
+
+// counted tells whether the token counts a login that failed for an unclear cause against the PIN: some say
+// CKR_GENERAL_ERROR, or a value of their own, to a wrong one.
+func counted(api p11.API, slot uint, cleanBefore bool) bool {
+	info, err := api.TokenInfo(slot)
+	low := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0
+	last := info.Flags&(pkcs11.CKF_USER_PIN_FINAL_TRY|pkcs11.CKF_USER_PIN_LOCKED) != 0
+	return err == nil && (cleanBefore && low || last)
 }
 
 // mayLogin looks at the token's own login counters first (PKCS#11 v2.40, section 4.5, CK_TOKEN_INFO flags).

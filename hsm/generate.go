@@ -81,7 +81,7 @@ func refusedOr(err error, what string) error {
 
 func pinRefused(err error) error {
 	return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINRefused, err),
-		"correct the PIN file: no further attempt is made until it changes, because tokens lock for good")
+		"correct the PIN file: no further attempt is made until it changes, because tokens lock for good; under systemd's LoadCredential=, or when the PIN was right, allow one more with: hsm-kms doctor --try-pin")
 }
 
 // configureOutcome tells the latch what a crypto11.Configure means. crypto11 wraps with %v, so that no

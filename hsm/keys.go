@@ -232,6 +232,9 @@ func (r *keyReader) fingerprint(held *heldKey) error {
 		if err = held.reopen(r.api, r.session); err == nil {
 			return nil
 		}
+		if rv, isCKR := p11.RVOf(err); faultOf(err) == faultData && !(isCKR && keyCannot(rv)) {
+			err = fmt.Errorf("%w: it cannot open what it sealed: %w", envelope.ErrSelfTest, err)
+		}
 	}
 	if rv, isCKR := p11.RVOf(err); !isCKR || !keyCannot(rv) {
 		return fmt.Errorf("taking the fingerprint of %s: %w", held.key.ID.Version, err)

@@ -212,3 +212,26 @@ func TestLatchIsLocked(t *testing.T) {
 }
 
 var latchedFile = pinfile.Identity{Device: 1, Inode: 2, Size: 3, Ctime: 4}
+
+// systemd makes a credential anew at every start: the refused PIN in it is known by its path.
+func TestLatchOfACredentialOutlivesRestarts(t *testing.T) {
+	t.Parallel()
+	l := latch.New(t.TempDir())
+	credential := pinfile.Identity{Path: "/run/credentials/hsm-kms.service/pin", Inode: 1, Ctime: 1, Credential: true}
+	refuse := func() (latch.Outcome, error) { return latch.Refused, errors.New("wrong") }
+	_ = l.Attempt(t.Context(), "token", credential, true, refuse)
+	credential.Inode, credential.Ctime = 2, 2
+	err := l.Attempt(t.Context(), "token", credential, true, func() (latch.Outcome, error) {
+		t.Error("login was tried")
+		return latch.Succeeded, nil
+	})
+	if !errors.Is(err, latch.ErrStands) {
+		t.Errorf("after a restart: %v", err)
+	}
+	if err := l.Clear(t.Context(), "token", credential); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Attempt(t.Context(), "token", credential, true, func() (latch.Outcome, error) { return latch.Succeeded, nil }); err != nil {
+		t.Errorf("after an operator cleared it: %v", err)
+	}
+}

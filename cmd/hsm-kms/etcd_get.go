@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/manifest"
@@ -173,7 +174,11 @@ func (c *command) decrypted(ctx context.Context, cfg *config.Config, form string
 			return nil, err
 		}
 		defer in.stop()
-		if err := evidence.Recover(ctx, in.ring, located, object); err != nil {
+		err = evidence.Recover(ctx, in.ring, located, object)
+		if errors.Is(err, envelope.ErrUnavailable) || errors.Is(err, envelope.ErrPINRefused) {
+			return nil, err // the HSM could not be asked: nothing was found out
+		}
+		if err != nil {
 			return nil, finding(err)
 		}
 	}

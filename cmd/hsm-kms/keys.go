@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -79,7 +80,7 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	defer in.stop()
-	exerciseErr := in.ring.Exercise(cmd.Context()) // says which version is current; its error is in the view
+	exerciseErr := in.ring.Exercise(cmd.Context()) // it says which version is current
 	view := in.ring.View()
 	if err := c.printKeys(view.Versions); err != nil {
 		return err
@@ -87,8 +88,8 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	if problems := errors.Join(in.problems...); problems != nil {
 		return finding(fmt.Errorf("not every token could be read: %w", problems))
 	}
-	if view.Problem != nil && !errors.Is(view.Problem, envelope.ErrRingEmpty) {
-		return finding(errors.Join(view.Problem, exerciseErr))
+	if err := cmp.Or(view.Problem, exerciseErr); err != nil && !errors.Is(err, envelope.ErrRingEmpty) {
+		return finding(err)
 	}
 	if view.Twins != nil {
 		return finding(view.Twins)

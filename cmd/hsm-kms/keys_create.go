@@ -39,7 +39,7 @@ func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	made, err := makeKey(cmd.Context(), cfg, id)
+	made, err := c.makeKey(cmd.Context(), cfg, id)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config) error
 
 // makeKey generates the key and reads it back. It looks also after an error: a token may have done what it
 // reports as failed, and the key would be there.
-func makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Version, error) {
+func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Version, error) {
 	common, tokens, err := hsmConfig(cfg)
 	if err != nil {
 		return envelope.Version{}, err
@@ -84,7 +84,7 @@ func makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Versi
 	if errors.Is(generateErr, envelope.ErrPINRefused) || errors.Is(generateErr, hsm.ErrConfiguration) {
 		return envelope.Version{}, generateErr
 	}
-	in, err := connect(ctx, common, tokens[:1], envelope.KeyID{})
+	in, err := connect(ctx, common, tokens[:1], envelope.RingConfig{})
 	if err != nil {
 		return envelope.Version{}, errors.Join(generateErr, fmt.Errorf("reading the key back: %w", err))
 	}
@@ -98,10 +98,11 @@ func makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Versi
 			return v, finding(hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made and is not served: %s", id, v.Refused),
 				"remove it with the vendor's tool; this token cannot make keys that are safe to serve"))
 		}
-		if errors.Is(exerciseErr, envelope.ErrAmbiguous) {
-			exerciseErr = nil // what is wrong with the ring is not wrong with this key, and it is there: say so
+		if exerciseErr != nil {
+			// The key is there, and whoever made it must be told so, whatever else is wrong.
+			fmt.Fprintln(c.errOut, "hsm-kms: warning: the key is made, and the ring could not be exercised:", exerciseErr)
 		}
-		return v, exerciseErr
+		return v, nil
 	}
 	if generateErr != nil {
 		return envelope.Version{}, generateErr

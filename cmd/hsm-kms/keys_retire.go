@@ -54,7 +54,9 @@ func (c *command) retire(ctx context.Context, in io.Reader, keyID string, yes bo
 	if err != nil {
 		return err
 	}
-	tokens, err := c.connectAll(ctx, cfg)
+	all := *cfg
+	all.RefuseKeys = nil // a key that is refused for a rehearsal is still one that can be retired
+	tokens, err := c.connectAll(ctx, &all)
 	if err != nil {
 		return err
 	}
@@ -64,6 +66,13 @@ func (c *command) retire(ctx context.Context, in io.Reader, keyID string, yes bo
 		return err
 	}
 	if err := c.confirm(in, version, yes); err != nil {
+		return err
+	}
+	// Whoever was asked may have taken hours to answer: the key may be current by now.
+	if err := tokens.ring.Refresh(ctx); err != nil {
+		return err
+	}
+	if version, err = mayRetire(ctx, cfg, tokens, id); err != nil {
 		return err
 	}
 	destroyed, err := c.destroy(ctx, cfg, tokens, version)

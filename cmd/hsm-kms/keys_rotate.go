@@ -64,7 +64,7 @@ func (c *command) rotate(ctx context.Context, activateIn time.Duration, printID 
 	if printID {
 		return c.printID(cfg.KeyRing, id, activation)
 	}
-	made, err := makeKey(ctx, cfg, id)
+	made, err := c.makeKey(ctx, cfg, id)
 	if err != nil {
 		return err
 	}

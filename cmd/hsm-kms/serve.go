@@ -105,7 +105,8 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	plugin := kmsplugin.New(kmsplugin.Options{
 		Ring: ring, Logger: log, StateDir: cfg.StateDir, Proven: proven,
 		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
-		WriteContinuation: cfg.WriteContinuation.Std(),
+		// 0s is asked for, and is not "the default".
+		WriteContinuation: max(cfg.WriteContinuation.Std(), time.Nanosecond),
 		AllowedUIDs:       cfg.Socket.UIDs(), Group: group,
 		Recorder: trail, Metrics: count,
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -76,7 +75,7 @@ func prepareStateDir(dir string) error {
 			fmt.Sprintf("chmod 0700 %s, and let the plugin's user own it", dir))
 	}
 	probe, err := os.CreateTemp(dir, ".writable-*")
-	if errors.Is(err, fs.ErrPermission) || err != nil {
+	if err != nil {
 		return hint.Wrap(fmt.Errorf("checking stateDir: %w", err), "let the user that runs hsm-kms write to "+dir)
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
@@ -102,7 +101,11 @@ func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensIn
 	if err != nil {
 		fmt.Fprintln(c.errOut, "hsm-kms: warning:", err)
 	}
-	in, err := connect(ctx, common, tokens, proven.Key)
+	refuse, err := refusedKeys(cfg)
+	if err != nil {
+		return nil, err
+	}
+	in, err := connect(ctx, common, tokens, envelope.RingConfig{Floor: proven.Key, Refuse: refuse})
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +114,8 @@ func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensIn
 }
 
 // connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.
-func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, floor envelope.KeyID) (*tokensInUse, error) {
+func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, known envelope.RingConfig) (*tokensInUse, error) {
+	known.Name, known.Profile = common.Ring, common.Profile
 	set, err := hsm.Open(common, tokens)
 	if err != nil {
 		return nil, err
@@ -121,16 +125,18 @@ func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, f
 	running.Go(func() { set.Run(runCtx) })
 	u := &tokensInUse{
 		set:  set,
-		ring: envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile, Floor: floor}, set),
+		ring: envelope.NewRing(known, set),
 		stop: func() { cancel(); running.Wait() },
 	}
-	ctx, cancelWait := context.WithTimeout(ctx, connectWait)
+	waitCtx, cancelWait := context.WithTimeout(ctx, connectWait)
 	defer cancelWait()
-	u.problems = set.Connected(ctx)
+	u.problems = set.Connected(waitCtx)
 	if set.Generation() == 0 {
 		u.stop()
 		return nil, errors.Join(u.problems...)
 	}
+	ctx, cancelRead := context.WithTimeout(ctx, connectWait) // its own: another token may have used the wait up
+	defer cancelRead()
 	if err := u.ring.Refresh(ctx); err != nil {
 		u.stop()
 		return nil, err

@@ -47,10 +47,16 @@ type Identity struct {
 	Inode  uint64 `json:"inode"`
 	Size   int64  `json:"size"`  // bytes
 	Ctime  int64  `json:"ctime"` // nanoseconds since 1970; changed by every write, chmod, chown and rename
+	// Credential: it lies in $CREDENTIALS_DIRECTORY, where systemd makes it anew at every start.
+	Credential bool `json:"credential,omitempty"`
 }
 
-// Is tells whether both are the same state of the same file, by whatever path it was found.
+// Is tells whether both are the same state of the same file, by whatever path it was found. A credential is known by its
+// path alone: a restart makes another file of it and says nothing of its content.
 func (i Identity) Is(other Identity) bool {
+	if i.Credential && other.Credential {
+		return i.Path == other.Path
+	}
 	i.Path = other.Path
 	return i == other
 }
@@ -181,7 +187,8 @@ func parse(b []byte) (pin []byte, problem string) {
 }
 
 func identityOf(file *os.File, info ownedfile.Info) Identity {
-	return Identity{Path: file.Name(), Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime}
+	return Identity{Path: file.Name(), Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime,
+		Credential: inCredentials(file.Name())}
 }
 
 // credentialsDirectory returns where systemd put this service's credentials, or "". A relative value is nobody's.

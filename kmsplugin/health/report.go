@@ -47,10 +47,12 @@ func (r *result) report(now time.Time, cfg Config) Report {
 	if r.failure == nil {
 		report.Problem = r.warning
 	}
+	works := r.failure == nil // a warning does not stop writes, however short the continuation
 	if age := now.Sub(r.at); !r.at.IsZero() && age > staleAfter*cfg.ProbeInterval {
 		report.Problem = fmt.Errorf("%w: it ended %s ago", problem.ErrStale, age.Round(time.Second))
+		works = false
 	}
-	if report.Problem == nil || now.Sub(r.good) <= cfg.WriteContinuation {
+	if works || now.Sub(r.good) <= cfg.WriteContinuation {
 		report.Key = r.key
 	}
 	return report

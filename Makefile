@@ -5,6 +5,8 @@ FUZZTIME ?= 20s
 BENCH_TIME ?= 200ms
 BENCH_OPS ?= 100000
 BENCH_OBJECTS ?= 1000000
+MINUTES  ?= 1
+SEED     ?= 0
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
@@ -12,7 +14,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 export CGO_ENABLED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence lint fuzz release tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence soak lint fuzz release tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -46,6 +48,10 @@ bench: need build ## latency, rate and what is held, against the bare token and 
 bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets: time and memory
 	@$(GO) build -o bin/bench-evidence ./test/evidence/bench
 	@exec bin/bench-evidence -bin bin/hsm-kms -objects $(BENCH_OBJECTS)
+
+soak: need build ## load and faults mixed for MINUTES (1); SEED of an earlier run gives the same faults
+	@$(GO) build -o bin/soak ./test/soak
+	@exec bin/soak -bin bin/hsm-kms -minutes $(MINUTES) -seed $(SEED)
 
 lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 	@GO=$(GO) test/tools/lint.sh

@@ -184,7 +184,7 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	case errors.Is(err, latch.ErrStands), faultOf(err) == faultPIN:
 		return pinRefused(err)
 	case errors.Is(err, latch.ErrState):
-		return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write")
+		return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a latch that cannot be read is cleared with: hsm-kms doctor --try-pin")
 	}
 	return fmt.Errorf("logging in: %w", err)
 }

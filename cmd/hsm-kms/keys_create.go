@@ -32,6 +32,11 @@ func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
+	unlock, err := lockKeys(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := c.ringMustBeEmpty(cmd.Context(), cfg); err != nil {
 		return err
 	}

@@ -75,6 +75,11 @@ func (c *command) retire(ctx context.Context, in io.Reader, keyID string, yes bo
 	if version, err = mayRetire(ctx, cfg, tokens, id); err != nil {
 		return err
 	}
+	unlock, err := lockKeys(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	destroyed, err := c.destroy(ctx, cfg, tokens, version)
 	if err != nil {
 		return err

@@ -50,6 +50,11 @@ func (c *command) rotate(ctx context.Context, activateIn time.Duration, printID 
 	if err != nil {
 		return err
 	}
+	unlock, err := lockKeys(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	activation := time.Now().Add(activateIn).Truncate(time.Millisecond)
 	if err := c.mayRotate(ctx, cfg, activation); err != nil {
 		return err

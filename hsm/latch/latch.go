@@ -184,7 +184,7 @@ func (l *Latch) lock(ctx context.Context) (unlock func(), err error) {
 // read returns nil when there is no latch. One that cannot be understood stands for every PIN file: it may be
 // the only trace of a refused PIN.
 func read(path string) (*record, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0) // a FIFO in its place must not hang the login
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

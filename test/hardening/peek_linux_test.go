@@ -256,7 +256,7 @@ func TestMemoryIsLockedWhereAllowed(t *testing.T) {
 			t.Parallel()
 			v := newVictim(t)
 			if err := exec.CommandContext(t.Context(), "/bin/sh", "-c", "ulimit "+tt.limits).Run(); err != nil {
-				notChecked(t, "ulimit %s is not allowed", tt.limits)
+				t.Skipf("NOT CHECKED: ulimit %s is not allowed to this user here", tt.limits)
 			}
 			cmd := start(t, v.dir, tt.limits, v.token.Env(), program, "serve", "--config", v.plugin.Config())
 			eventually(t, func() error { _, err := os.Stat(v.plugin.Socket()); return err })

@@ -32,7 +32,7 @@ type sealedDEK struct {
 type tally struct {
 	mu       sync.Mutex
 	good     int
-	failed   map[codes.Code]int
+	failed   map[string]int // by code and words, which are few and fixed
 	wrong    []string
 	wrongs   int
 	lastGood time.Time
@@ -51,7 +51,7 @@ type load struct {
 
 // startLoad seals the old DEKs and starts the clients; end stops them.
 func startLoad(ctx context.Context, w *world) (*load, error) {
-	l := &load{w: w, tally: tally{failed: map[codes.Code]int{}}}
+	l := &load{w: w, tally: tally{failed: map[string]int{}}}
 	for range oldDEKs {
 		sealed, err := l.seal(ctx)
 		if err != nil {
@@ -149,7 +149,7 @@ func (t *tally) failure(ctx context.Context, op string, err error) {
 	}
 	code := status.Code(err)
 	t.mu.Lock()
-	t.failed[code]++
+	t.failed[fmt.Sprintf("%s (%s)", code, status.Convert(err).Message())]++
 	t.mu.Unlock()
 	switch code {
 	case codes.InvalidArgument, codes.NotFound, codes.Internal, codes.Unknown:

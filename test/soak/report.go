@@ -36,12 +36,12 @@ func (r *report) counters(w *world) {
 
 // print writes the table, of one line, and what the failures were.
 func (r *report) print(out io.Writer) {
-	failed, codes := 0, []string(nil)
-	for code, n := range r.Load.failed {
+	failed, kinds := 0, []string(nil)
+	for kind, n := range r.Load.failed {
 		failed += n
-		codes = append(codes, fmt.Sprintf("%s %d", code, n))
+		kinds = append(kinds, fmt.Sprintf("failed: %d %s", n, kind))
 	}
-	slices.Sort(codes)
+	slices.Sort(kinds)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "OPERATIONS\tFAILED\tFAULTS\tRECOVERIES\tLONGEST STALL\tSLOWEST HEALING\tMEMORY START\tEND\tFDS\tTHREADS\tSESSIONS")
 	fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%s\t%s\t%.1f MiB\t%.1f MiB\t%d to %d\t%d to %d\tat most %d\n",
@@ -49,7 +49,7 @@ func (r *report) print(out io.Writer) {
 		r.Stall.Round(time.Millisecond), r.Healed.Round(time.Millisecond), r.Start.AnonMiB, r.End.AnonMiB,
 		r.Start.Files, r.End.Files, r.Start.Threads, r.End.Threads, r.Sessions)
 	_ = t.Flush()
-	fmt.Fprintf(out, "failed: %s\n", strings.Join(codes, ", "))
+	fmt.Fprintln(out, strings.Join(kinds, "\n"))
 }
 
 // broken says which promises were broken.

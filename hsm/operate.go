@@ -85,38 +85,40 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) {
 			return nil, err
 		}
-		f := faultOf(err)
-		if err = t.mend(ctx, until, gen, held, op, f, err, mended[f]); err != nil {
+		if err = t.mend(ctx, until, gen, held, op, err, mended); err != nil {
 			return nil, err
 		}
-		mended[f] = true
 	}
 }
 
-// mend prepares another try after a fault, or says what the outcome is.
-func (t *Token) mend(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, f fault, err error, again bool) error {
+// unconfirmed marks in mended that the second look at a ciphertext failed too.
+const unconfirmed = faultNone
+
+// mend prepares another try after a fault, or says what the outcome is. mended is what was tried already.
+func (t *Token) mend(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, mended map[fault]bool) error {
+	f := faultOf(err)
+	again := mended[f]
 	switch {
 	case f == faultData && op.flawed:
 		if checkErr := t.confirm(ctx, until, gen, held); checkErr != nil {
 			t.suspected(gen, faultData, checkErr)
-			if again {
+			if mended[unconfirmed] {
 				return t.failed(err)
 			}
+			mended[unconfirmed] = true // it says nothing of the ciphertext
 			return nil
 		}
 		if again {
 			return fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnauthentic, err)
 		}
-		return nil
 	case again:
 		t.suspected(gen, max(f, faultData), err)
 		return t.failed(err)
-	case f == faultSession:
-		return nil
-	default:
+	case f != faultSession:
 		t.suspected(gen, f, err)
-		return nil
 	}
+	mended[f] = true
+	return nil
 }
 
 func (t *Token) failed(err error) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -14,8 +15,8 @@ import (
 // With no key proven yet, the newest that works is enough. Where tokens differ in that (one lacks the newest, or
 // cannot use it), the older ones are tried too: there may be one that works on all.
 //
-// A token that works wrongly is distrusted (Distruster): it serves no more until it has proven itself anew, and the
-// others go on. Errors: what View.Problem says when there is no current key; ErrSelfTest when no other token than one
+// A token that works wrongly while another works well is distrusted (Distruster): it serves no more until it has proven
+// itself anew. Errors: what View.Problem says when there is no current key; ErrSelfTest when no other token than one
 // that works wrongly is left; ErrUnavailable and its like when no token could be asked.
 func (r *Ring) Exercise(ctx context.Context) error {
 	errs := r.exerciseOnAll(ctx, false)
@@ -28,15 +29,13 @@ func (r *Ring) Exercise(ctx context.Context) error {
 	if view.Current == nil {
 		return errors.Join(append([]error{view.Problem}, errs...)...)
 	}
-	worked := false
+	if !slices.Contains(errs, nil) {
+		return errors.Join(errs...) // the only token there is goes on with what it can do: Decrypt, perhaps
+	}
 	for i, token := range r.tokens.Members() {
-		worked = worked || errs[i] == nil
 		if d, ok := token.(Distruster); ok && errors.Is(errs[i], ErrSelfTest) {
 			d.Distrust(errs[i])
 		}
-	}
-	if !worked {
-		return errors.Join(errs...)
 	}
 	return nil
 }

@@ -11,7 +11,10 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // object is a JSON object; kube-apiserver's configuration files are YAML, of which JSON is a part.
@@ -71,10 +74,27 @@ func FreePorts(n int) ([]int, error) {
 			continue
 		}
 		defer l.Close() // all are held until the last is found, so that they differ
-		ports = append(ports, port)
+		if reserve(port) {
+			ports = append(ports, port)
+		}
 	}
 	if len(ports) < n {
 		return nil, fmt.Errorf("looking for %d free ports on 127.0.0.1 between %d and %d: found %d", n, low, high, len(ports))
 	}
 	return ports, nil
+}
+
+// reserve keeps a port for this process until it ends: between the look whether it is free and the program that listens
+// on it, another test must not find it free too. The lock is a file's, so that it holds between processes.
+func reserve(port int) bool {
+	dir := filepath.Join(os.TempDir(), "hsm-kms-test-ports")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return true // nobody else keeps ports there either
+	}
+	fd, err := unix.Open(filepath.Join(dir, strconv.Itoa(port)), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return true
+	}
+	// The descriptor stays open on purpose: the lock goes when the process ends.
+	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil
 }

@@ -11,7 +11,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
+	"runtime"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -85,16 +85,20 @@ func FreePorts(n int) ([]int, error) {
 }
 
 // reserve keeps a port for this process until it ends: between the look whether it is free and the program that listens
-// on it, another test must not find it free too. The lock is a file's, so that it holds between processes.
+// on it, another test must not find it free too. What is kept is a name in Linux's abstract socket namespace, which all
+// processes share and which leaves no file behind.
 func reserve(port int) bool {
-	dir := filepath.Join(os.TempDir(), "hsm-kms-test-ports")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return true // nobody else keeps ports there either
-	}
-	fd, err := unix.Open(filepath.Join(dir, strconv.Itoa(port)), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
+	if runtime.GOOS != "linux" {
 		return true
 	}
-	// The descriptor stays open on purpose: the lock goes when the process ends.
-	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return true // nothing can be kept, and the port is free as far as anyone knows
+	}
+	unix.CloseOnExec(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@hsm-kms-test-port-" + strconv.Itoa(port)}); err != nil {
+		_ = unix.Close(fd) // somebody else's
+		return false
+	}
+	return true // the descriptor stays open on purpose
 }

@@ -128,8 +128,8 @@ func (t *Token) failed(err error) error {
 // confirm opens, with the same key, what is known to be authentic: does the token refuse this ciphertext, or
 // every one? It takes a session of its own, so that the answer does not depend on the one that failed.
 func (t *Token) confirm(ctx context.Context, until time.Time, gen *generation, held *heldKey) error {
-	_, err := t.once(ctx, until, gen, held, operation{name: "C_Decrypt", in: held.proof,
-		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
+	_, err := t.once(ctx, until, gen, held, operation{name: "C_Decrypt",
+		run: func(api p11.API, s p11.Session, _ p11.Object, _ []byte) ([]byte, error) {
 			return nil, held.reopen(api, s)
 		}}, true)
 	return err

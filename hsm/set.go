@@ -61,6 +61,18 @@ func (s *Set) Run(ctx context.Context) {
 	}
 }
 
+// Start is Run in the background. It goes on when ctx ends, because what is to be drained still needs the tokens: stop
+// ends it, and waits until it has ended.
+func (s *Set) Start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx) })
+	return func() {
+		cancel()
+		running.Wait()
+	}
+}
+
 // Connected waits until every token has been tried once, and returns what is wrong with those that cannot be
 // used, by their order; nil for one that can.
 func (s *Set) Connected(ctx context.Context) []error {

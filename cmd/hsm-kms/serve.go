@@ -155,10 +155,7 @@ func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig)
 	if err != nil {
 		return nil, nil, err
 	}
-	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	running.Go(func() { set.Run(runCtx) })
-	stop := func() { cancel(); running.Wait() }
+	stop := set.Start(ctx)
 	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
 	defer cancelWait()
 	for _, problem := range set.Connected(waitCtx) {

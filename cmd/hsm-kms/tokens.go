@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -120,14 +119,7 @@ func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, k
 	if err != nil {
 		return nil, err
 	}
-	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	running.Go(func() { set.Run(runCtx) })
-	u := &tokensInUse{
-		set:  set,
-		ring: envelope.NewRing(known, set),
-		stop: func() { cancel(); running.Wait() },
-	}
+	u := &tokensInUse{set: set, ring: envelope.NewRing(known, set), stop: set.Start(ctx)}
 	waitCtx, cancelWait := context.WithTimeout(ctx, connectWait)
 	defer cancelWait()
 	u.problems = set.Connected(waitCtx)

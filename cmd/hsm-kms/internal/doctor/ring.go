@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -37,11 +36,7 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 		d.failure("login", "", err, "see that the module loads")
 		return nil
 	}
-	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	running.Go(func() { set.Run(runCtx) })
-	defer running.Wait()
-	defer cancel()
+	defer set.Start(ctx)()
 	ctx, cancelWait := context.WithTimeout(ctx, connectWait)
 	defer cancelWait()
 

@@ -1,0 +1,63 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+)
+
+// Keys implements envelope.Token. It reads the ring on the control session and replaces the table of the
+// present generation.
+func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, t.cfg.CallTimeout, errAbandoned)
+	defer cancel()
+	gen, err := t.ready(limited)
+	if err != nil {
+		return nil, err
+	}
+	var keys []envelope.Key
+	err = t.onControl(ctx, "reading the ring", func() {}, func(api p11.API, _ *call) error {
+		if gen.ended() {
+			return errStale
+		}
+		reader := t.reader(api, gen.slot, gen.control)
+		old := gen.table.Load()
+		read, err := reader.read(old)
+		gen.control = reader.session
+		if reader.unclean {
+			t.noteUnclean()
+		}
+		if err != nil {
+			return err
+		}
+		if len(read.byID) == 0 && len(old.byID) > 0 {
+			return errVanished
+		}
+		gen.table.Store(read)
+		keys = read.keys
+		return nil
+	})
+	switch {
+	case err == nil:
+		return keys, nil
+	case isAway(err), errors.Is(err, errStale):
+	case errors.Is(err, errVanished):
+		t.suspected(gen, faultToken, err)
+	default:
+		t.suspected(gen, max(faultOf(err), faultLogin), err)
+	}
+	return nil, fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err))
+}
+
+// Distrust implements envelope.Distruster: the connection is given up, and the self-test decides about the next one.
+func (t *Token) Distrust(why error) {
+	t.mu.Lock()
+	gen := t.gen
+	t.mu.Unlock()
+	if gen != nil {
+		t.suspected(gen, faultToken, why)
+	}
+}

@@ -86,15 +86,20 @@ func (m *module) initialize(api p11.API) error {
 	return nil
 }
 
-// finalize ends the module so that initialize begins anew, with the generations of every token in it. self is
-// the caller's own call, the only one that may be in flight. While another hangs, and where one turns out to, nothing is
-// touched: the tokens that work keep their connections.
-func (m *module) finalize(ctx context.Context, self *call, api p11.API, why string) error {
+// anyHangs tells whether a call into the module hangs, so that waiting for it would hold up the tokens that work.
+func (m *module) anyHangs() bool {
 	for _, t := range m.tokens {
 		if hanging, _ := m.flight.hanging(t.cfg.Name, t.cfg.CallTimeout); hanging > 0 {
-			return m.held()
+			return true
 		}
 	}
+	return false
+}
+
+// finalize ends the module so that initialize begins anew, with the generations of every token in it. self is
+// the caller's own call, the only one that may be in flight: it waits for the others until ctx ends. When one has not
+// returned by then nothing is touched.
+func (m *module) finalize(ctx context.Context, self *call, api p11.API, why string) error {
 	resume, err := m.flight.drain(ctx, self)
 	if err != nil {
 		return m.held()

@@ -144,6 +144,9 @@ func (t *Token) attempt(ctx context.Context, anew bool) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CallTimeout)
 		defer cancel()
 		if anew {
+			if t.mod.anyHangs() {
+				return t.mod.held() // the tokens that work keep their connections
+			}
 			if err := t.mod.finalize(ctx, c, api, "its module is initialised anew"); err != nil {
 				return err
 			}

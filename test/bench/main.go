@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -21,6 +22,7 @@ type options struct {
 	ops    int
 	deks   int
 	strict bool
+	parts  string
 
 	// Of the other roles, which this program starts itself in.
 	role, socket, module, label, pinFile, profile string
@@ -41,6 +43,7 @@ func run() error {
 	flag.IntVar(&o.rounds, "rounds", 9, "how many rounds of turns; those with a slow token are a third of it")
 	flag.IntVar(&o.ops, "ops", 100_000, "how many operations the memory is measured over")
 	flag.IntVar(&o.deks, "deks", 2000, "how many DEKs a cold start opens")
+	flag.StringVar(&o.parts, "parts", "fast,slow,held", "which `parts` to measure: ratios to N and R; a slow token, starts and counts; what the process holds")
 	flag.BoolVar(&o.strict, "strict", false, "exit 1 when a limit is missed")
 	flag.StringVar(&o.role, "role", "", "internal: what this process is")
 	flag.StringVar(&o.socket, "socket", "", "internal")
@@ -79,7 +82,12 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := w.startEmpty(ctx); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, *table) error{w.fast, w.slow, w.held} {
+	parts := map[string]func(context.Context, *table) error{"fast": w.fast, "slow": w.slow, "held": w.held}
+	for name := range strings.SplitSeq(o.parts, ",") {
+		part := parts[name]
+		if part == nil {
+			return fmt.Errorf("-parts: there is no part %q; there are fast, slow and held", name)
+		}
 		if err := part(ctx, t); err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
@@ -204,7 +205,7 @@ func (c *bareCalls) measure(r bareRequest) (sample, error) {
 			return sample{}, err
 		}
 	}
-	return drive(context.Background(), r.Load, func(client, _ int) (err error) {
+	return measure.Drive(context.Background(), r.Load, func(client, _ int) (err error) {
 		switch s := c.sessions[client]; r.Pair {
 		case pairEncrypt:
 			// One nonce for all: this key protects nothing, and drawing nonces is the plugin's work, not the token's.

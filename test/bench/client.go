@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // The operations, as they are named in the table and in the results.
@@ -87,7 +89,7 @@ func (c *client) seal(ctx context.Context, n int) error {
 
 // measure puts a load of one operation on the server.
 func (c *client) measure(ctx context.Context, op string, l load) (sample, error) {
-	s, err := drive(ctx, l, func(_, call int) error {
+	s, err := measure.Drive(ctx, l, func(_, call int) error {
 		var err error
 		switch op {
 		case opStatus:

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
 
@@ -82,7 +83,7 @@ func statusWhileHung(ctx context.Context, s *subject, t *table) error {
 	if err := s.fault.WaitHung(hung, firstCall(s.profile), 1); err != nil {
 		return err
 	}
-	got, err := drive(ctx, load{Clients: 1, Time: callTimeout}, func(int, int) error {
+	got, err := measure.Drive(ctx, load{Clients: 1, Time: callTimeout}, func(int, int) error {
 		_, err := s.client.status(ctx)
 		return err
 	})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // steady keeps probes and refreshes out of what is counted.
@@ -25,22 +27,22 @@ func (w *world) fast(ctx context.Context, t *table) error {
 		return err
 	}
 	p := plan{subjects: subjects, clients: []int{1, 8, 32}, slice: w.options.slice, rounds: w.options.rounds}
-	before, known := w.cpuNow()
+	before, known := measure.CPUNow(w.pids()...)
 	if err := p.run(ctx, w.n, t.measured, tell); err != nil {
 		return err
 	}
-	if after, _ := w.cpuNow(); known {
-		t.figure("processors used by others during these rounds (above 10 the ratios tell of the machine, too)", others(before, after), "percent", nil)
+	if after, _ := measure.CPUNow(w.pids()...); known {
+		t.figure("processors used by others during these rounds (above 10 the ratios tell of the machine, too)", measure.Others(before, after), "percent", nil)
 	}
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
 			one := point{whoPlugin, s.profile, op, 1, 0}
-			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", atMost(1.15))
+			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), measure.Median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", atMost(1.15))
 			eight := point{whoPlugin, s.profile, op, 8, 0}
-			t.figure(fmt.Sprintf("%s, %s, rate with 8 clients", s.profile, op), median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", atLeast(0.9))
+			t.figure(fmt.Sprintf("%s, %s, rate with 8 clients", s.profile, op), measure.Median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", atLeast(0.9))
 			one.Who, eight.Who = whoB, whoB
-			t.figure(fmt.Sprintf("the same of B: %s, %s, p50", s.profile, op), median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", nil)
-			t.figure(fmt.Sprintf("the same of B: %s, %s, rate", s.profile, op), median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", nil)
+			t.figure(fmt.Sprintf("the same of B: %s, %s, p50", s.profile, op), measure.Median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", nil)
+			t.figure(fmt.Sprintf("the same of B: %s, %s, rate", s.profile, op), measure.Median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", nil)
 		}
 	}
 	tell("starting again and again")
@@ -94,7 +96,7 @@ func (w *world) slow(ctx context.Context, t *table) error {
 		for _, op := range []string{opEncrypt, opDecrypt} {
 			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, 5 * time.Millisecond} }
 			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", atMost(11.5))
-			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.rate), "per second", atLeast(2800))
+			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", atLeast(2800))
 		}
 	}
 	return w.coldAndHung(ctx, gcm, t)

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // resources are what a process holds.
@@ -67,7 +69,7 @@ func memory(ctx context.Context, s *subject, ops int, t *table) error {
 	t.resources(0, start)
 	var settled, now resources
 	for step := 1; step <= steps; step++ {
-		if _, err := drive(ctx, load{Clients: clients, Ops: ops / steps}, func(_, call int) error { return s.mixed(ctx, call) }); err != nil {
+		if _, err := measure.Drive(ctx, load{Clients: clients, Ops: ops / steps}, func(_, call int) error { return s.mixed(ctx, call) }); err != nil {
 			return err
 		}
 		if now, err = s.resources(); err != nil {
@@ -123,6 +125,6 @@ func startUp(ctx context.Context, s *subject, t *table) error {
 		}
 		took = append(took, milliseconds(d))
 	}
-	t.figure("start to first answer, SoftHSM, "+s.profile, median(took), "ms", below(300))
+	t.figure("start to first answer, SoftHSM, "+s.profile, measure.Median(took), "ms", below(300))
 	return nil
 }

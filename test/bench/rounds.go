@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // The four that take turns.
@@ -98,7 +100,7 @@ func (r rounds) median(p point, f func(sample) float64) float64 {
 	for _, s := range r[p] {
 		values = append(values, f(s))
 	}
-	return median(values)
+	return measure.Median(values)
 }
 
 // perRound computes, for each round, what f says of N, R and the plugin in it. R is that of loops as many as rLoops
@@ -128,9 +130,9 @@ func latencyRatio(n, bare, plugin sample) float64 {
 
 // rateRatio is the plugin's rate over 1 / (1/N + 1/R), the rate of one who does both one after the other.
 func rateRatio(n, bare, plugin sample) float64 {
-	seconds := 1 / n.rate()
+	seconds := 1 / n.Rate()
 	if bare.Ops > 0 {
-		seconds += 1 / bare.rate()
+		seconds += 1 / bare.Rate()
 	}
-	return plugin.rate() * seconds
+	return plugin.Rate() * seconds
 }

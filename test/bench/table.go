@@ -6,8 +6,9 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // limit is what a figure must keep to.
@@ -70,33 +71,13 @@ func (t *table) missed() int {
 // write writes all of it as tables for people, each line after prefix.
 func (t *table) write(out io.Writer, prefix string) error {
 	var text strings.Builder
-	section(&text, "", t.operations())
-	section(&text, "What the process holds over many operations", append([][]string{{"operations", "RssAnon MiB", "threads", "descriptors", "sessions"}}, t.held...))
-	section(&text, "Figures and their limits", t.judged())
+	measure.Section(&text, "", t.operations())
+	measure.Section(&text, "What the process holds over many operations", append([][]string{{"operations", "RssAnon MiB", "threads", "descriptors", "sessions"}}, t.held...))
+	measure.Section(&text, "Figures and their limits", t.judged())
 	for _, note := range t.notes {
 		fmt.Fprintf(&text, "\nnote: %s\n", note)
 	}
-	for line := range strings.Lines(text.String()) {
-		if _, err := fmt.Fprint(out, strings.TrimRight(prefix+strings.TrimSuffix(line, "\n"), " ")+"\n"); err != nil {
-			return fmt.Errorf("writing the table: %w", err)
-		}
-	}
-	return nil
-}
-
-// section writes rows in columns; one with its heading row alone is left out.
-func section(out io.Writer, title string, rows [][]string) {
-	if len(rows) < 2 {
-		return
-	}
-	if title != "" {
-		fmt.Fprintf(out, "\n%s\n", title)
-	}
-	columns := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(columns, strings.Join(row, "\t"))
-	}
-	_ = columns.Flush() // a strings.Builder takes all
+	return measure.WriteLines(out, prefix, text.String())
 }
 
 // operations is one row for each operation of the plugin, with the N and R that were measured beside it.
@@ -111,8 +92,8 @@ func (t *table) operations() [][]string {
 			p.Delay.String(), p.Profile, p.Op, fmt.Sprint(p.Clients),
 			micros(t.measured.median(n, p50)), micros(t.measured.median(r, p50)), micros(t.measured.median(b, p50)),
 			micros(t.measured.median(p, p50)), micros(t.measured.median(p, p99)),
-			whole(t.measured.median(n, sample.rate)), whole(t.measured.median(r, sample.rate)),
-			whole(t.measured.median(b, sample.rate)), whole(t.measured.median(p, sample.rate)),
+			whole(t.measured.median(n, sample.Rate)), whole(t.measured.median(r, sample.Rate)),
+			whole(t.measured.median(b, sample.Rate)), whole(t.measured.median(p, sample.Rate)),
 			ratio(t.measured.perRound(p, p.Clients, latencyRatio)), ratio(t.measured.perRound(b, p.Clients, latencyRatio)),
 			ratio(t.measured.perRound(p, rateLoops(p), rateRatio)), ratio(t.measured.perRound(b, rateLoops(p), rateRatio)),
 		})
@@ -125,7 +106,7 @@ func ratio(perRound []float64) string {
 	if len(perRound) == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.2f", median(perRound))
+	return fmt.Sprintf("%.2f", measure.Median(perRound))
 }
 
 // rateLoops is how many loops the R of a rate has: one, as promised, unless each call waits for a network, which as
@@ -142,12 +123,12 @@ func (t *table) judged() [][]string {
 	for _, f := range t.figures {
 		bound, verdict := "", ""
 		if f.limit != nil {
-			bound, verdict = fmt.Sprintf("%s %s", f.limit.sign, number(f.limit.bound)), "PASS"
+			bound, verdict = fmt.Sprintf("%s %s", f.limit.sign, measure.Number(f.limit.bound)), "PASS"
 			if !f.limit.keeps(f.value) {
 				verdict = "MISS"
 			}
 		}
-		rows = append(rows, []string{f.what, number(f.value) + " " + f.unit, bound, verdict})
+		rows = append(rows, []string{f.what, measure.Number(f.value) + " " + f.unit, bound, verdict})
 	}
 	return rows
 }
@@ -184,19 +165,6 @@ func whole(v float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.0f", v)
-}
-
-// number shows three significant places, and never an exponent.
-func number(v float64) string {
-	switch a := max(v, -v); {
-	case a >= 100 || v == float64(int64(v)):
-		return fmt.Sprintf("%.0f", v)
-	case a >= 10:
-		return fmt.Sprintf("%.1f", v)
-	case a >= 1:
-		return fmt.Sprintf("%.2f", v)
-	}
-	return fmt.Sprintf("%.3f", v)
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -49,6 +49,15 @@ func newWorld(o *options) (*world, error) {
 	return w, nil
 }
 
+// pids are the processes of what is measured, as they are now.
+func (w *world) pids() []int {
+	var pids []int
+	for _, pid := range w.children {
+		pids = append(pids, pid())
+	}
+	return pids
+}
+
 func (w *world) atEnd(f func() error) { w.ends = append(w.ends, f) }
 
 // close ends all that was started, last first.

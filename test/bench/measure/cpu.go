@@ -1,9 +1,10 @@
-package main
+package measure
 
 import (
 	"bytes"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,15 +14,15 @@ import (
 // clockTick is USER_HZ, the unit of times in /proc: 100 a second on every architecture that Go runs on.
 const clockTick = 10 * time.Millisecond
 
-// cpu is processor time, of the whole machine and of what is measured (this process and its children).
-type cpu struct {
+// CPU is processor time, of the whole machine and of what is measured.
+type CPU struct {
 	all  time.Duration // busy and idle
 	busy time.Duration // by anybody, other guests of the same host included
-	own  time.Duration
+	own  time.Duration // of this process, of its children that have ended, and of those that were named
 }
 
-// cpuNow reads them. Where there is no /proc, ok is false.
-func (w *world) cpuNow() (c cpu, ok bool) {
+// CPUNow reads them; pids are the children that run. Where there is no /proc, ok is false.
+func CPUNow(pids ...int) (c CPU, ok bool) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return c, false
@@ -36,13 +37,15 @@ func (w *world) cpuNow() (c cpu, ok bool) {
 			c.busy += spent
 		}
 	}
-	var self syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
-		return c, false
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var used syscall.Rusage
+		if err := syscall.Getrusage(who, &used); err != nil {
+			return c, false
+		}
+		c.own += time.Duration(used.Utime.Nano() + used.Stime.Nano())
 	}
-	c.own = time.Duration(self.Utime.Nano() + self.Stime.Nano())
-	for _, pid := range w.children {
-		c.own += cpuOf(pid())
+	for _, pid := range pids {
+		c.own += cpuOf(pid)
 	}
 	return c, true
 }
@@ -62,11 +65,25 @@ func cpuOf(pid int) time.Duration {
 	return time.Duration(user+system) * clockTick
 }
 
-// others is the share of the machine's processors, in percent, that somebody else used between two readings.
-func others(before, after cpu) float64 {
+// Others is the share of the machine's processors, in percent, that somebody else used between two readings.
+func Others(before, after CPU) float64 {
 	all := after.all - before.all
 	if all <= 0 {
 		return 0
 	}
 	return max(0, 100*float64((after.busy-before.busy)-(after.own-before.own))/float64(all))
+}
+
+// Processor names the machine's CPU; where the system does not tell, its architecture.
+func Processor() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return fmt.Sprintf("%s x %d", strings.TrimSpace(value), runtime.NumCPU())
+		}
+	}
+	return runtime.GOARCH
 }

@@ -139,6 +139,17 @@ func (c *Cluster) httpClient() (*http.Client, error) {
 	if c.http != nil {
 		return c.http, nil
 	}
+	pool, err := c.Roots()
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: tlsConfig}, Timeout: 30 * time.Second}
+	return c.http, nil
+}
+
+// Roots has the certificate that the API server made for itself at its first start; before that it is an error.
+func (c *Cluster) Roots() (*x509.CertPool, error) {
 	data, err := os.ReadFile(c.path("certs/apiserver.crt"))
 	if err != nil {
 		return nil, fmt.Errorf("reading the API server's certificate: %w", err)
@@ -147,10 +158,11 @@ func (c *Cluster) httpClient() (*http.Client, error) {
 	if !pool.AppendCertsFromPEM(data) {
 		return nil, errors.New("reading the API server's certificate: not written yet")
 	}
-	tlsConfig := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: tlsConfig}, Timeout: 30 * time.Second}
-	return c.http, nil
+	return pool, nil
 }
+
+// Token is an administrator's bearer token, for a client of one's own.
+func (c *Cluster) Token() string { return c.token }
 
 func get(ctx context.Context, client *http.Client, url string) (int, string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

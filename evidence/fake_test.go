@@ -38,7 +38,7 @@ func (m *memory) Read(ctx context.Context, each func([]evidence.Object) error) (
 			return evidence.Reading{}, err
 		}
 	}
-	return evidence.Reading{Name: "memory", Revision: int64(len(m.objects))}, m.err
+	return evidence.Reading{Name: "memory", Revision: int64(len(m.objects)), Prefixes: []string{"/registry"}}, m.err
 }
 
 func (m *memory) Find(_ context.Context, key string) (evidence.Object, error) {

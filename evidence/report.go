@@ -23,6 +23,9 @@ type Report struct {
 	// too. Live, etcd does not show them.
 	History []Resource `json:"history"`
 	Sources []Reading  `json:"sources"`
+	// Restricted are the resources that the report was restricted to; empty: it tells of all. Whoever takes a report for
+	// evidence that something is nowhere must look here.
+	Restricted []string `json:"restricted"`
 	// UndecodableObjects names the first MaxNamed of them.
 	UndecodableObjects []Problem `json:"undecodableObjects"`
 	Findings           []Finding `json:"findings"` // of the requirements that were given; empty: all are met
@@ -73,7 +76,7 @@ func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, 
 		opts.Now = time.Now
 	}
 	t := newTally(opts.Resources)
-	report := &Report{Time: opts.Now().UTC().Format(time.RFC3339Nano)}
+	report := &Report{Time: opts.Now().UTC().Format(time.RFC3339Nano), Restricted: append([]string{}, opts.Resources...)}
 	for _, source := range sources {
 		reading, err := source.Read(ctx, t.add)
 		if err != nil {

@@ -37,6 +37,8 @@ type Reading struct {
 	Name     string `json:"name"`              // endpoints, or the file's path
 	Revision int64  `json:"revision"`          // everything up to here was seen
 	Cluster  string `json:"cluster,omitempty"` // etcd's cluster id in hex; a snapshot does not know it
+	// Prefixes are those of the API server below which everything was read.
+	Prefixes []string `json:"prefixes"`
 	// SHA256 is what the snapshot's own integrity hash says and its bytes gave; empty: there is none to check.
 	SHA256 string `json:"sha256,omitempty"`
 	// From is the first revision that was read at, when compaction forced the reading on to newer ones; else 0.

@@ -49,7 +49,16 @@ type etcdFlags struct {
 	snapshots         []string
 }
 
+// add is for commands that read etcd or snapshots.
 func (f *etcdFlags) add(cmd *cobra.Command) {
+	f.addLive(cmd)
+	cmd.Flags().StringArrayVar(&f.snapshots, "snapshot", nil, "read this `file` (of etcdctl or etcdutl, or member/snap/db) and no etcd; may be given again")
+	cmd.MarkFlagsMutuallyExclusive("snapshot", "endpoints")
+	cmd.MarkFlagsMutuallyExclusive("snapshot", "etcd-servers-overrides")
+}
+
+// addLive is for commands that need the etcd of a running cluster.
+func (f *etcdFlags) addLive(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.endpoints, "endpoints", []string{defaultEndpoint}, "etcd's addresses, as etcdctl takes them")
 	flags.StringVar(&f.caFile, "cacert", "", "CA that signed etcd's certificate (default: kubeadm's, if it is there)")
@@ -57,9 +66,6 @@ func (f *etcdFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.key, "key", "", "the client certificate's key (default: kubeadm's, if it is there)")
 	flags.StringSliceVar(&f.overrides, "etcd-servers-overrides", nil, "other etcds, as kube-apiserver takes them: GROUP/RESOURCE#SERVER;SERVER")
 	flags.StringSliceVar(&f.prefixes, "prefix", []string{defaultEtcdPrefix}, "kube-apiserver's --etcd-prefix; more than one is fine")
-	flags.StringArrayVar(&f.snapshots, "snapshot", nil, "read this `file` (of etcdctl or etcdutl, or member/snap/db) and no etcd; may be given again")
-	cmd.MarkFlagsMutuallyExclusive("snapshot", "endpoints")
-	cmd.MarkFlagsMutuallyExclusive("snapshot", "etcd-servers-overrides")
 	cmd.MarkFlagsRequiredTogether("cert", "key")
 }
 

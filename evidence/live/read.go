@@ -59,7 +59,7 @@ func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 }
 
 func (r *reader) reading() evidence.Reading {
-	reading := evidence.Reading{Name: r.etcd.name, Revision: r.revision, Cluster: strconv.FormatUint(r.cluster, 16)}
+	reading := evidence.Reading{Name: r.etcd.name, Revision: r.revision, Cluster: strconv.FormatUint(r.cluster, 16), Prefixes: r.etcd.prefixes}
 	if len(r.segments) > 0 && r.segments[0].revision != r.revision {
 		reading.From, reading.Changed = r.segments[0].revision, r.changed
 		reading.Notes = append(reading.Notes, fmt.Sprintf(

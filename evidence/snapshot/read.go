@@ -53,7 +53,7 @@ func (f *File) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 	if err := evidence.Ahead(ctx, read, each); err != nil {
 		return evidence.Reading{}, err
 	}
-	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256}
+	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256, Prefixes: f.opts.Prefixes}
 	if f.sha256 == "" {
 		reading.Notes = append(reading.Notes, "the file has no integrity hash: only its structure was checked, and what stands in the write-ahead log alone is not in it")
 	}

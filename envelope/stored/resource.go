@@ -65,24 +65,44 @@ func NewResources() *Resources {
 // widgets.example.com. The key is given without etcd's prefix and its slash: secrets/NAMESPACE/NAME. What follows
 // neither form, as Kubernetes' own ranges and leases of API servers do, is named by its first part.
 func (r *Resources) Of(key []byte) string {
-	first, rest, found := strings.Cut(string(key), "/")
+	resource, _ := r.split(string(key))
+	return resource
+}
+
+// Split returns the resource as Of does, and the namespace (empty: the object has none) and name of the object under key.
+// ok is false for what has not the form of an object of the API, which is then no more than its resource.
+func (r *Resources) Split(key []byte) (resource, namespace, name string, ok bool) {
+	resource, rest := r.split(string(key))
+	namespace, name, found := strings.Cut(rest, "/")
 	if !found {
-		return first
+		namespace, name = "", rest
 	}
-	second, _, _ := strings.Cut(rest, "/")
+	if name == "" || strings.Contains(name, "/") || found && namespace == "" {
+		return resource, "", "", false
+	}
+	return resource, namespace, name, true
+}
+
+// split cuts a key into its resource and what follows: NAMESPACE/NAME, or NAME.
+func (r *Resources) split(key string) (resource, rest string) {
+	first, rest, found := strings.Cut(key, "/")
+	if !found {
+		return first, ""
+	}
+	second, third, _ := strings.Cut(rest, "/")
 	if name, ok := r.renamed[first+"/"+second]; ok {
-		return name
+		return name, third
 	}
 	if strings.Contains(first, ".") && second != "" { // a group: its name always has a dot
-		return second + "." + first
+		return second + "." + first, third
 	}
 	if name, ok := r.renamed[first]; ok {
 		first = name
 	}
 	if group := r.group[first]; group != "" {
-		return first + "." + group
+		return first + "." + group, rest
 	}
-	return first
+	return first, rest
 }
 
 // Matches tells whether a resource is among those that an entry of an EncryptionConfiguration names: secrets,

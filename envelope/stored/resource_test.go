@@ -38,6 +38,36 @@ func TestResources(t *testing.T) {
 	}
 }
 
+func TestSplit(t *testing.T) {
+	t.Parallel()
+	r := stored.NewResources()
+	for key, want := range map[string][3]string{
+		"secrets/default/one":                                  {"secrets", "default", "one"},
+		"deployments/default/web":                              {"deployments.apps", "default", "web"},
+		"namespaces/default":                                   {"namespaces", "", "default"},
+		"minions/node-1":                                       {"nodes", "", "node-1"},
+		"clusterroles/system:node":                             {"clusterroles.rbac.authorization.k8s.io", "", "system:node"},
+		"services/specs/default/s":                             {"services", "default", "s"},
+		"services/endpoints/default/s":                         {"endpoints", "default", "s"},
+		"example.com/widgets/default/w":                        {"widgets.example.com", "default", "w"},
+		"example.com/gadgets/g":                                {"gadgets.example.com", "", "g"},
+		"apiextensions.k8s.io/customresourcedefinitions/a.b.c": {"customresourcedefinitions.apiextensions.k8s.io", "", "a.b.c"},
+	} {
+		resource, namespace, name, ok := r.Split([]byte(key))
+		if got := [3]string{resource, namespace, name}; !ok || got != want {
+			t.Errorf("Split(%q) = %q, %v, want %q", key, got, ok, want)
+		}
+	}
+	for key, want := range map[string]string{
+		"secrets/default/one/two": "secrets", "secrets/default/": "secrets", "secrets//one": "secrets", "secrets/": "secrets",
+		"health": "health", "": "", "/": "", "example.com/": "example.com", "example.com/widgets": "widgets.example.com",
+	} {
+		if resource, _, _, ok := r.Split([]byte(key)); ok || resource != want {
+			t.Errorf("Split(%q) = %q, %v, want %q and no object", key, resource, ok, want)
+		}
+	}
+}
+
 func TestMatches(t *testing.T) {
 	t.Parallel()
 	r := stored.NewResources()

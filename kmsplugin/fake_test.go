@@ -93,6 +93,7 @@ func newRing(t testing.TB) (*fakeRing, envelope.KeyID) {
 type records struct {
 	mu      sync.Mutex
 	ops     []Operation
+	counted map[answer]int
 	err     error
 	status  int
 	refused int
@@ -106,9 +107,19 @@ func (r *records) Record(op Operation) error {
 	return r.err
 }
 
-func (r *records) Answered(operation string, _ codes.Code, _ time.Duration) {
+// answer is what Metrics are told of one.
+type answer struct {
+	operation string
+	code      codes.Code
+}
+
+func (r *records) Answered(operation string, code codes.Code, _ time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.counted == nil {
+		r.counted = map[answer]int{}
+	}
+	r.counted[answer{operation, code}]++
 	if operation == OperationStatus {
 		r.status++
 	}
@@ -125,6 +136,12 @@ func (r *records) last() Operation {
 		return Operation{}
 	}
 	return r.ops[len(r.ops)-1]
+}
+
+func (r *records) answers(operation string, code codes.Code) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.counted[answer{operation, code}]
 }
 
 func (r *records) count() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.ops) }

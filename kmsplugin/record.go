@@ -13,10 +13,11 @@ const (
 	OperationStatus  = "Status"
 	OperationEncrypt = "Encrypt"
 	OperationDecrypt = "Decrypt"
+	OperationOther   = "Other" // what is no part of KMS v2; in metrics only
 )
 
 // Operation is one Encrypt or Decrypt, as an auditor sees it: everything but the data. RequestUID and the KeyID of a
-// Decrypt are the peer's own words, of any length up to the message's limit.
+// Decrypt are the peer's own words, of any length up to the message's limit; both are "" when the request could not be read.
 type Operation struct {
 	Time       time.Time // when the request came in
 	Operation  string

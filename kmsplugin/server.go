@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
-	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
@@ -90,6 +89,7 @@ func (p *Plugin) drain(server *grpc.Server) {
 // newServer makes the gRPC server. There is no reflection, no compression and no other service on it: what is not part
 // of KMS v2 is Unimplemented.
 func (p *Plugin) newServer() *grpc.Server {
+	guard := newGuard(p.service, &p.options)
 	server := grpc.NewServer(
 		grpc.Creds(peers.Credentials(peers.Policy{
 			UIDs:    p.options.AllowedUIDs,
@@ -97,7 +97,8 @@ func (p *Plugin) newServer() *grpc.Server {
 			Logger:  p.options.Logger,
 			Refused: p.options.Metrics.PeerRefused,
 		})),
-		newGuard(p.service, &p.options).interceptors(),
+		guard.interceptors(),
+		grpc.UnknownServiceHandler(guard.unknown),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
@@ -114,6 +115,6 @@ func (p *Plugin) newServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
 	)
-	kmsapi.RegisterKeyManagementServiceServer(server, p.service)
+	server.RegisterService(guard.methods(), p.service)
 	return server
 }

@@ -20,6 +20,8 @@ type Options struct {
 	ProbeInterval     time.Duration // default 30s
 	RefreshInterval   time.Duration // default 30s
 	WriteContinuation time.Duration // default 1h
+	// Random draws what the first pauses between probes are shortened by, from 0 to n; nil: chance. A simulation sets it.
+	Random func(n time.Duration) time.Duration
 
 	StateDir string        // where the last proven key_id is kept; "": nowhere
 	Proven   health.Proven // as health.LoadProven gave it; its Key is RingConfig.Floor
@@ -73,6 +75,7 @@ func New(o Options) *Plugin {
 		ProbeInterval:     o.ProbeInterval,
 		RefreshInterval:   o.RefreshInterval,
 		WriteContinuation: o.WriteContinuation,
+		Random:            o.Random,
 		StateDir:          o.StateDir,
 		Proven:            o.Proven,
 		Logger:            o.Logger,

@@ -131,9 +131,10 @@ func (l *logBuffer) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// start runs a Health until the test ends.
+// start runs a Health until the test ends. No pause is shortened at random, so that a test can tell when a probe comes.
 func start(t *testing.T, cfg Config) *Health {
 	t.Helper()
+	cfg.Random = func(time.Duration) time.Duration { return 0 }
 	h := New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -10,6 +10,7 @@ package health
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,8 @@ type Config struct {
 	Logger            *slog.Logger  // nil: nothing is logged
 	// Probed is told of each probe: its error (nil: good) and how long it took. nil: nobody is.
 	Probed func(err error, took time.Duration)
+	// Random draws what the first pauses are shortened by, from 0 to n; nil: chance.
+	Random func(n time.Duration) time.Duration
 	// Changed is told the words and the key_id ("": none) of Report whenever they change. nil: nobody is.
 	Changed func(words, keyID string)
 }
@@ -72,12 +75,15 @@ func New(cfg Config) *Health {
 	setDefault(&cfg.WriteContinuation, DefaultWriteContinuation)
 	setDefault(&cfg.CallLimit, DefaultCallLimit)
 	cfg.CallLimit = min(cfg.CallLimit, cfg.ProbeInterval)
+	if cfg.Random == nil {
+		cfg.Random = rand.N[time.Duration]
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	h := &Health{
 		cfg: cfg, first: make(chan struct{}), saved: cfg.Proven,
-		schedule: schedule{probeEvery: cfg.ProbeInterval, refreshEvery: cfg.RefreshInterval},
+		schedule: schedule{probeEvery: cfg.ProbeInterval, refreshEvery: cfg.RefreshInterval, random: cfg.Random},
 		log:      changes{logger: cfg.Logger, versions: map[string]string{}},
 	}
 	h.latest.Store(firstResult(cfg.Proven, time.Now()))

@@ -13,9 +13,11 @@ const clockMargin = time.Millisecond
 // schedule says when to read the ring and when to probe. The zero times are due at once.
 type schedule struct {
 	probeEvery, refreshEvery time.Duration
+	random                   func(n time.Duration) time.Duration // from 0 to n, n itself excluded
 
 	probeAt, refreshAt time.Time
 	backOff            time.Duration // zero: all is well
+	settled            bool          // the pauses are the configured ones
 }
 
 func (s *schedule) probeDue(now time.Time) bool   { return !now.Before(s.probeAt) }
@@ -24,19 +26,24 @@ func (s *schedule) refreshDue(now time.Time) bool { return !now.Before(s.refresh
 // plan sets the next times. While something is wrong, or a key that is due or nearly so is not ready, both come after a
 // back-off of 1 s, 2 s, 4 s and so on up to the usual interval. An activation wakes the probe at its instant, so that
 // all nodes change over together and not a probe interval apart.
+//
+// The first pauses after a start, and after something was wrong, are shortened at random, to a half at least: a fleet that
+// was started at one moment, after a power cut, would else meet at the HSM in every interval (test/simulation/capacity).
 func (s *schedule) plan(now time.Time, view envelope.View, unwell bool) {
 	if unwell || s.urgent(now, view) {
 		s.backOff = min(max(firstBackOff, 2*s.backOff), s.probeEvery)
 		s.probeAt = now.Add(s.backOff)
 		s.refreshAt = s.probeAt
+		s.settled = false
 	} else {
 		s.backOff = 0
 		if s.probeDue(now) || s.probeAt.After(now.Add(s.probeEvery)) {
-			s.probeAt = now.Add(s.probeEvery)
+			s.probeAt = now.Add(s.pause(s.probeEvery))
 		}
 		if s.refreshDue(now) || s.refreshAt.After(now.Add(s.refreshEvery)) {
-			s.refreshAt = now.Add(s.refreshEvery)
+			s.refreshAt = now.Add(s.pause(s.refreshEvery))
 		}
+		s.settled = true
 	}
 	for i := range view.Versions {
 		at := view.Versions[i].Activation.Add(clockMargin)
@@ -44,6 +51,14 @@ func (s *schedule) plan(now time.Time, view envelope.View, unwell bool) {
 			s.probeAt = at
 		}
 	}
+}
+
+// pause is the interval, or some of it.
+func (s *schedule) pause(interval time.Duration) time.Duration {
+	if s.settled {
+		return interval
+	}
+	return interval - s.random(interval/2)
 }
 
 // urgent tells whether a key is held back, or will be within two refresh intervals if nothing happens.

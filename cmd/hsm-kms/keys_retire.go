@@ -7,222 +7,206 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/user"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	"google.golang.org/grpc/codes"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/gate"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
-// withdrawMargin is the least time before its activation at which a pending key may still be withdrawn: later,
-// a node whose clock is ahead may have sealed under it.
-const withdrawMargin = 5 * time.Minute
+type retireFlags struct {
+	etcdFlags          // which etcd is read now; its own --snapshot is not there
+	evidence  string   // file of a report
+	named     []string // snapshots
+	settle    time.Duration
+	yes       bool
+	dryRun    bool
+}
 
 func (c *command) keysRetire() *cobra.Command {
-	var yes bool
+	f := &retireFlags{}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "retire KEYID",
-		Short: "Destroy a key that nothing needs: a pending one, before it becomes current",
-		Long: `Withdraws a pending key from every token that holds it. Destruction is for ever, so whatever is unclear is a
-refusal: a key that is or was current, a token that cannot be reached, an activation that is near.`,
+		Short: "Destroy a key that nothing needs: a pending one, or with evidence one that was current",
+		Long: `Destroys a key on every token that holds it. Destruction is for ever, so whatever is unclear is a refusal, and all
+reasons are told. A pending key is withdrawn before it becomes current. A key that was current wants evidence that
+nothing needs it: a report of etcd from a file, another that this command makes now, at least --settle apart, and
+every snapshot that is still to be restorable. The current key is never destroyed.`,
 		Example: `  hsm-kms keys list
-  hsm-kms keys retire kube-secrets/hk1-019ab3c4d5e6-0011223344556677-89abcdef/0123456789abcdef --yes`,
+  hsm-kms keys retire kube-secrets/hk1-019ab3c4d5e6-0011223344556677-89abcdef/0123456789abcdef --yes
+  hsm-kms etcd report -o json > report.json    # a day before
+  hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db --dry-run
+  hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.retire(cmd.Context(), cmd.InOrStdin(), args[0], yes)
+			return c.runRetire(cmd.Context(), cmd.InOrStdin(), f, args[0])
 		},
 	}))
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask on the terminal")
+	f.addLive(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.evidence, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
+	flags.StringArrayVar(&f.named, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
+	flags.DurationVar(&f.settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
+	flags.BoolVar(&f.yes, "yes", false, "do not ask on the terminal")
 	return cmd
 }
 
-func (c *command) retire(ctx context.Context, in io.Reader, keyID string, yes bool) error {
+// retirement is one run of the command.
+type retirement struct {
+	*command
+	flags     *retireFlags
+	cfg       *config.Config
+	in        *tokensInUse
+	id        envelope.KeyID
+	version   envelope.Version // as last read from the tokens; zero: they do not hold it
+	successor time.Time        // when the key that followed became current; zero: unknown
+	file      *gate.File       // of --evidence; nil: not read yet
+	own       *evidence.Report // made now
+	snapshots []*evidence.Report
+	said      retiredJSON
+}
+
+func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, keyID string) error {
 	id, err := envelope.ParseKeyID(keyID)
 	if err != nil {
 		return hint.Wrap(err, "copy the key_id from: hsm-kms keys list")
+	}
+	if f.settle < 0 {
+		return fmt.Errorf("--settle %s is negative", f.settle)
 	}
 	cfg, err := c.load()
 	if err != nil {
 		return err
 	}
-	all := *cfg
-	all.RefuseKeys = nil // a key that is refused for a rehearsal is still one that can be retired
-	tokens, err := c.connectAll(ctx, &all)
+	// A key that is refused for a rehearsal is still one that can be retired, and is judged as if it were served.
+	served := *cfg
+	served.RefuseKeys = slices.DeleteFunc(slices.Clone(cfg.RefuseKeys), func(refused string) bool { return refused == keyID })
+	tokens, err := c.connectAll(ctx, &served)
 	if err != nil {
 		return err
 	}
 	defer tokens.stop()
-	version, err := mayRetire(ctx, cfg, tokens, id)
+	r := &retirement{command: c, flags: f, cfg: cfg, in: tokens, id: id}
+	return r.run(ctx, in)
+}
+
+func (r *retirement) run(ctx context.Context, in io.Reader) error {
+	if err := r.judge(ctx, true); err != nil {
+		return err
+	}
+	if err := r.refused(); err != nil {
+		return err
+	}
+	if r.version.ID.IsZero() {
+		return r.complete()
+	}
+	if err := r.printChecks(); err != nil {
+		return err
+	}
+	if r.flags.dryRun {
+		return r.done("Nothing was destroyed: a dry run. %s would be destroyed on %s.", r.id, strings.Join(r.version.Tokens, ", "))
+	}
+	if err := r.confirm(in); err != nil {
+		return r.against(err)
+	}
+	unlock, err := lockKeys(r.cfg.StateDir)
 	if err != nil {
-		return err
-	}
-	if err := c.confirm(in, version, yes); err != nil {
-		return err
-	}
-	// Whoever was asked may have taken hours to answer: the key may be current by now.
-	if err := tokens.ring.Refresh(ctx); err != nil {
-		return err
-	}
-	if version, err = mayRetire(ctx, cfg, tokens, id); err != nil {
-		return err
-	}
-	unlock, err := lockKeys(cfg.StateDir)
-	if err != nil {
-		return err
+		return r.against(err)
 	}
 	defer unlock()
-	destroyed, err := c.destroy(ctx, cfg, tokens, version)
-	if err != nil {
+	// Whoever was asked may have taken hours to answer: the key may be current by now, and etcd another.
+	if err := r.in.ring.Refresh(ctx); err != nil {
 		return err
 	}
-	version.Tokens = destroyed
-	if c.output == "json" {
-		return c.json(keyOf(version))
+	if err := r.judge(ctx, !r.flags.yes); err != nil {
+		return err
 	}
-	_, err = fmt.Fprintf(c.out, "Destroyed %s on %s.\n", id, strings.Join(destroyed, ", "))
-	return err
+	if err := r.refused(); err != nil {
+		return err
+	}
+	if err := r.destroy(ctx); err != nil {
+		return errors.Join(r.jsonIfWanted(), err)
+	}
+	return r.done("Destroyed %s on %s.", r.id, strings.Join(r.said.Destroyed, ", "))
 }
 
-// mayRetire finds the version and says why it must not be destroyed, if anything speaks against it.
-func mayRetire(ctx context.Context, cfg *config.Config, in *tokensInUse, id envelope.KeyID) (envelope.Version, error) {
-	var none envelope.Version
-	if err := errors.Join(in.problems...); err != nil {
-		return none, finding(hint.Wrap(fmt.Errorf("a key is destroyed only when every configured token can be reached: %w", err),
-			"make every token reachable, or take one that is gone for good out of the configuration"))
+// judge collects everything that speaks against the destruction in said.Refusals. readEtcd: etcd is read, again if it
+// was read before. An error means that it could not be judged.
+func (r *retirement) judge(ctx context.Context, readEtcd bool) error {
+	r.said = retiredJSON{Destroyed: []string{}, DryRun: r.flags.dryRun, Refusals: []gate.Refusal{}, Warnings: []string{}}
+	if err := r.judgeRing(ctx); err != nil {
+		return err
 	}
-	if err := in.ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
-		return none, fmt.Errorf("finding out which key is current: %w", err)
+	r.said.keyJSON = keyJSON{KeyID: r.id.String(), Ring: r.id.Ring, Fingerprint: r.id.FingerprintHex(), Tokens: []string{}}
+	if r.version.ID.IsZero() {
+		return r.judgeGone()
 	}
-	versions := in.ring.View().Versions
-	if err := clockIsPlausible(versions, in.proven, time.Now()); err != nil {
-		return none, err
-	}
-	for _, v := range versions {
-		if v.ID != id || v.State == envelope.Refused {
-			continue
-		}
-		return v, mayWithdraw(v, cfg.RefreshInterval.Std(), time.Now())
-	}
-	return none, finding(hint.Wrap(fmt.Errorf("%w: %s is not in the ring", envelope.ErrUnknownKey, id), "see what is there with: hsm-kms keys list"))
-}
-
-// clockIsPlausible refuses to judge what is pending by a clock that is behind: a key in use would look pending.
-func clockIsPlausible(versions []envelope.Version, proven health.Proven, now time.Time) error {
-	advice := "set this machine's clock right, then try again"
-	if proven.At.After(now) {
-		return finding(hint.Wrap(fmt.Errorf("this machine's clock is behind: it says %s, and the plugin here proved a key at %s", now.UTC().Format(time.RFC3339), proven.At.UTC().Format(time.RFC3339)), advice))
-	}
-	for _, v := range versions {
-		if v.State != envelope.Refused && !v.Activation.After(now) {
-			return nil
-		}
-	}
-	if len(versions) == 0 {
-		return nil // there is nothing to judge, and the key is not there
-	}
-	return finding(hint.Wrap(fmt.Errorf("by this machine's clock (%s) no key of the ring is in use yet", now.UTC().Format(time.RFC3339)), advice))
-}
-
-func mayWithdraw(v envelope.Version, refresh time.Duration, now time.Time) error {
-	switch v.State {
-	case envelope.Current:
-		return finding(hint.Wrap(fmt.Errorf("%s is current and is never destroyed", v.ID), "rotate first: hsm-kms keys rotate"))
-	case envelope.Retained:
-		return finding(hint.Wrap(fmt.Errorf("%s was current: data in etcd, or in a backup, may need it, and there is no evidence to the contrary", v.ID),
-			"keep it: a key that is retained costs nothing"))
-	}
-	margin := max(withdrawMargin, 2*refresh)
-	switch left := v.Activation.Sub(now); {
-	case left < 0:
-		return finding(hint.Wrap(fmt.Errorf("%s was to become current %s ago: a node may have sealed under it", v.ID, -left.Round(time.Second)),
-			"rotate again: hsm-kms keys rotate"))
-	case left < margin:
-		return finding(hint.Wrap(fmt.Errorf("%s becomes current in %s: within %s of it a node may have sealed under it", v.ID, left.Round(time.Second), margin),
-			"let it become current and rotate again"))
-	}
-	return nil
-}
-
-// confirm asks for the first characters of the fingerprint on a terminal. Without one, --yes must say it.
-func (c *command) confirm(in io.Reader, v envelope.Version, yes bool) error {
-	if yes {
+	r.said.keyJSON = keyOf(r.version)
+	if r.version.State != envelope.Retained {
 		return nil
 	}
+	return r.judgeEvidence(ctx, readEtcd)
+}
+
+// refuse notes a reason against the destruction. The error has its advice.
+func (r *retirement) refuse(err error) {
+	r.said.Refusals = append(r.said.Refusals, gate.Refusal{Reason: err.Error(), Hint: advise(err)})
+}
+
+// refused prints the refusals, if there are any, and is then the error that the command ends with.
+func (r *retirement) refused() error {
+	if len(r.said.Refusals) == 0 {
+		return nil
+	}
+	if err := errors.Join(r.printChecks(), r.jsonIfWanted()); err != nil {
+		return err
+	}
+	first := r.said.Refusals[0]
+	if len(r.said.Refusals) == 1 {
+		return finding(hint.Wrap(errors.New(first.Reason), first.Hint))
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s is not destroyed, for %d reasons:", r.id, len(r.said.Refusals))
+	for _, refusal := range r.said.Refusals {
+		fmt.Fprintf(&text, "\n  %s", refusal.Reason)
+		if refusal.Hint != "" && refusal.Hint != first.Hint {
+			fmt.Fprintf(&text, "\n    (%s)", refusal.Hint)
+		}
+	}
+	return finding(hint.Wrap(errors.New(text.String()), first.Hint))
+}
+
+// against ends the command with one reason that came up last. Another error than a finding stays what it is.
+func (r *retirement) against(err error) error {
+	if !errors.Is(err, errFinding) {
+		return err
+	}
+	r.refuse(err)
+	return errors.Join(r.jsonIfWanted(), err)
+}
+
+// confirm asks for the fingerprint on a terminal. Without one, --yes must say it.
+func (r *retirement) confirm(in io.Reader) error {
+	if r.flags.yes {
+		return nil
+	}
+	v := r.version
 	file, ok := in.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {
 		return finding(hint.Wrap(errors.New("destroying a key needs a confirmation, and there is no terminal to ask on"), "say it with --yes"))
 	}
-	fmt.Fprintf(c.errOut, "This destroys %s on %s for ever.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
+	fmt.Fprintf(r.errOut, "This destroys %s on %s for ever.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
 	line, err := bufio.NewReader(io.LimitReader(in, 256)).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != v.ID.FingerprintHex() {
 		return finding(hint.Wrap(errors.New("not confirmed; nothing was destroyed"), "type "+v.ID.FingerprintHex()+", or say --yes"))
 	}
 	return nil
-}
-
-// destroy removes the key from every token that holds it, with a record in an audit trail of its own before
-// and after.
-func (c *command) destroy(ctx context.Context, cfg *config.Config, in *tokensInUse, v envelope.Version) (destroyed []string, err error) {
-	record, closeTrail, err := retireTrail(cfg, v)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, closeTrail()) }()
-	if err := record("keys.retire.begin", codes.OK); err != nil {
-		return nil, fmt.Errorf("nothing was destroyed: %w", err)
-	}
-	destroyed, err = in.set.Destroy(ctx, v.ID)
-	code := codes.OK
-	if err != nil {
-		code = codes.Unavailable
-		err = hint.Wrap(fmt.Errorf("destroying %s (done on: %s): %w", v.ID, orNobody(destroyed), err), "run the same command again: it goes on where it stopped")
-	}
-	return destroyed, errors.Join(err, record("keys.retire.end", code))
-}
-
-func orNobody(tokens []string) string {
-	if len(tokens) == 0 {
-		return "no token"
-	}
-	return strings.Join(tokens, ", ")
-}
-
-// retireTrail opens the trail beside the plugin's; without audit.path there is none.
-func retireTrail(cfg *config.Config, v envelope.Version) (record func(string, codes.Code) error, closeTrail func() error, err error) {
-	if cfg.Audit.Path == "" {
-		return func(string, codes.Code) error { return nil }, func() error { return nil }, nil
-	}
-	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
-		return nil, nil, err
-	}
-	writer, err := audit.OpenBeside(cfg.Audit.Path, "keys-retire", nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	executable, _ := os.Executable() // best effort, as for every peer
-	record = func(operation string, code codes.Code) error {
-		return writer.Record(audit.Record{
-			Time: time.Now(), Operation: operation, KeyID: v.ID.String(), Code: code.String(),
-			Peer:   audit.Peer{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), Executable: executable},
-			Object: strings.Join(v.Tokens, ","), Reason: "by " + userName(),
-		})
-	}
-	return record, writer.Close, nil
-}
-
-// userName is who runs the command, for people who read the trail.
-func userName() string {
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return "uid " + strconv.Itoa(os.Getuid())
 }

@@ -68,13 +68,13 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	if err != nil {
 		return err
 	}
-	listener, release, err := listen(cfg, group)
+	count := metrics.New(version, commit)
+	listener, found, release, err := listen(ctx, cfg, group, log, count)
 	if err != nil {
 		return err
 	}
-	defer release(log)
+	defer release()
 	defer func() { _ = listener.Close() }() // closed twice on the way that is well; only the first counts
-	count := metrics.New(version, commit)
 	trail, err := openTrail(ctx, cfg, log, count)
 	if err != nil {
 		return err
@@ -112,7 +112,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	})
 	count.ObserveRing(ring.View)
 	count.ObserveTokens(set.Members())
-	stopHTTP, err := serveHTTP(ctx, cfg.HTTP.Address, count, plugin, log)
+	stopHTTP, err := serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)
 	if err != nil {
 		return err
 	}
@@ -127,9 +127,9 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	return nil
 }
 
-// serveHTTP serves metrics and health until it is stopped.
-func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, log *slog.Logger) (stop func(), err error) {
-	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" }
+// serveHTTP serves metrics and health until it is stopped. found tells whether clients can find the socket.
+func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func(), err error) {
+	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
 	server, err := metrics.Listen(ctx, address, count.Handler(ready))
 	if err != nil || server == nil {
 		return func() {}, err
@@ -167,20 +167,27 @@ func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig)
 	return set, stop, nil
 }
 
-// listen takes the socket that systemd passed, or makes the configured one. release removes what was made.
-func listen(cfg *config.Config, group *uint32) (net.Listener, func(*slog.Logger), error) {
+// listen takes the socket that systemd passed, or makes the configured one and keeps it until ctx ends. found tells whether
+// clients can find it; release removes what was made.
+func listen(ctx context.Context, cfg *config.Config, group *uint32, log *slog.Logger, count *metrics.Metrics) (l net.Listener, found func() bool, release func(), err error) {
 	activated, err := systemd.Listener()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if activated != nil {
-		return activated, func(*slog.Logger) {}, nil
+		return activated, func() bool { return true }, func() {}, nil
 	}
 	made, err := socket.Listen(socket.Config{Path: cfg.Socket.Path, Mode: cfg.Socket.Mode.Perm(), Group: group})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return made, func(log *slog.Logger) {
+	count.ObserveSocket(made)
+	var keeping sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	keeping.Go(func() { made.Keep(ctx, log) })
+	return made, made.Listening, func() {
+		stop()
+		keeping.Wait()
 		if err := made.Release(); err != nil {
 			log.Warn("the socket was not removed", "error", err)
 		}

@@ -58,9 +58,16 @@ func full() (*Metrics, *token) {
 	a := &token{name: "hsm-a", generation: 3, sessions: 4}
 	m.ObserveTokens([]envelope.Token{a, &token{name: "hsm-b"}})
 	m.ObserveAudit(func() audit.Stats { return audit.Stats{Sequence: 9, Failures: 3, Lost: 2, Failing: true} })
+	m.ObserveSocket(lostSocket{})
 	m.HSMCall("hsm-a", "C_Encrypt", "CKR_OK", time.Millisecond)
 	return m, a
 }
+
+// lostSocket was made anew twice and is lost now.
+type lostSocket struct{}
+
+func (lostSocket) Listening() bool  { return false }
+func (lostSocket) Renewals() uint64 { return 2 }
 
 // values are all series with the names given, as "name{labels} value".
 func values(t *testing.T, m *Metrics) map[string]float64 {
@@ -111,6 +118,7 @@ func TestValues(t *testing.T) {
 		"token_up{hsm-a}": 1, "token_up{hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,
 		"token_recoveries_total{hsm-b}": 0, "token_sessions{hsm-a}": 4,
 		"audit_sequence{}": 9, "audit_failures_total{}": 3, "audit_lost_operations_total{}": 2, "audit_failing{}": 1,
+		"socket_listening{}": 0, "socket_renewals_total{}": 2,
 		"hsm_calls_total{C_Encrypt,CKR_OK,hsm-a}": 1, "hsm_call_duration_seconds{C_Encrypt,hsm-a}": 1,
 		"operations_total{Unavailable,Decrypt}": 0, "probe_last_success_timestamp_seconds{}": 0,
 	})

@@ -6,6 +6,9 @@
 // lies at the path is removed only if it is a socket of ours on which nobody answers. The bind happens under umask 0077,
 // so the socket is ours alone from its first moment; group and mode only ever widen that, and the group comes first, so
 // that no mode applies to a wrong group. Release removes the file only if it is still the one that was made.
+//
+// A socket whose file was removed goes on listening, and nobody can connect to it any more. Keep notices, and goes through
+// the same order again.
 package socket
 
 import (
@@ -40,13 +43,23 @@ type Config struct {
 }
 
 // Listener is the socket, listening. Close stops the listening and leaves the file, so that a drain can end before the
-// next plugin starts; Release, after Close, removes the file and gives the lock up.
+// next plugin starts; Release, after Close, removes the file and gives the lock up. Keep makes it anew when it is removed.
+// All methods may be called from any number of goroutines.
 type Listener struct {
-	*net.UnixListener
-	path    string
-	made    identity
-	lock    *os.File
+	cfg     Config
 	release sync.Once
+	state   state
+
+	mu     sync.Mutex
+	bound  bound
+	lock   *os.File
+	closed bool
+}
+
+// bound is a socket that is bound to the path, and the file that this made there.
+type bound struct {
+	listener *net.UnixListener
+	made     identity
 }
 
 // identity names a file whatever its path: device and inode.
@@ -76,13 +89,40 @@ func listen(cfg Config) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := bind(cfg)
+	b, err := bind(cfg)
 	if err != nil {
 		_ = lock.Close()
 		return nil, err
 	}
-	l.lock = lock
-	return l, nil
+	return &Listener{cfg: cfg, bound: b, lock: lock}, nil
+}
+
+// Accept waits for the next connection, on whatever socket is at the path meanwhile.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		at := l.current()
+		conn, err := at.Accept()
+		if err == nil || l.current() == at {
+			return conn, err
+		}
+	}
+}
+
+func (l *Listener) current() *net.UnixListener {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bound.listener
+}
+
+// Addr is the socket's path.
+func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: l.cfg.Path, Net: "unix"} }
+
+// Close stops the listening for good.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return l.bound.listener.Close()
 }
 
 func checkConfig(cfg Config) error {
@@ -99,23 +139,23 @@ func checkConfig(cfg Config) error {
 	return nil
 }
 
-func bind(cfg Config) (*Listener, error) {
+func bind(cfg Config) (bound, error) {
 	if err := clearTheWay(cfg.Path); err != nil {
-		return nil, err
+		return bound{}, err
 	}
-	unixListener, err := listenNarrow(cfg.Path)
+	listener, err := listenNarrow(cfg.Path)
 	if err != nil {
-		return nil, hint.Wrap(err, "see that this user can write to the socket's folder")
+		return bound{}, hint.Wrap(err, "see that this user can write to the socket's folder")
 	}
 	// net would unlink whatever is at the path on Close, another plugin's socket too.
-	unixListener.SetUnlinkOnClose(false)
-	l := &Listener{UnixListener: unixListener, path: cfg.Path}
-	if err := l.open(cfg); err != nil {
-		_ = unixListener.Close()
-		_ = l.remove()
-		return nil, err
+	listener.SetUnlinkOnClose(false)
+	b := bound{listener: listener}
+	if err := b.open(cfg); err != nil {
+		_ = listener.Close()
+		_ = b.remove(cfg.Path)
+		return bound{}, err
 	}
-	return l, nil
+	return b, nil
 }
 
 // umaskLock guards the umask, which belongs to the process as a whole: two binds at once could otherwise leave it
@@ -131,18 +171,18 @@ func listenNarrow(path string) (*net.UnixListener, error) {
 }
 
 // open notes which file was made and lets its group and mode have their way.
-func (l *Listener) open(cfg Config) error {
-	made, _, err := lstat(l.path)
+func (b *bound) open(cfg Config) error {
+	made, _, err := lstat(cfg.Path)
 	if err != nil {
 		return err
 	}
-	l.made = made
+	b.made = made
 	if cfg.Group != nil {
-		if err := os.Lchown(l.path, -1, int(*cfg.Group)); err != nil {
+		if err := os.Lchown(cfg.Path, -1, int(*cfg.Group)); err != nil {
 			return hint.Wrap(fmt.Errorf("setting its group: %w", err), "run as root or as a member of socket.group")
 		}
 	}
-	if err := os.Chmod(l.path, cfg.Mode); err != nil {
+	if err := os.Chmod(cfg.Path, cfg.Mode); err != nil {
 		return fmt.Errorf("setting its mode: %w", err)
 	}
 	return nil
@@ -153,7 +193,9 @@ func (l *Listener) open(cfg Config) error {
 func (l *Listener) Release() error {
 	var err error
 	l.release.Do(func() {
-		err = errors.Join(l.remove(), l.lock.Close())
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		err = errors.Join(l.bound.remove(l.cfg.Path), l.lock.Close())
 	})
 	if err != nil {
 		return fmt.Errorf("removing the socket: %w", err)
@@ -161,15 +203,16 @@ func (l *Listener) Release() error {
 	return nil
 }
 
-func (l *Listener) remove() error {
-	now, _, err := lstat(l.path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && now != l.made {
+// remove removes the file at path if it is the one that was made.
+func (b *bound) remove(path string) error {
+	now, _, err := lstat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && now != b.made {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return os.Remove(l.path)
+	return os.Remove(path)
 }
 
 func lstat(path string) (identity, unix.Stat_t, error) {

@@ -8,7 +8,6 @@ package kube
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -45,7 +44,7 @@ type Options struct {
 // Cluster is one kube-apiserver, and the etcd that it uses. Start, stop and restart them from one goroutine; requests may come from many.
 type Cluster struct {
 	opts   Options
-	token  string // of a user in system:masters
+	token  string // of a user in system:masters, the same on every API server of this etcd
 	port   int    // of the API server
 	etcd   *Members
 	server *proc.Process
@@ -60,7 +59,7 @@ func New(opts Options) (*Cluster, error) {
 	if len(opts.Resources) == 0 {
 		opts.Resources = []string{"secrets"}
 	}
-	c := &Cluster{opts: opts, token: rand.Text()}
+	c := &Cluster{opts: opts}
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the API server: %w", err)
 	}
@@ -74,6 +73,7 @@ func New(opts Options) (*Cluster, error) {
 			return nil, err
 		}
 	}
+	c.token = c.etcd.token
 	if err := c.writeFiles(); err != nil {
 		return nil, err
 	}

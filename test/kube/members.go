@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -19,6 +20,7 @@ type Members struct {
 	bin     kubebin.Set
 	dir     string
 	members []member
+	token   string // of the administrator of all API servers on it
 }
 
 type member struct {
@@ -36,7 +38,7 @@ func NewMembers(bin kubebin.Set, dir string, n int) (*Members, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Members{bin: bin, dir: dir}
+	m := &Members{bin: bin, dir: dir, token: rand.Text()}
 	for i := range n {
 		name := "etcd"
 		if n > 1 {

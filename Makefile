@@ -14,7 +14,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 export CGO_ENABLED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence soak lint fuzz release tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak lint fuzz release tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -48,6 +48,10 @@ bench: need build ## latency, rate and what is held, against the bare token and 
 bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets: time and memory
 	@$(GO) build -o bin/bench-evidence ./test/evidence/bench
 	@exec bin/bench-evidence -bin bin/hsm-kms -objects $(BENCH_OBJECTS)
+
+bench-apiserver: need build tools ## a kube-apiserver's start, list, create and get with hsm-kms, aescbc and nothing; QUICK=1 for a look
+	@$(GO) build -o bin/bench-apiserver ./test/bench/apiserver
+	@exec bin/bench-apiserver -bin bin/hsm-kms $(if $(QUICK),-quick)
 
 soak: need build ## load and faults mixed for MINUTES (1); SEED of an earlier run gives the same faults
 	@$(GO) build -o bin/soak ./test/soak

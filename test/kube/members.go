@@ -60,6 +60,17 @@ func (m *Members) URLs() []string {
 	return urls
 }
 
+// PIDs are the processes of the members that were launched.
+func (m *Members) PIDs() []int {
+	var pids []int
+	for i := range m.members {
+		if p := m.members[i].process; p != nil {
+			pids = append(pids, p.PID())
+		}
+	}
+	return pids
+}
+
 // Launch starts member i (from 0) on its data and does not wait for it: with less than a majority it cannot answer.
 func (m *Members) Launch(i int) error {
 	var initial []string

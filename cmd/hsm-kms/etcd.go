@@ -26,7 +26,7 @@ every DEK with the HSM and authenticates every object: the restore drill. get re
   hsm-kms etcd report --snapshot backup.db --require-key current
   hsm-kms etcd verify --snapshot backup.db`,
 	})
-	cmd.AddCommand(c.etcdReport(), c.etcdVerify(), c.etcdGet())
+	cmd.AddCommand(c.etcdReport(), c.etcdVerify(), c.etcdGet(), c.etcdMigrate())
 	return cmd
 }
 

@@ -91,7 +91,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) pluginOn(t *testing.T, name string, token *softhsm.Token) *plugin.Plugin {
 	t.Helper()
-	p, err := plugin.New(plugin.Options{Bin: w.bin.hsmkms, Dir: filepath.Join(w.dir, name), Token: token})
+	p, err := plugin.New(plugin.Options{Bin: w.bin.hsmkms, Dir: filepath.Join(w.dir, name), Token: token, Extra: "refreshInterval: 1s\nprobeInterval: 1s"})
 	must(t, err)
 	return p
 }

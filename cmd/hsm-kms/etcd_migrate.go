@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+type migrateFlags struct {
+	etcdFlags
+	kube       kubeapi.Config
+	requireKey string
+	opts       migrate.Options
+}
+
+func (c *command) etcdMigrate() *cobra.Command {
+	f := &migrateFlags{opts: migrate.Defaults()}
+	cmd := c.withConfig(c.withOutput(&cobra.Command{
+		Use:   "migrate",
+		Short: "Have the API servers rewrite what is not under the required key",
+		Long: `First has every API server write something and looks in etcd whether it is under the required key, and waits until
+it is so for all: a migration through one that has not noticed the rotation proves nothing. Then has them rewrite what is
+not under the key, at a pace, and ends with the report. No Secret's content is read: an API server is asked to store an
+object as it is. etcd is the only state: a run that was stopped or killed is simply run again, and does what is left.
+
+The API servers are addressed directly, with the kubeconfig's identity: by the addresses that they publish, or by those
+that are given with --server. Exits 1 when something is not under the key at the end, or when not every API server
+writes under it; 2 when it could not be found out.`,
+		Example: `  hsm-kms etcd migrate --dry-run
+  hsm-kms etcd migrate
+  hsm-kms etcd migrate --resources secrets,widgets.example.com --rate 200 --parallel 8
+  hsm-kms etcd migrate --server https://10.0.0.1:6443 --server https://10.0.0.2:6443 --kubeconfig admin.conf`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.runMigrate(cmd.Context(), f) },
+	}))
+	f.addLive(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.kube.Kubeconfig, "kubeconfig", "", "`file` (default: $KUBECONFIG, ~/.kube/config, "+kubeapi.AdminKubeconfig+")")
+	flags.StringVar(&f.kube.Context, "context", "", "context in the kubeconfig (default: its current one)")
+	flags.StringArrayVar(&f.kube.Servers, "server", nil, "`URL` of an API server itself, not of a load balancer; give all of them (default: endpointslice default/kubernetes)")
+	flags.StringVar(&f.kube.ServerName, "tls-server-name", "", "name in the API servers' certificates (default: the kubeconfig's, or their address)")
+	flags.StringVar(&f.requireKey, "require-key", currentKey, "`KEYID` under which everything is to be, or \"current\"")
+	flags.StringSliceVar(&f.opts.Resources, "resources", f.opts.Resources, "what to migrate, as an EncryptionConfiguration names it")
+	flags.StringVar(&f.opts.Namespace, "namespace", f.opts.Namespace, "where the Secrets and ConfigMaps are made and deleted that show what an API server writes")
+	flags.Float64Var(&f.opts.Rate, "rate", f.opts.Rate, "objects per second at most, over all API servers")
+	flags.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "requests at a time")
+	flags.DurationVar(&f.opts.Wait, "wait", f.opts.Wait, "how long to wait until every API server writes under the key")
+	flags.BoolVar(&f.opts.DryRun, "dry-run", false, "write nothing: count what would be rewritten, and name the API servers")
+	return cmd
+}
+
+func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
+	if f.opts.Rate <= 0 || f.opts.Parallel <= 0 || f.opts.Wait < 0 || len(f.opts.Resources) == 0 {
+		return errors.New("--rate and --parallel must be above 0, --wait must not be negative, --resources must name one")
+	}
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	context.AfterFunc(ctx, stop) // the second one ends the process at once
+	out, err := c.migrate(ctx, f)
+	if out == nil {
+		return err
+	}
+	if printErr := c.printMigration(out); printErr != nil {
+		return errors.Join(printErr, err)
+	}
+	return verdict(out, err)
+}
+
+// migrate connects and runs. Without an outcome it did not come to anything.
+func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Outcome, err error) {
+	opts := f.opts
+	opts.RequiredKey = f.requireKey
+	if opts.RequiredKey == currentKey {
+		if opts.RequiredKey, err = c.askCurrentKey(ctx); err != nil {
+			return nil, err
+		}
+	}
+	f.kube.UserAgent = "hsm-kms/" + version
+	servers, err := kubeapi.Connect(ctx, f.kube)
+	if err != nil {
+		return nil, err
+	}
+	for _, server := range servers {
+		opts.Servers = append(opts.Servers, server)
+	}
+	for _, prefix := range f.prefixes {
+		opts.Prefixes = append(opts.Prefixes, evidence.CleanPrefix(prefix))
+	}
+	watch := c.watchMigration()
+	defer watch.clear()
+	opts.Progress, opts.Say = watch.progress, watch.say
+	sources, closeAll, err := f.open(ctx, watch.reading)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeAll()) }()
+	opts.Sources = sources
+	return migrate.Run(ctx, opts)
+}
+
+// verdict turns the outcome into the command's end.
+func verdict(out *migrate.Outcome, err error) error {
+	switch {
+	case out.Interrupted:
+		return finding(hint.Wrap(fmt.Errorf("stopped after %s of those found", counted(int(out.Rewritten), "object")), "run it again: it does what is left"))
+	case errors.Is(err, migrate.ErrUnproven):
+		return finding(unproven(out))
+	case err != nil:
+		return err
+	case out.DryRun || out.Clean():
+		return nil
+	}
+	n := len(out.Report.Findings)
+	err = fmt.Errorf("%s: %s", counted(n, "finding"), summary(out.Report.Findings))
+	advice := "docs/evidence.md says what each finding means and what to do about it"
+	if out.Failed > 0 {
+		err = fmt.Errorf("%w; %s could not be rewritten, the first: %s: %s", err, counted(int(out.Failed), "object"),
+			evidence.Printable(out.Failures[0].Key), evidence.Printable(out.Failures[0].Reason))
+		advice = "see to what each failure names, then run it again: it does what is left"
+	}
+	return finding(hint.Wrap(err, advice))
+}
+
+// unproven says of the first API server why it is not proven, and what to look at.
+func unproven(out *migrate.Outcome) error {
+	var open []migrate.Proof
+	for _, p := range out.Servers {
+		if !p.OK && !p.Skipped {
+			open = append(open, p)
+		}
+	}
+	text := migrate.Describe(open[0])
+	if more := len(open) - 1; more > 0 {
+		text += fmt.Sprintf(", and %d more", more)
+	}
+	advice := "see hsm-kms status and the EncryptionConfiguration on that node; docs/migration.md#what-does-each-api-server-write"
+	if open[0].Error != "" {
+		advice = "see that the API server answers, that the kubeconfig's user may do what docs/evidence.md lists, and that --endpoints and --prefix are this cluster's"
+	}
+	return hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, text), advice)
+}

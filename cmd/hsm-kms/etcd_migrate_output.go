@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+)
+
+// sayEvery is how often progress is told where there is no terminal.
+const sayEvery = 30 * time.Second
+
+// migrationWatch tells people on stderr how far it is. It is used by one goroutine at a time.
+type migrationWatch struct {
+	command *command
+	bar     evidence.Progress // nil: no terminal
+	clear   func()
+	began   time.Time // of the rewriting
+	said    time.Time
+	hidden  bool // the reading goes on beneath another bar
+}
+
+func (c *command) watchMigration() *migrationWatch {
+	bar, done := c.progress()
+	return &migrationWatch{command: c, bar: bar, clear: done}
+}
+
+// reading is told by etcd's source how far it is.
+func (w *migrationWatch) reading(stage string, done, total int64) {
+	if w.bar != nil && !w.hidden {
+		w.bar(stage, done, total)
+	}
+}
+
+// progress is told how far the rewriting is.
+func (w *migrationWatch) progress(stage string, done, total int64) {
+	now := time.Now()
+	if w.began.IsZero() {
+		w.began, w.said = now, now
+	}
+	stage += remaining(now.Sub(w.began), done, total)
+	if w.bar != nil {
+		w.bar(stage, done, total)
+		return
+	}
+	if now.Sub(w.said) >= sayEvery {
+		w.said = now
+		fmt.Fprintf(w.command.errOut, "%s: %s of %s\n", stage, grouped(done), grouped(total))
+	}
+}
+
+// say prints a line.
+func (w *migrationWatch) say(text string) {
+	w.clear()
+	fmt.Fprintln(w.command.errOut, evidence.Printable(text))
+}
+
+// remaining is ", 3m20s left", from the pace so far; empty as long as there is none.
+func remaining(elapsed time.Duration, done, total int64) string {
+	if done < 10 || elapsed < time.Second || done >= total {
+		return ""
+	}
+	left := time.Duration(float64(elapsed) / float64(done) * float64(total-done))
+	return fmt.Sprintf(", %s left", roughly(left))
+}
+
+// roughly rounds to what an estimate can know.
+func roughly(d time.Duration) time.Duration {
+	switch {
+	case d > time.Hour:
+		return d.Round(time.Minute)
+	case d > time.Minute:
+		return d.Round(10 * time.Second)
+	}
+	return d.Round(time.Second)
+}
+
+// printMigration prints an outcome. Whatever came from etcd or an API server is made safe for a terminal.
+func (c *command) printMigration(out *migrate.Outcome) error {
+	if c.output == "json" {
+		return c.json(out)
+	}
+	w := &lines{out: c.out}
+	w.add("Required key: %s\n", evidence.Printable(out.RequiredKey))
+	rows := [][]string{{" ", "API SERVER", "RESOURCE", "WRITES"}}
+	for _, p := range out.Servers {
+		rows = append(rows, proofRow(p, out.DryRun))
+	}
+	err := errors.Join(w.err, c.table(rows))
+	w.add("")
+	rows = [][]string{{"RESOURCE", "OBJECTS", "NOT UNDER THE KEY"}}
+	for _, r := range out.Resources {
+		rows = append(rows, []string{evidence.Printable(r.Resource), grouped(r.Objects), grouped(r.Found)})
+	}
+	err = errors.Join(err, w.err, c.table(rows))
+	w.add("")
+	if out.DryRun {
+		w.add("dry run: %s would be rewritten, in about %s", counted(int(out.Found), "object"), roughly(time.Duration(out.Seconds*float64(time.Second))))
+		return errors.Join(err, w.err)
+	}
+	w.add("%s rewritten, %s gone meanwhile, %s failed, in %s", counted(int(out.Rewritten), "object"), grouped(out.Gone), grouped(out.Failed),
+		roughly(time.Duration(out.Seconds*float64(time.Second))))
+	if len(out.Failures) > 0 {
+		w.add("\nCould not be rewritten:")
+		problems := make([]evidence.Problem, 0, maxShown)
+		for _, f := range out.Failures[:min(maxShown, len(out.Failures))] {
+			problems = append(problems, evidence.Problem{Key: f.Key, Reason: f.Reason})
+		}
+		w.problems(problems, out.Failed)
+	}
+	err = errors.Join(err, w.err)
+	if out.Report != nil {
+		w.add("")
+		err = errors.Join(err, w.err, c.printReport(out.Report))
+	}
+	return err
+}
+
+func proofRow(p migrate.Proof, dryRun bool) []string {
+	mark, writes := wrong, "nothing that was seen: "+p.Error
+	switch {
+	case p.Skipped:
+		mark, writes = " ", "(there is no object to see it by)"
+	case dryRun:
+		mark, writes = " ", "(to be proven)"
+	case p.OK:
+		mark, writes = " ", "under the key"
+	case p.KeyID != "":
+		writes = p.Writes + " " + p.KeyID
+	case p.Error == "":
+		writes = p.Writes
+	}
+	return []string{mark, evidence.Printable(p.Server), evidence.Printable(p.Resource), evidence.Printable(writes)}
+}

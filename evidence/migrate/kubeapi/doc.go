@@ -1,0 +1,14 @@
+// Package kubeapi asks API servers through client-go for what package migrate needs of them. What may live here are those
+// requests, how a kubeconfig and the API servers' own addresses are found, and what an answer means.
+//
+// An object is rewritten by a merge patch without any change, {}. The API server reads the object, applies nothing, and
+// stores it if the bytes differ from those in etcd, or if its transformer calls these stale: encrypted under another
+// key_id, another DEK type, or not by the first provider (k8s.io/apiserver v0.37.2: pkg/storage/etcd3/store.go,
+// GuaranteedUpdate; pkg/storage/value/transformer.go, prefixTransformers.TransformFromStorage;
+// pkg/storage/value/encrypt/envelope/kmsv2/envelope.go). So what it would write as it is costs no write. An empty patch
+// carries no content that could undo somebody else's change in between, and names no field manager anything.
+//
+// Of every object the answer is its metadata only (PartialObjectMetadata, with no other form that the API server might
+// choose): what a Secret holds never comes to this process. Annotations are metadata: kubectl apply keeps a copy of what
+// it applied in one. Only the resource version of an answer is looked at, and none is logged.
+package kubeapi

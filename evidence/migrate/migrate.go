@@ -1,0 +1,119 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+// Stage is what Options.Progress is told while objects are rewritten.
+const Stage = "rewriting"
+
+// Options say what to do. All but Progress and Say are required; Defaults gives those that few will change.
+type Options struct {
+	Sources     []evidence.Source // what is live; a snapshot cannot be rewritten
+	Prefixes    []string          // of the API server, as evidence.CleanPrefix gives them
+	Servers     []Server          // every API server of the cluster
+	RequiredKey string            // key_id
+	Resources   []string          // as an EncryptionConfiguration names them, wildcards included
+	Namespace   string            // where canaries are planted
+	Rate        float64           // objects per second, over all servers
+	Parallel    int               // requests at a time
+	Wait        time.Duration     // how long to wait for every server to write under the key
+	Patience    time.Duration     // how long no server may answer
+	// Retry is the pause before what failed in passing is tried again; it is doubled three times.
+	Retry    time.Duration
+	DryRun   bool
+	Progress evidence.Progress // nil: nobody watches
+	Say      func(text string) // a line for people, while it runs; called by one goroutine at a time
+}
+
+// Defaults are those of the command.
+func Defaults() Options {
+	return Options{
+		Resources: []string{"secrets"}, Namespace: "default", Rate: 50, Parallel: 4,
+		Wait: 5 * time.Minute, Patience: time.Minute, Retry: time.Second, Say: func(string) {},
+	}
+}
+
+// retries are the pauses before each further attempt at what failed in passing.
+func (o *Options) retries() iter.Seq[time.Duration] {
+	return func(yield func(time.Duration) bool) {
+		for i := range 4 {
+			if !yield(o.Retry << i) {
+				return
+			}
+		}
+	}
+}
+
+// ErrUnproven: an API server does not write under the key that is required, or nobody could see that it does.
+var ErrUnproven = errors.New("not every API server writes under the required key")
+
+// Run proves, rewrites and reports. The outcome is there beside every error, as far as it came: the context's, a source's,
+// ErrUnproven or ErrLost. That something is left when it is through is no error: see Outcome.Clean and Outcome.Failed.
+func Run(ctx context.Context, opts Options) (*Outcome, error) {
+	began := time.Now()
+	out := &Outcome{RequiredKey: opts.RequiredKey, DryRun: opts.DryRun, Servers: []Proof{}, Resources: []Resource{}, Failures: []Failure{}}
+	err := run(ctx, &opts, out)
+	if !opts.DryRun {
+		out.Seconds = time.Since(began).Seconds()
+	}
+	out.Interrupted = err != nil && ctx.Err() != nil
+	return out, err
+}
+
+func run(ctx context.Context, opts *Options, out *Outcome) error {
+	resources, err := survey(ctx, opts)
+	if err != nil {
+		return err
+	}
+	resources = opts.withPlanted(resources)
+	var total int64
+	for _, r := range resources {
+		out.Resources = append(out.Resources, r.Resource)
+		total += r.Found
+	}
+	p := &prover{opts: opts, moved: map[string]bool{}}
+	if opts.DryRun {
+		for _, s := range p.subjects(resources) {
+			out.Servers = append(out.Servers, s.proof)
+		}
+		out.Found, out.Seconds = total, float64(total)/opts.Rate
+		return nil
+	}
+	if err := p.prove(ctx, resources, out); err != nil {
+		return fmt.Errorf("looking what the API servers write: %w", err)
+	}
+	if out.unproven() {
+		return ErrUnproven
+	}
+	out.Found, out.Rewritten = int64(len(p.moved)), int64(len(p.moved))
+	if err := newRewriter(opts, total, out).run(ctx); err != nil {
+		return fmt.Errorf("rewriting: %w", err)
+	}
+	if out.Report, err = evidence.Build(ctx, opts.Sources, evidence.ReportOptions{}); err != nil {
+		return fmt.Errorf("looking at the end: %w", err)
+	}
+	out.Report.RequireKey(opts.RequiredKey, opts.Resources)
+	return nil
+}
+
+// withPlanted adds the resources that can be proven without an object of somebody else's, if they were asked for.
+func (o *Options) withPlanted(resources []*surveyed) []*surveyed {
+	s := newSelector(o.Resources, o.RequiredKey)
+	for _, name := range Plantable() {
+		known := false
+		for _, r := range resources {
+			known = known || r.Resource.Resource == name
+		}
+		if _, ok := s.of(&evidence.Object{Path: []byte(name + "/namespace/name")}); ok && !known {
+			resources = append(resources, &surveyed{Resource: Resource{Resource: name}})
+		}
+	}
+	return resources
+}

@@ -1,0 +1,59 @@
+package migrate
+
+import "github.com/hsm-kms/hsm-kms/evidence"
+
+// Outcome is what a run has done. Field names are a contract (docs/evidence.md).
+type Outcome struct {
+	RequiredKey string     `json:"requiredKey"`
+	Servers     []Proof    `json:"servers"`   // one for each API server and resource
+	Resources   []Resource `json:"resources"` // those that were asked for and are in etcd, as they were at the beginning
+	Found       int64      `json:"found"`     // objects that were not under the key
+	Rewritten   int64      `json:"rewritten"`
+	Gone        int64      `json:"gone"` // deleted meanwhile, by somebody else
+	Failed      int64      `json:"failed"`
+	// Failures names the first evidence.MaxNamed of them.
+	Failures    []Failure `json:"failures"`
+	Interrupted bool      `json:"interrupted"` // it ended before it was through
+	DryRun      bool      `json:"dryRun"`
+	Seconds     float64   `json:"seconds"` // that it took; of a dry run: that the rewriting would take at this rate, at least
+	// Report is what etcd held at the end, held against the requirement; nil when it did not come to that.
+	Report *evidence.Report `json:"report"`
+}
+
+// Proof says what one API server writes one resource under.
+type Proof struct {
+	Server   string `json:"server"`
+	Resource string `json:"resource"`
+	OK       bool   `json:"ok"`     // under the key that is required
+	Writes   string `json:"writes"` // "plain text", or the provider as in a report; empty: nothing was seen
+	KeyID    string `json:"keyID"`  // of a KMS provider
+	// Skipped: there is no object of this resource to prove it with.
+	Skipped bool   `json:"skipped"`
+	Error   string `json:"error"` // why nothing was seen
+}
+
+// Resource is what there is of one resource.
+type Resource struct {
+	Resource string `json:"resource"`
+	Objects  int64  `json:"objects"`
+	Found    int64  `json:"found"` // not under the key
+}
+
+// Failure is an object that could not be rewritten.
+type Failure struct {
+	Key    string `json:"key"` // of etcd
+	Reason string `json:"reason"`
+}
+
+// unproven tells whether an API server does not write under the key, or may not.
+func (o *Outcome) unproven() bool {
+	for _, p := range o.Servers {
+		if !p.OK && !p.Skipped {
+			return true
+		}
+	}
+	return false
+}
+
+// Clean tells whether everything that was asked for is under the key.
+func (o *Outcome) Clean() bool { return o.Report != nil && len(o.Report.Findings) == 0 }

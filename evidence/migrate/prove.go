@@ -1,0 +1,297 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+// Between two looks at servers that do not write under the key yet.
+const (
+	lookFirst = time.Second
+	lookMost  = 5 * time.Second
+)
+
+// prover finds out what each API server writes. A file in place is not a file that was read, and each `resources` entry
+// of an EncryptionConfiguration has a KMS state of its own: so each server writes an object of each resource, and what
+// etcd then holds is looked at.
+type prover struct {
+	opts *Options
+
+	mu    sync.Mutex      // guards moved
+	moved map[string]bool // keys of etcd that were not under the key and that the proof brought there
+}
+
+// subject is one server and one resource.
+type subject struct {
+	server   Server
+	resource *surveyed
+	proof    Proof
+	final    bool // asking again gives the same answer
+}
+
+func (s *subject) settled() bool { return s.proof.OK || s.proof.Skipped || s.final }
+
+// prove asks until every server writes every resource under the key, or time is up, or an answer is final. It sets
+// out.Servers. The error is the context's, or the source's; that a server does not is no error.
+func (p *prover) prove(ctx context.Context, resources []*surveyed, out *Outcome) error {
+	subjects := p.subjects(resources)
+	defer func() {
+		for _, s := range subjects {
+			out.Servers = append(out.Servers, s.proof)
+		}
+	}()
+	p.sweep(ctx, resources)
+	deadline := time.Now().Add(p.opts.Wait)
+	said := ""
+	for look := lookFirst; ; look = min(lookMost, 2*look) {
+		if err := p.look(ctx, subjects); err != nil {
+			return err
+		}
+		var open []*subject
+		for _, s := range subjects {
+			if s.final {
+				return nil
+			}
+			if !s.settled() {
+				open = append(open, s)
+			}
+		}
+		left := time.Until(deadline)
+		if len(open) == 0 || left <= 0 {
+			return nil
+		}
+		if text := waiting(open); text != said {
+			said = text
+			p.opts.Say(fmt.Sprintf("waiting up to %s: %s", left.Round(time.Second), text))
+		}
+		if err := pause(ctx, min(look, left)); err != nil {
+			return err
+		}
+	}
+}
+
+// waiting is what is waited for, in words.
+func waiting(open []*subject) string {
+	text := Describe(open[0].proof)
+	if more := len(open) - 1; more > 0 {
+		text += fmt.Sprintf(", and %d more", more)
+	}
+	return text
+}
+
+// Describe puts a proof in words.
+func Describe(p Proof) string {
+	switch {
+	case p.OK:
+		return fmt.Sprintf("%s writes %s under the key", p.Server, p.Resource)
+	case p.Skipped:
+		return fmt.Sprintf("there are no %s to see what %s writes", p.Resource, p.Server)
+	case p.Error != "":
+		return fmt.Sprintf("%s, %s: %s", p.Server, p.Resource, p.Error)
+	case p.KeyID != "":
+		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, p.Resource, evidence.Printable(p.KeyID))
+	}
+	return fmt.Sprintf("%s writes %s as %s", p.Server, p.Resource, evidence.Printable(p.Writes))
+}
+
+func (p *prover) subjects(resources []*surveyed) []*subject {
+	var subjects []*subject
+	for _, server := range p.opts.Servers {
+		for _, r := range resources {
+			s := &subject{server: server, resource: r, proof: Proof{Server: server.Name(), Resource: r.Resource.Resource}}
+			s.proof.Skipped = !plantable(r) && len(r.samples) == 0
+			subjects = append(subjects, s)
+		}
+	}
+	return subjects
+}
+
+func plantable(r *surveyed) bool { return slices.Contains(Plantable(), r.Resource.Resource) }
+
+// look asks about all that is open: the servers at the same time, the resources of each one after the other. It ends with
+// the context's error, or that of an etcd that cannot be read.
+func (p *prover) look(ctx context.Context, subjects []*subject) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(p.opts.Servers))
+	for i, server := range p.opts.Servers {
+		wg.Go(func() {
+			for _, s := range subjects {
+				if s.server == server && !s.settled() && errs[i] == nil {
+					errs[i] = p.ask(ctx, s)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// ask has one server write one resource.
+func (p *prover) ask(ctx context.Context, s *subject) error {
+	var seen under
+	var err error
+	if plantable(s.resource) {
+		seen, err = p.canary(ctx, s)
+	} else {
+		seen, err = p.existing(ctx, s)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && !isAnswer(err):
+		return err
+	case err != nil:
+		s.proof.Error, s.final = err.Error(), !isPassing(err)
+		return nil
+	}
+	s.proof.Error, s.proof.Writes, s.proof.KeyID = "", seen.text(), seen.keyID
+	s.proof.OK = seen.meets(p.opts.RequiredKey)
+	return nil
+}
+
+// answer marks errors that are about one server or object. Others, of etcd, end the work.
+type answer struct{ error }
+
+func (a *answer) Unwrap() error { return a.error }
+
+func answered(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &answer{err}
+}
+
+func isAnswer(err error) bool {
+	_, ok := errors.AsType[*answer](err)
+	return ok
+}
+
+// errMoved: the object is not as that server left it: somebody else was quicker.
+var errMoved = errors.New("somebody else changed the object at the same moment")
+
+func isPassing(err error) bool {
+	for _, passing := range []error{ErrPassing, ErrUnreachable, ErrGone, errMoved} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
+}
+
+// canary plants an object, looks at it, has it rewritten once, which needs the same permission as everything later, and
+// removes it.
+func (p *prover) canary(ctx context.Context, s *subject) (seen under, err error) {
+	planted, revision, err := s.server.Plant(ctx, s.resource.Resource.Resource, p.opts.Namespace)
+	if err != nil {
+		return under{}, answered(err)
+	}
+	defer func() {
+		// Also when the work was interrupted. What stays all the same is found by its label the next time.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTime)
+		defer cancel()
+		if removeErr := s.server.Remove(ctx, planted); removeErr != nil && err == nil {
+			err = answered(fmt.Errorf("removing the canary %s of %s: %w", planted.Name, planted.Namespace, removeErr))
+		}
+	}()
+	seen, err = p.stored(ctx, planted, revision)
+	if err == nil && seen.meets(p.opts.RequiredKey) {
+		_, err = s.server.Rewrite(ctx, planted)
+		err = answered(err)
+	}
+	return seen, err
+}
+
+// removeTime is how long the removal of a canary may take.
+const removeTime = 10 * time.Second
+
+// stored finds a canary in etcd.
+func (p *prover) stored(ctx context.Context, planted Object, revision int64) (under, error) {
+	for _, source := range p.opts.Sources {
+		for _, prefix := range p.opts.Prefixes {
+			object, err := source.Find(ctx, prefix+"/"+planted.Resource+"/"+planted.Namespace+"/"+planted.Name)
+			if errors.Is(err, evidence.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return under{}, err
+			}
+			return seenIn(object, revision)
+		}
+	}
+	return under{}, answered(ErrElsewhere)
+}
+
+// ErrElsewhere: what an API server wrote is not in the etcd that is read.
+var ErrElsewhere = errors.New("what it writes is not in this etcd")
+
+// seenIn tells what the object is under, if it is still as the server left it.
+func seenIn(object evidence.Object, revision int64) (under, error) {
+	if object.Revision != revision {
+		return under{}, answered(errMoved)
+	}
+	seen, err := underOf(object.Value)
+	return seen, answered(err)
+}
+
+// existing has the server rewrite an object that there is. That it leaves one as it is which etcd has under the key is
+// proof as well: an API server rewrites what its own key and provider would not give.
+func (p *prover) existing(ctx context.Context, s *subject) (under, error) {
+	var errs []error
+	for _, sample := range s.resource.samples {
+		revision, err := s.server.Rewrite(ctx, sample.Object)
+		if err != nil {
+			errs = append(errs, answered(fmt.Errorf("%s: %w", evidence.Printable(sample.Key), err)))
+			if errors.Is(err, ErrUnreachable) || ctx.Err() != nil {
+				break
+			}
+			continue
+		}
+		object, err := sample.source.Find(ctx, sample.Key)
+		if errors.Is(err, evidence.ErrNotFound) {
+			errs = append(errs, answered(ErrGone))
+			continue
+		}
+		if err != nil {
+			return under{}, err
+		}
+		seen, err := seenIn(object, revision)
+		if err == nil && sample.found && seen.meets(p.opts.RequiredKey) {
+			p.mu.Lock()
+			p.moved[sample.Key] = true
+			p.mu.Unlock()
+		}
+		if err == nil {
+			return seen, nil
+		}
+		errs = append(errs, err)
+	}
+	return under{}, answered(errors.Join(errs...))
+}
+
+// sweep removes the canaries of a run that was killed. What it cannot remove does no harm and is said.
+func (p *prover) sweep(ctx context.Context, resources []*surveyed) {
+	for _, r := range resources {
+		if !plantable(r) {
+			continue
+		}
+		for _, server := range p.opts.Servers {
+			old, err := server.Planted(ctx, r.Resource.Resource, p.opts.Namespace)
+			if errors.Is(err, ErrUnreachable) || errors.Is(err, ErrPassing) {
+				continue // another one will do
+			}
+			for _, planted := range old {
+				err = errors.Join(err, server.Remove(ctx, planted))
+			}
+			if err != nil && ctx.Err() == nil {
+				p.opts.Say(fmt.Sprintf("looking for the canaries of an earlier run in namespace %s: %v", p.opts.Namespace, err))
+			}
+			break
+		}
+	}
+}

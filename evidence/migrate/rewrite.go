@@ -1,0 +1,218 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/time/rate"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+// rewriter has objects rewritten, several at a time, at a pace, by the servers in turn.
+type rewriter struct {
+	opts    *Options
+	pool    *pool
+	limiter *rate.Limiter
+	total   int64 // expected
+
+	mu    sync.Mutex // guards all below, and keeps progress to one goroutine at a time
+	out   *Outcome
+	named map[string]bool // keys that failed, of those that are named
+	aside []selected      // to be tried again later
+}
+
+func newRewriter(opts *Options, total int64, out *Outcome) *rewriter {
+	return &rewriter{
+		opts: opts, pool: newPool(opts.Servers, opts.Patience), limiter: rate.NewLimiter(rate.Limit(opts.Rate), 1),
+		total: total, out: out, named: map[string]bool{},
+	}
+}
+
+// run reads all sources and rewrites what is not under the key, then tries again what failed in passing. The error is the
+// context's, a source's, or wraps ErrLost; that objects failed is no error.
+func (r *rewriter) run(ctx context.Context) error {
+	s := newSelector(r.opts.Resources, r.opts.RequiredKey)
+	err := r.feed(ctx, func(ctx context.Context, work chan<- selected) error {
+		for _, source := range r.opts.Sources {
+			_, err := source.Read(ctx, func(page []evidence.Object) error {
+				for i := range page {
+					object, ok := s.of(&page[i])
+					if !ok || !object.found {
+						continue
+					}
+					if err := send(ctx, work, object); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for wait := range r.opts.retries() {
+		if err != nil || len(r.aside) == 0 {
+			break
+		}
+		again := r.aside
+		r.aside = nil
+		if err = pause(ctx, wait); err != nil {
+			r.aside = again
+			break
+		}
+		err = r.feed(ctx, func(ctx context.Context, work chan<- selected) error {
+			for _, object := range again {
+				if err := send(ctx, work, object); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for _, object := range r.aside { // the last word of each
+		r.fail(object, object.last)
+	}
+	return err
+}
+
+func send(ctx context.Context, work chan<- selected, object selected) error {
+	select {
+	case work <- object:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// feed runs the workers while produce hands out work.
+func (r *rewriter) feed(ctx context.Context, produce func(ctx context.Context, work chan<- selected) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	work := make(chan selected)
+	var wg sync.WaitGroup
+	for range r.opts.Parallel {
+		wg.Go(func() {
+			for object := range work {
+				if err := r.one(ctx, object); err != nil {
+					cancel(err)
+					return
+				}
+			}
+		})
+	}
+	err := produce(ctx, work)
+	close(work)
+	wg.Wait()
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// one rewrites one object, or sets it aside, or counts it as failed. An error ends the work.
+func (r *rewriter) one(ctx context.Context, object selected) error {
+	if r.isNamed(object.Key) {
+		return nil // a source may give an object twice
+	}
+	switch {
+	case object.broken != nil:
+		r.fail(object, fmt.Errorf("no API server can read it: %w", object.broken))
+		return nil
+	case !object.addressable:
+		r.fail(object, errors.New("it has not the form of an object of the API"))
+		return nil
+	}
+	for range len(r.opts.Servers) + 1 {
+		i, server, err := r.pool.take(ctx)
+		if err != nil {
+			return err
+		}
+		if err := r.limiter.Wait(ctx); err != nil {
+			return fmt.Errorf("keeping the pace: %w", err)
+		}
+		revision, err := server.Rewrite(ctx, object.Object)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, ErrUnreachable) {
+			r.pool.silent(i, err)
+			object.last = err
+			continue
+		}
+		r.pool.answered(i)
+		if err == nil && revision == object.Revision {
+			err = fmt.Errorf("%w: %s left it as it was, for it takes %s for what it would write itself", ErrPassing, server.Name(), evidence.Printable(object.under.full()))
+		}
+		r.judge(object, err)
+		return nil
+	}
+	r.setAside(object, object.last)
+	return nil
+}
+
+// judge counts what came of an object.
+func (r *rewriter) judge(object selected, err error) {
+	switch {
+	case err == nil:
+		r.count(&r.out.Rewritten)
+	case errors.Is(err, ErrGone):
+		r.count(&r.out.Gone)
+	case errors.Is(err, ErrPassing):
+		r.setAside(object, err)
+	default:
+		r.fail(object, err)
+	}
+}
+
+// count counts an object that is done.
+func (r *rewriter) count(what *int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	*what++
+	r.out.Found++
+	r.progress()
+}
+
+// setAside keeps an object for later, so that it does not hold up the others.
+func (r *rewriter) setAside(object selected, err error) {
+	r.mu.Lock()
+	full := len(r.aside) >= evidence.MaxNamed
+	if !full {
+		object.last = err
+		r.aside = append(r.aside, object)
+	}
+	r.mu.Unlock()
+	if full {
+		r.fail(object, err)
+	}
+}
+
+func (r *rewriter) fail(object selected, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.out.Failed++
+	r.out.Found++
+	if len(r.out.Failures) < evidence.MaxNamed {
+		r.out.Failures = append(r.out.Failures, Failure{Key: object.Key, Reason: err.Error()})
+		r.named[object.Key] = true
+	}
+	r.progress()
+}
+
+func (r *rewriter) isNamed(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.named[key]
+}
+
+// progress is called with the lock held.
+func (r *rewriter) progress() {
+	if r.opts.Progress != nil {
+		r.opts.Progress(Stage, r.out.Found, max(r.out.Found, r.total))
+	}
+}

@@ -1,0 +1,219 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
+)
+
+// migration is the part of the documented JSON that the tests look at.
+type migration struct {
+	RequiredKey string `json:"requiredKey"`
+	Servers     []struct {
+		Server, Resource, Writes, KeyID, Error string
+		OK, Skipped                            bool
+	} `json:"servers"`
+	Resources []struct {
+		Resource       string
+		Objects, Found int64
+	} `json:"resources"`
+	Found, Rewritten, Gone, Failed int64
+	Failures                       []struct{ Key, Reason string }
+	Report                         *report
+	DryRun, Interrupted            bool
+	Seconds                        float64
+}
+
+// migrator runs `etcd migrate` on a world.
+type migrator struct {
+	*world
+	kubeconfig string
+	servers    []string
+}
+
+const migrated = "secrets,configmaps,widgets.example.com"
+
+func (w *world) migrator(t *testing.T, others ...*kube.Cluster) *migrator {
+	t.Helper()
+	m := &migrator{world: w, kubeconfig: filepath.Join(w.dir, "kubeconfig")}
+	must(t, w.cluster.WriteKubeconfig(m.kubeconfig, others...))
+	for _, cluster := range append([]*kube.Cluster{w.cluster}, others...) {
+		m.servers = append(m.servers, cluster.URL())
+	}
+	return m
+}
+
+func (m *migrator) args(more ...string) []string {
+	args := []string{"etcd", "migrate", "--endpoints", m.cluster.EtcdURL(), "--kubeconfig", m.kubeconfig, "--resources", migrated}
+	for _, server := range m.servers {
+		args = append(args, "--server", server)
+	}
+	return append(args, more...)
+}
+
+// run runs it to the end.
+func (m *migrator) run(t *testing.T, code int, more ...string) (migration, outcome) {
+	t.Helper()
+	began := time.Now()
+	o := run(t, m.plugin, slices.Concat(m.args()[1:], []string{"-o", "json"}, more)...).want(t, code)
+	var out migration
+	o.into(t, &out)
+	t.Logf("exit code %d after %s: found %d, rewritten %d, gone %d, failed %d; %s", o.code, time.Since(began).Round(time.Millisecond),
+		out.Found, out.Rewritten, out.Gone, out.Failed, strings.TrimSpace(o.errOut))
+	return out, o
+}
+
+// encrypts restarts an API server with these providers, one entry for each resource: each has a KMS state of its own.
+func encrypts(t *testing.T, cluster *kube.Cluster, kinds ...func(resource string) map[string]any) {
+	t.Helper()
+	var entries []any
+	for resource := range strings.SplitSeq(migrated, ",") {
+		var providers []map[string]any
+		for _, kind := range kinds {
+			providers = append(providers, kind(resource))
+		}
+		entries = append(entries, map[string]any{"resources": []string{resource}, "providers": providers})
+	}
+	data, err := json.Marshal(map[string]any{"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration", "resources": entries})
+	must(t, err)
+	must(t, os.WriteFile(cluster.EncryptionConfig(), data, 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	must(t, cluster.RestartAPIServer(ctx))
+}
+
+// hsm is the plugin; its name must be another one in each entry.
+func (w *world) hsm(resource string) map[string]any {
+	name := kube.ProviderName + "-" + strings.ReplaceAll(resource, ".", "-")
+	return provider("kms", map[string]any{"apiVersion": "v2", "name": name, "endpoint": "unix://" + w.plugin.Socket()})
+}
+
+func identity(string) map[string]any { return provider("identity", map[string]any{}) }
+
+// rotate makes the next key and waits until the plugin has it.
+func (w *world) rotate(t *testing.T) string {
+	t.Helper()
+	key, err := w.plugin.RotateKey(t.Context(), 0)
+	must(t, err)
+	deadline := time.After(patience)
+	for {
+		status, err := w.plugin.Status(t.Context())
+		if err == nil && status.KeyID == key.KeyID {
+			return key.KeyID
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("the plugin never had %s: %+v, %v", key.KeyID, status, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// populate makes objects of all three resources, concurrently.
+func (w *world) populate(t *testing.T, secrets, configMaps, widgets int) {
+	t.Helper()
+	w.widget(t, "widget-0") // waits until it is served
+	var wg sync.WaitGroup
+	errs := make(chan error, secrets+configMaps+widgets)
+	gate := make(chan struct{}, 8)
+	do := func(f func() error) {
+		wg.Go(func() {
+			gate <- struct{}{}
+			defer func() { <-gate }()
+			errs <- f()
+		})
+	}
+	for i := range secrets {
+		name := fmt.Sprintf("secret-%d", i)
+		do(func() error {
+			return w.cluster.CreateSecret(t.Context(), namespace, name, map[string][]byte{"password": []byte("canary-" + name)})
+		})
+	}
+	for i := range configMaps {
+		do(func() error {
+			return w.cluster.CreateConfigMap(t.Context(), namespace, fmt.Sprintf("map-%d", i), map[string]string{"colour": "green"})
+		})
+	}
+	for i := 1; i < widgets; i++ {
+		object := map[string]any{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": map[string]any{"name": fmt.Sprintf("widget-%d", i)}, "spec": "canary"}
+		do(func() error {
+			return w.cluster.Do(t.Context(), http.MethodPost, "/apis/example.com/v1/namespaces/"+namespace+"/widgets", object, nil)
+		})
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		must(t, err)
+	}
+}
+
+// revisions are those of all objects that are migrated, by key.
+func (w *world) revisions(t *testing.T) map[string]int64 {
+	t.Helper()
+	client, err := w.cluster.Etcd()
+	must(t, err)
+	all := map[string]int64{}
+	for _, prefix := range []string{"/registry/secrets/", "/registry/configmaps/", "/registry/example.com/widgets/"} {
+		resp, err := client.Get(t.Context(), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+		must(t, err)
+		for _, kv := range resp.Kvs {
+			all[string(kv.Key)] = kv.ModRevision
+		}
+	}
+	return all
+}
+
+// under counts the objects of a resource that stand under a key; "" for plain text.
+func (w *world) countUnder(t *testing.T, resource, keyID string) int64 {
+	t.Helper()
+	var r report
+	run(t, w.plugin, "report", "--endpoints", w.cluster.EtcdURL(), "-o", "json").want(t, 0).into(t, &r)
+	for _, res := range r.Resources {
+		if res.Resource != resource {
+			continue
+		}
+		if keyID == "" {
+			return res.Plaintext
+		}
+		for _, key := range res.Keys {
+			if key.KeyID == keyID {
+				return key.Objects
+			}
+		}
+	}
+	return 0
+}
+
+// noCanaries checks that nothing of ours is left in the API.
+func (w *world) noCanaries(t *testing.T) {
+	t.Helper()
+	for key := range w.revisions(t) {
+		if strings.Contains(key, "canary") {
+			t.Errorf("%s is left", key)
+		}
+	}
+}
+
+// exitCode is that of an ended command.
+func exitCode(err error) int {
+	if exit, ok := errors.AsType[*plugin.ExitError](err); ok {
+		return exit.Code
+	}
+	return 0
+}

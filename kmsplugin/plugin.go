@@ -46,6 +46,8 @@ type Plugin struct {
 	options Options
 	health  *health.Health
 	service *service
+	guard   *guard
+	live    *live
 	notify  systemd.Notifier
 }
 
@@ -69,7 +71,9 @@ func New(o Options) *Plugin {
 	if o.DrainLimit <= 0 {
 		o.DrainLimit = 10 * time.Second
 	}
-	p := &Plugin{options: o, notify: systemd.Notifier{Logger: o.Logger}}
+	alive := &live{Metrics: o.Metrics}
+	o.Metrics = alive
+	p := &Plugin{options: o, live: alive, notify: systemd.Notifier{Logger: o.Logger}}
 	p.health = health.New(health.Config{
 		Ring:              o.Ring,
 		ProbeInterval:     o.ProbeInterval,
@@ -83,6 +87,7 @@ func New(o Options) *Plugin {
 		Changed:           p.tellManager,
 	})
 	p.service = &service{ring: o.Ring, health: p.health, logger: o.Logger}
+	p.guard = newGuard(p.service, &p.options)
 	return p
 }
 

@@ -43,7 +43,7 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	defer running.Wait()
 	defer stop() // after the drain: Status is asked during it
 	running.Go(func() { p.health.Run(background) })
-	running.Go(func() { p.notify.Watch(background) })
+	running.Go(func() { p.notify.Watch(background, p.Live) })
 
 	p.waitForFirstProbe(ctx)
 	server := p.newServer()
@@ -89,7 +89,6 @@ func (p *Plugin) drain(server *grpc.Server) {
 // newServer makes the gRPC server. There is no reflection, no compression and no other service on it: what is not part
 // of KMS v2 is Unimplemented.
 func (p *Plugin) newServer() *grpc.Server {
-	guard := newGuard(p.service, &p.options)
 	server := grpc.NewServer(
 		grpc.Creds(peers.Credentials(peers.Policy{
 			UIDs:    p.options.AllowedUIDs,
@@ -97,8 +96,8 @@ func (p *Plugin) newServer() *grpc.Server {
 			Logger:  p.options.Logger,
 			Refused: p.options.Metrics.PeerRefused,
 		})),
-		guard.interceptors(),
-		grpc.UnknownServiceHandler(guard.unknown),
+		p.guard.interceptors(),
+		grpc.UnknownServiceHandler(p.guard.unknown),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
@@ -115,6 +114,6 @@ func (p *Plugin) newServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
 	)
-	server.RegisterService(guard.methods(), p.service)
+	server.RegisterService(p.guard.methods(), p.service)
 	return server
 }

@@ -130,7 +130,8 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 // serveHTTP serves metrics and health until it is stopped. found tells whether clients can find the socket.
 func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func(), err error) {
 	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
-	server, err := metrics.Listen(ctx, address, count.Handler(ready))
+	live := func() bool { return plugin.Live() == nil }
+	server, err := metrics.Listen(ctx, address, count.Handler(live, ready))
 	if err != nil || server == nil {
 		return func() {}, err
 	}

@@ -9,6 +9,7 @@ package health
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // Ring is what a probe needs of envelope.Ring. Refresh and Exercise ask the HSM and return by the context's deadline;
@@ -62,6 +64,7 @@ type Health struct {
 	cfg      Config
 	latest   atomic.Pointer[result]
 	pending  atomic.Pointer[[]Pending]
+	turned   atomic.Int64  // unix nanoseconds: when Run last came round; 0: it has not begun
 	first    chan struct{} // closed after the first probe
 	schedule schedule
 	saved    Proven
@@ -114,6 +117,7 @@ func (h *Health) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
+		h.turned.Store(time.Now().UnixNano())
 		h.round(ctx)
 		if ctx.Err() != nil {
 			return // a probe that was cut short says nothing of the HSM
@@ -124,4 +128,17 @@ func (h *Health) Run(ctx context.Context) {
 		}
 		timer.Reset(h.schedule.wait(time.Now()))
 	}
+}
+
+// Turning is an error when Run has not come round for twice as long as a round and the pause after it can take: its calls
+// into the HSM are bounded, so something else holds it, for good. It asks nobody and does not wait.
+func (h *Health) Turning() error {
+	began := h.turned.Load()
+	longest := h.cfg.ProbeInterval + (2+settleTries)*h.cfg.CallLimit // two readings of the ring, and the tries of a probe
+	age := time.Since(time.Unix(0, began))
+	if began == 0 || age <= 2*longest {
+		return nil
+	}
+	return hint.Wrap(fmt.Errorf("the probe began %s ago and has not ended", age.Round(time.Second)),
+		"see whether the disk of stateDir hangs; else report it with the goroutines that SIGQUIT prints")
 }

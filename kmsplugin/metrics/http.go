@@ -26,16 +26,22 @@ const (
 	stopTimeout    = 2 * time.Second
 )
 
-// Handler answers /metrics, /livez (the process works; the HSM does not count) and /readyz (ready says that
-// Status would be ok). Both health checks answer in fixed words: whoever asks here was not checked.
-func (m *Metrics) Handler(ready func() bool) http.Handler {
+// Handler answers /metrics, /livez (live: the process works; the HSM does not count) and /readyz (ready: Status would be
+// ok). Both health checks answer in fixed words: whoever asks here was not checked.
+func (m *Metrics) Handler(live, ready func() bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorHandling:       promhttp.ContinueOnError,
 		MaxRequestsInFlight: 4,
 		Timeout:             readTimeout,
 	}))
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		if !live() {
+			answer(w, http.StatusInternalServerError, "stuck: the log says where; to be restarted")
+			return
+		}
+		answer(w, http.StatusOK, "ok")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !ready() {
 			answer(w, http.StatusServiceUnavailable, "not ready: hsm-kms status and the log say why")

@@ -15,10 +15,10 @@ import (
 )
 
 // serve runs a server until the test ends and returns its address.
-func serve(t *testing.T, ready func() bool) string {
+func serve(t *testing.T, live, ready func() bool) string {
 	t.Helper()
 	m, _ := full()
-	s, err := Listen(t.Context(), "127.0.0.1:0", m.Handler(ready))
+	s, err := Listen(t.Context(), "127.0.0.1:0", m.Handler(live, ready))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,8 +54,8 @@ func request(t *testing.T, method, url string) (int, string) {
 
 func TestPaths(t *testing.T) {
 	t.Parallel()
-	var ready atomic.Bool
-	base := "http://" + serve(t, ready.Load)
+	var ready, stuck atomic.Bool
+	base := "http://" + serve(t, func() bool { return !stuck.Load() }, ready.Load)
 	for _, tc := range []struct {
 		ready        bool
 		method, path string
@@ -78,11 +78,15 @@ func TestPaths(t *testing.T) {
 			t.Errorf("%s %s: %d %.200q, want %d %q", tc.method, tc.path, code, body, tc.code, tc.body)
 		}
 	}
+	stuck.Store(true)
+	if code, body := request(t, "GET", base+"/livez"); code != 500 || body != "stuck: the log says where; to be restarted\n" {
+		t.Errorf("stuck: %d %q", code, body)
+	}
 }
 
 func TestHeaderLimit(t *testing.T) {
 	t.Parallel()
-	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", serve(t, func() bool { return true }))
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", serve(t, func() bool { return true }, func() bool { return true }))
 	if err != nil {
 		t.Fatal(err)
 	}

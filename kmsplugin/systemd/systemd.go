@@ -80,9 +80,10 @@ func (n Notifier) Stopping() { n.send(daemon.SdNotifyStopping) }
 // Status is the line that systemctl status shows. text is one line.
 func (n Notifier) Status(text string) { n.send("STATUS=" + text) }
 
-// Watch keeps the watchdog content until ctx ends, twice in its interval, if the unit has one. It shows that this
-// process runs; what the HSM does is not its business: a restart does not mend an HSM, and takes Decrypt away.
-func (n Notifier) Watch(ctx context.Context) {
+// Watch keeps the watchdog content until ctx ends, twice in its interval, if the unit has one, and as long as live is nil.
+// It shows that this process works; what the HSM does is not its business: a restart does not mend an HSM, and takes
+// Decrypt away.
+func (n Notifier) Watch(ctx context.Context, live func() error) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		n.Logger.Warn("the systemd watchdog is off", "error", err)
@@ -93,7 +94,9 @@ func (n Notifier) Watch(ctx context.Context) {
 	ticker := time.NewTicker(max(interval/2, time.Millisecond))
 	defer ticker.Stop()
 	for {
-		n.send(daemon.SdNotifyWatchdog)
+		if live() == nil {
+			n.send(daemon.SdNotifyWatchdog)
+		}
 		select {
 		case <-ctx.Done():
 			return

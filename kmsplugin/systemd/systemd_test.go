@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -174,11 +175,22 @@ func TestWatchdog(t *testing.T) {
 	t.Setenv("WATCHDOG_PID", fmt.Sprint(os.Getpid()))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
+	n := Notifier{Logger: slog.New(slog.DiscardHandler)}
+	looks := 0
 	go func() {
 		defer close(done)
-		Notifier{Logger: slog.New(slog.DiscardHandler)}.Watch(ctx)
+		n.Watch(ctx, func() error {
+			if looks++; looks > 3 && looks < 6 {
+				return errors.New("stuck")
+			}
+			n.Status(fmt.Sprint(looks))
+			return nil
+		})
 	}()
-	for range 3 {
+	for _, look := range []string{"1", "2", "3", "6"} { // nothing while it was stuck
+		if got := next(); got != "STATUS="+look {
+			t.Errorf("%q before look %s", got, look)
+		}
 		if got := next(); got != "WATCHDOG=1" {
 			t.Errorf("%q", got)
 		}
@@ -192,7 +204,7 @@ func TestNoManager(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "")
 	n := Notifier{Logger: slog.New(slog.DiscardHandler)}
 	n.Ready()
-	n.Watch(t.Context()) // returns at once
+	n.Watch(t.Context(), func() error { return nil }) // returns at once
 	t.Setenv("WATCHDOG_USEC", "nonsense")
-	n.Watch(t.Context())
+	n.Watch(t.Context(), func() error { return nil })
 }

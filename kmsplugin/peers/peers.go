@@ -78,19 +78,32 @@ func FromContext(ctx context.Context) (Peer, bool) {
 // ServerHandshake admits the peer or fails; gRPC then closes the connection.
 func (c *creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	p, groups, err := credentialsOf(conn)
-	if err == nil && !c.policy.admits(p, groups) {
+	if err != nil && isGone(err) {
+		if c.policy.Logger != nil {
+			c.policy.Logger.Debug("a connection ended before its peer was known: given up by the peer, or dropped among too many", "error", err)
+		}
+		return nil, nil, err
+	}
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
+	case !c.policy.admits(p, groups):
 		err = fmt.Errorf("%w: uid %d, gid %d", ErrRefused, p.UID, p.GID)
 	}
 	p.Executable = executable(p.PID)
 	if err != nil {
-		if !errors.Is(err, net.ErrClosed) { // dropped among too many before it was looked at: it was not refused
-			c.refuse(p, err)
-		}
+		c.refuse(p, err)
 		return nil, nil, err
 	}
 	info := &authInfo{peer: p}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity // a Unix socket: nobody is in between
 	return conn, info, nil
+}
+
+// isGone tells that the connection is no more, on our side or on the peer's: nobody was refused. Linux still knows the peer
+// of a connection that its peer has closed; macOS says ENOTCONN or EINVAL of it.
+func isGone(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EINVAL)
 }
 
 func (p Policy) admits(peer Peer, groups []uint32) bool {
@@ -130,16 +143,16 @@ func (c *creds) OverrideServerName(string) error { return nil }
 func credentialsOf(conn net.Conn) (p Peer, groups []uint32, err error) {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
-		return Peer{}, nil, fmt.Errorf("%w: a %T has no peer credentials", ErrRefused, conn)
+		return Peer{}, nil, fmt.Errorf("a %T has no peer credentials", conn)
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return Peer{}, nil, fmt.Errorf("%w: %w", ErrRefused, err)
+		return Peer{}, nil, err
 	}
 	var asked error
 	err = raw.Control(func(fd uintptr) { p, groups, asked = ask(int(fd)) })
 	if err := errors.Join(err, asked); err != nil {
-		return Peer{}, nil, fmt.Errorf("%w: asking the kernel for its credentials: %w", ErrRefused, err)
+		return Peer{}, nil, fmt.Errorf("asking the kernel for its credentials: %w", err)
 	}
 	return p, groups, nil
 }

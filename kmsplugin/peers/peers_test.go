@@ -8,7 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/peer"
@@ -73,6 +75,48 @@ func TestRefused(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "uid=") || !strings.Contains(log.String(), "pid=") {
 		t.Errorf("log: %s", &log)
+	}
+}
+
+// deaf is a connection of which the kernel says err.
+type deaf struct {
+	net.Conn
+	err error
+}
+
+func (d deaf) SyscallConn() (syscall.RawConn, error) { return nil, d.err }
+
+// A connection that is gone before its peer is known is no refusal: nobody is to be paged for it. One whose peer the kernel
+// will not tell is.
+func TestGoneBeforeItIsKnown(t *testing.T) {
+	t.Parallel()
+	for err, refusals := range map[error]int{net.ErrClosed: 0, syscall.ENOTCONN: 0, syscall.EPERM: 1} {
+		var log bytes.Buffer
+		refused := 0
+		logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		_, _, got := Credentials(Policy{UIDs: []uint32{0}, Logger: logger, Refused: func() { refused++ }}).ServerHandshake(deaf{err: err})
+		if !errors.Is(got, err) || refused != refusals {
+			t.Errorf("%v: error = %v, %d counted", err, got, refused)
+		}
+		if text := log.String(); strings.Contains(text, "peer refused") != (refusals > 0) || strings.Contains(text, "level=DEBUG") == (refusals > 0) {
+			t.Errorf("%v: log: %s", err, text)
+		}
+	}
+}
+
+// A client that connects and goes at once is known all the same, and admitted.
+func TestGoneAfterItConnected(t *testing.T) {
+	t.Parallel()
+	address := filepath.Join(t.TempDir(), "s")
+	p, err := shake(t, Policy{UIDs: []uint32{uint32(os.Geteuid())}, Refused: func() { t.Error("refused") }}, address, func() {
+		conn, err := net.Dial("unix", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+	})
+	if runtime.GOOS == "linux" && (err != nil || p.PID != os.Getpid()) {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -29,18 +30,18 @@ type Version struct {
 
 // compareIDs orders versions by activation, then CKA_ID, then fingerprint. A key made elsewhere has been
 // active always. The key_id alone tells the order, so a key that is gone still has its place.
+//
+// The text of a version sorts as its CKA_ID does: both forms are of hex digits, ours begins with the activation in a
+// fixed number of them. It is compared as it stands, since every request does so.
 func compareIDs(a, b KeyID) int {
-	return cmp.Or(
-		activationOfID(a).Compare(activationOfID(b)),
-		strings.Compare(a.Version, b.Version),
-		slices.Compare(a.Fingerprint[:], b.Fingerprint[:]),
-	)
-}
-
-// activationOfID is the activation time that a key_id carries; zero: always.
-func activationOfID(id KeyID) time.Time {
-	at, _ := ActivationOf([]byte(id.Version))
-	return at
+	aOwn, bOwn := strings.HasPrefix(a.Version, idMagic), strings.HasPrefix(b.Version, idMagic)
+	switch {
+	case aOwn && !bOwn:
+		return 1
+	case bOwn && !aOwn:
+		return -1
+	}
+	return cmp.Or(strings.Compare(a.Version, b.Version), bytes.Compare(a.Fingerprint[:], b.Fingerprint[:]))
 }
 
 // choice is the outcome of asking which key is current.

@@ -158,3 +158,9 @@ func TestOrderIsTotal(t *testing.T) {
 		}
 	})
 }
+
+// activationOfID is the activation time that a key_id carries; zero: always.
+func activationOfID(id KeyID) time.Time {
+	at, _ := ActivationOf([]byte(id.Version))
+	return at
+}

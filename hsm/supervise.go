@@ -11,7 +11,6 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // The pauses between attempts to connect: an HSM that is back is used within seconds, and one that is away is
@@ -189,7 +188,7 @@ func (t *Token) failedAttempt(err error) {
 		t.cause, t.lastCause = err, err.Error()
 	})
 	if news {
-		t.log.Error("the token cannot be used; trying again until it can", "error", err, "hint", hint.Of(err))
+		t.log.Error("the token cannot be used; trying again until it can", "error", err, "hint", adviceFor(err))
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -65,7 +66,8 @@ func (t *trail) reopenAtHangup(ctx context.Context) {
 				return
 			case <-hangup:
 				if err := t.writer.Reopen(); err != nil {
-					t.log.Error("the audit trail could not be opened anew", "error", err, "hint", hint.Of(err))
+					t.log.Error("the audit trail could not be opened anew", "error", err,
+						"hint", cmp.Or(hint.Of(err), "see that the plugin's user can make audit.path and write to it, then send SIGHUP again"))
 				}
 			}
 		}

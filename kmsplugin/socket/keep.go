@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ func (l *Listener) keep(ctx context.Context, every time.Duration, logger *slog.L
 			said = err.Error()
 			l.state.lost.Store(true)
 			logger.Error("the socket was removed or replaced by somebody else, and cannot be made anew: nobody can connect", "socket", l.cfg.Path,
-				"error", err, "hint", hint.Of(err))
+				"error", err, "hint", cmp.Or(hint.Of(err), "see what is at the path, and that this user can write to its folder"))
 		}
 	}
 }

@@ -11,6 +11,6 @@
 // flight, because it crashes modules; a call cannot be cancelled, so it is abandoned with its session, which
 // counts against maxSessions until it returns; a PIN that was refused is never tried again.
 //
-// Files: set, token (state), operate (one operation), supervise (recovery), look (is the connection sound?),
+// Files: set, token (state), operate (one operation), sessions and workers (what it is done with), supervise (recovery), look (is the connection sound?),
 // reread (the ring, again), connect and keys (making a generation), module and flight (calls in flight), fault (what a CKR means).
 package hsm

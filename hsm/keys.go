@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/hmac"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -112,104 +111,34 @@ func (r *keyReader) read(old *table) (*table, error) {
 
 // inspect reads one object and takes its fingerprint.
 func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
-	ckaID, err := r.api.Attribute(r.session, handle, pkcs11.CKA_ID)
-	if err != nil {
-		return nil, fmt.Errorf("reading CKA_ID of a key of ring %s: %w", r.ring, err)
-	}
 	if old != nil {
+		ckaID, err := r.api.Attribute(r.session, handle, pkcs11.CKA_ID)
+		if err != nil {
+			return nil, fmt.Errorf("reading CKA_ID of a key of ring %s: %w", r.ring, err)
+		}
 		// A refused key is looked at again: what was wrong with it, or with the look at it, may have passed.
 		if known := old.byHandle[handle]; known != nil && known.key.Refused == "" && bytes.Equal(known.key.CKAID, ckaID) {
 			return known, nil
 		}
 	}
-	held := &heldKey{handle: handle, key: envelope.Key{CKAID: ckaID}}
+	told, err := r.describe(handle)
+	if err != nil {
+		return nil, err
+	}
+	ckaID := told[pkcs11.CKA_ID]
+	held := &heldKey{handle: handle, key: envelope.Key{CKAID: ckaID, Attributes: told.attributes()}}
 	key := &held.key
 	key.Activation, _ = envelope.ActivationOf(ckaID)
 	key.ID.Ring = r.ring
-	if key.Attributes, err = r.attributes(handle); err != nil {
-		return nil, err
-	}
 	key.ID.Version, err = envelope.VersionOf(ckaID)
 	if err != nil {
 		key.Refused = err.Error()
 		return held, nil
 	}
-	if key.Refused, err = r.refusal(handle, key.Attributes); err != nil {
-		return nil, err
-	}
-	if key.Refused != "" {
+	if key.Refused = r.refusal(told, key.Attributes); key.Refused != "" {
 		return held, nil
 	}
 	return held, r.fingerprint(held)
-}
-
-// attributes reads those that an auditor asks for, each by itself: one that the token does not know must not
-// fail the others. What is not told is taken for the worse.
-func (r *keyReader) attributes(handle p11.Object) (a envelope.Attributes, err error) {
-	is := func(attribute uint, untold bool) bool {
-		value, told, readErr := r.optional(handle, attribute)
-		err = errors.Join(err, readErr)
-		if !told || len(value) != 1 {
-			return untold
-		}
-		return value[0] != 0
-	}
-	a = envelope.Attributes{
-		Private: is(pkcs11.CKA_PRIVATE, false), Sensitive: is(pkcs11.CKA_SENSITIVE, false),
-		Extractable: is(pkcs11.CKA_EXTRACTABLE, true), AlwaysSensitive: is(pkcs11.CKA_ALWAYS_SENSITIVE, false),
-		NeverExtractable: is(pkcs11.CKA_NEVER_EXTRACTABLE, false), Local: is(pkcs11.CKA_LOCAL, false),
-	}
-	return a, err
-}
-
-// optional reads an attribute that the token may not know or not tell; any other failure says nothing of the key.
-func (r *keyReader) optional(handle p11.Object, attribute uint) (value []byte, told bool, err error) {
-	value, err = r.api.Attribute(r.session, handle, attribute)
-	switch {
-	case err == nil:
-		return value, true, nil
-	case hasRV(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID), hasRV(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE):
-		return nil, false, nil
-	}
-	return nil, false, fmt.Errorf("reading attribute 0x%X of a key of ring %s: %w", attribute, r.ring, err)
-}
-
-// number reads a CK_ULONG attribute; told is false when the token does not tell it.
-func (r *keyReader) number(handle p11.Object, attribute uint) (n uint64, told bool, err error) {
-	value, told, err := r.optional(handle, attribute)
-	if !told || len(value) != 8 {
-		return 0, false, err
-	}
-	return binary.NativeEndian.Uint64(value), true, nil
-}
-
-// refusal says why a key must not be served; "" when it may. Whoever can write to the token without login could
-// have planted a key that is not CKA_PRIVATE, and knows one that came from outside.
-func (r *keyReader) refusal(handle p11.Object, a envelope.Attributes) (string, error) {
-	switch {
-	case !a.Private:
-		return "it is not CKA_PRIVATE: anyone who reaches the token without login could have planted it", nil
-	case a.Extractable:
-		return "it is extractable: it could leave the HSM", nil
-	case !a.Sensitive:
-		return "it is not CKA_SENSITIVE: its value can be read", nil
-	case !r.allow && !(a.Local && a.AlwaysSensitive && a.NeverExtractable):
-		return "it was not made in this HSM, or has not always been sensitive and unextractable: allowImportedKeys would serve it", nil
-	}
-	kind, told, err := r.number(handle, pkcs11.CKA_KEY_TYPE)
-	switch {
-	case err != nil:
-		return "", err
-	case !told:
-		return "the token does not tell its CKA_KEY_TYPE", nil
-	case !r.fits(kind):
-		return fmt.Sprintf("its key type 0x%X does not fit the ring's profile %s", kind, r.profile), nil
-	}
-	size, told, err := r.number(handle, pkcs11.CKA_VALUE_LEN)
-	if err == nil && told && size != 32 {
-		return fmt.Sprintf("it has %d bits; the profile %s wants 256", 8*size, r.profile), nil
-	}
-	return "", err
 }
 
 func (r *keyReader) fits(kind uint64) bool {

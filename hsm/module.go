@@ -20,6 +20,7 @@ type module struct {
 	path    string
 	library *p11.Library
 	flight  *flight
+	workers workers
 	tokens  []*Token // those of the configuration that live in it; fixed before the first call
 
 	recovering  chan struct{} // holds one value while some token of it recovers
@@ -53,7 +54,7 @@ func (m *modules) load(path, reserved string) (*module, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	loaded := &module{path: path, library: library, flight: newFlight(), recovering: make(chan struct{}, 1)}
+	loaded := &module{path: path, library: library, flight: newFlight(), workers: newWorkers(), recovering: make(chan struct{}, 1)}
 	m.byFile[id] = loaded
 	return loaded, nil
 }
@@ -138,6 +139,7 @@ const shutdownWait = 2 * time.Second
 
 // shutdown ends the module at the end of the process, unless a call hangs in it: then it is left alone.
 func (m *module) shutdown() {
+	m.workers.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownWait)
 	defer cancel()
 	ended := make(chan struct{})

@@ -190,6 +190,25 @@ func (l *Library) Attribute(s Session, o Object, attribute uint) (value []byte, 
 	return value, err
 }
 
+// Attributes implements API.
+func (l *Library) Attributes(s Session, o Object, attributes []uint) (values map[uint][]byte, err error) {
+	template := make([]*pkcs11.Attribute, len(attributes))
+	for i, attribute := range attributes {
+		template[i] = &pkcs11.Attribute{Type: attribute}
+	}
+	err = l.call("C_GetAttributeValue", func() error {
+		read, err := l.ctx.GetAttributeValue(s, o, template)
+		if err == nil {
+			values = make(map[uint][]byte, len(read))
+			for _, attribute := range read {
+				values[attribute.Type] = attribute.Value
+			}
+		}
+		return err
+	})
+	return values, err
+}
+
 // FindSecretKeys implements API. The search is ended whatever becomes of it, or the session would refuse
 // the next one.
 func (l *Library) FindSecretKeys(s Session, label string, limit int) (found []Object, err error) {

@@ -36,9 +36,11 @@ type API interface {
 	Login(s Session, pin []byte) error
 	// FindSecretKeys finds the secret keys of one label, at most limit.
 	FindSecretKeys(s Session, label string, limit int) ([]Object, error)
-	// Attribute reads one attribute; the value is a copy. Optional ones are read singly, because a token
-	// fails a whole request for one attribute that it does not know.
+	// Attribute reads one attribute; the value is a copy.
 	Attribute(s Session, o Object, attribute uint) ([]byte, error)
+	// Attributes reads several in one request; the values are copies. A token fails the whole request for one
+	// attribute that it does not know or not tell.
+	Attributes(s Session, o Object, attributes []uint) (map[uint][]byte, error)
 	DestroyObject(s Session, o Object) error
 
 	// EncryptGCM and DecryptGCM are C_EncryptInit with C_Encrypt, and C_DecryptInit with C_Decrypt, in one

@@ -39,3 +39,43 @@ func TestClockIsPlausible(t *testing.T) {
 		}
 	}
 }
+
+// From its successor's activation on, API servers learn of another key: evidence from before is none.
+func TestSuccessor(t *testing.T) {
+	t.Parallel()
+	at := func(hours int) time.Time { return time.Date(2030, 1, 1, hours, 0, 0, 0, time.UTC) }
+	version := func(id string, activation time.Time, state envelope.State) envelope.Version {
+		return envelope.Version{Key: envelope.Key{ID: envelope.KeyID{Ring: "r", Version: id}, Activation: activation}, State: state}
+	}
+	ours := func(activation time.Time) string {
+		id, err := envelope.NewCKAID(activation)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(id)
+	}
+	one := ours(at(1))
+	foreign := version("x01", time.Time{}, envelope.Retained)
+	first, second, third := version(one, at(1), envelope.Retained), version(ours(at(2)), at(2), envelope.Retained), version(ours(at(3)), at(3), envelope.Current)
+	twin := first
+	twin.ID.Fingerprint[0] = 1
+	for name, test := range map[string]struct {
+		versions []envelope.Version
+		of       envelope.KeyID
+		want     time.Time
+	}{
+		"the next":                         {[]envelope.Version{first, second, third}, first.ID, at(2)},
+		"the one after the next":           {[]envelope.Version{first, third}, first.ID, at(3)},
+		"not its twin":                     {[]envelope.Version{first, twin, third}, first.ID, at(3)},
+		"not one made elsewhere":           {[]envelope.Version{foreign, version("x02", time.Time{}, envelope.Retained), second}, foreign.ID, at(2)},
+		"one made elsewhere alone":         {[]envelope.Version{foreign, version("x02", time.Time{}, envelope.Current)}, foreign.ID, time.Time{}},
+		"not one that is to come":          {[]envelope.Version{first, version(ours(at(9)), at(9), envelope.Pending)}, first.ID, time.Time{}},
+		"not one that is not served":       {[]envelope.Version{first, version(ours(at(9)), at(9), envelope.Refused)}, first.ID, time.Time{}},
+		"its own place does not matter":    {[]envelope.Version{foreign, first, second}, first.ID, at(2)},
+		"the last of all has no successor": {[]envelope.Version{first, second}, second.ID, time.Time{}},
+	} {
+		if got := successor(test.versions, test.of); !got.Equal(test.want) {
+			t.Errorf("%s: %s, want %s", name, got, test.want)
+		}
+	}
+}

@@ -38,6 +38,9 @@ import (
 //	keyid NAME STATE            sets $NAME to the key_id of the ring's last key in that state, or of the latest one
 //	taken NAME                  sets $NAME to a TCP address that is in use until the script ends
 //	term                        sends SIGTERM to all commands that run in the background
+//	etcd put PATH [KEYID] | delete PATH | cut PATH | save FILE | compact | back N | cluster N
+//	                            writes to the etcd at $ETCD (see fake_etcd_test.go), an undecodable object too; saves a
+//	                            snapshot; forgets the past; goes back by N revisions; has another cluster id
 //	otherelf FROM TO            copies a shared library and makes it one for another processor
 //
 // In MESSAGE and PATTERN, $NAME is the environment's; in MESSAGE and HINT, … stands for anything.
@@ -55,12 +58,15 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TRANSCRIPT", filepath.Join(env.WorkDir, ".transcript"))
 			env.Setenv("SOFTHSM2_CONF", filepath.Join(env.WorkDir, "hsm", "softhsm2.conf"))
 			env.Defer(func() { noPINIn(t, env.WorkDir) })
+			if err := giveEtcd(env); err != nil {
+				return err
+			}
 			// The folder of the socket, and those above it, must be nobody else's.
 			return os.Mkdir(filepath.Join(env.WorkDir, "run"), 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"token": tokenCmd, "config": configCmd, "refused": refusedCmd, "code": codeCmd, "until": untilCmd, "otherelf": otherELFCmd,
-			"keyid": keyidCmd, "taken": takenCmd, "term": termCmd,
+			"keyid": keyidCmd, "taken": takenCmd, "term": termCmd, "etcd": etcdCmd,
 		},
 		RequireUniqueNames: true,
 	})

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	bolt "go.etcd.io/bbolt"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/hsm-kms/hsm-kms/test/evidence/kubestore"
+)
+
+// fakeEtcd is an etcd in memory that can be read and saved, and no more: what the commands make of a real one is in
+// test/evidence/e2e and test/e2e.
+type fakeEtcd struct {
+	pb.UnimplementedKVServer
+	url string
+
+	mu      sync.Mutex
+	cluster uint64
+	history []*mvccpb.KeyValue // in order of revision; a nil value: deleted
+	written int64              // revisions, those that compaction took away included
+	back    int64              // how many revisions it says less than it has
+}
+
+// newFakeEtcd serves one until stop.
+func newFakeEtcd() (f *fakeEtcd, stop func(), err error) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	f = &fakeEtcd{url: "http://" + lis.Addr().String(), cluster: 0xcafe}
+	server := grpc.NewServer()
+	pb.RegisterKVServer(server, f)
+	go func() { _ = server.Serve(lis) }() // ends with Stop
+	return f, server.Stop, nil
+}
+
+// put writes what stands below /registry: under keyID, or plain text without one.
+func (f *fakeEtcd) put(path, keyID string) error {
+	key := "/registry/" + path
+	value := []byte("k8s\x00plain")
+	if keyID != "" {
+		dek := &kubestore.DEK{Provider: "hsm-kms", KeyID: keyID, Wrapped: []byte("wrapped " + keyID), Plain: make([]byte, 32)}
+		var err error
+		if value, err = dek.Value(key, []byte("data")); err != nil {
+			return err
+		}
+	}
+	f.write(key, value)
+	return nil
+}
+
+func (f *fakeEtcd) write(key string, value []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.history = append(f.history, &mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: f.written + 2})
+	f.written++
+}
+
+// newest is what stands there now, in order of keys.
+func (f *fakeEtcd) newest() []*mvccpb.KeyValue {
+	newest := map[string]*mvccpb.KeyValue{}
+	for _, kv := range f.history {
+		newest[string(kv.Key)] = kv
+	}
+	kvs := slices.Collect(maps.Values(newest))
+	kvs = slices.DeleteFunc(kvs, func(kv *mvccpb.KeyValue) bool { return kv.Value == nil })
+	slices.SortFunc(kvs, func(a, b *mvccpb.KeyValue) int { return bytes.Compare(a.Key, b.Key) })
+	return kvs
+}
+
+// Range implements the part of etcd that reads. Whatever revision is asked for, it answers with the newest.
+func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	kvs := slices.DeleteFunc(f.newest(), func(kv *mvccpb.KeyValue) bool {
+		return bytes.Compare(kv.Key, req.Key) < 0 || bytes.Compare(kv.Key, req.RangeEnd) >= 0
+	})
+	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{ClusterId: f.cluster, Revision: f.written + 1 - f.back}, Count: int64(len(kvs))}
+	if req.CountOnly {
+		return resp, nil
+	}
+	if limit := int(req.Limit); limit > 0 && len(kvs) > limit {
+		kvs, resp.More = kvs[:limit], true
+	}
+	resp.Kvs = kvs
+	return resp, nil
+}
+
+// save writes a snapshot as etcdctl does: the database with every revision, and its SHA-256 after it.
+func (f *fakeEtcd) save(path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	dir, err := os.MkdirTemp("", "fake-etcd-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "db")
+	db, err := bolt.Open(file, 0o600, &bolt.Options{NoSync: true})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		bucket, err := tx.CreateBucket([]byte("key"))
+		if err != nil {
+			return err
+		}
+		for _, kv := range f.history {
+			name := fmt.Appendf(binary.BigEndian.AppendUint64(nil, uint64(kv.ModRevision)), "_%s", make([]byte, 8)) //nolint:gosec // counted from 2
+			item := kv
+			if kv.Value == nil {
+				name, item = append(name, 't'), &mvccpb.KeyValue{Key: kv.Key}
+			}
+			value, err := proto.Marshal(item)
+			if err != nil {
+				return err
+			}
+			if err := bucket.Put(name, value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := db.Close(); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	return os.WriteFile(path, append(data, sum[:]...), 0o600)
+}
+
+// etcdCmd is the script's etcd, made by the first use; $ETCD is its address.
+func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
+	f, _ := ts.Value(etcdValue{}).(*fakeEtcd)
+	if neg || f == nil || len(args) == 0 {
+		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | save FILE | compact | back N | cluster N")
+	}
+	switch verb, rest := args[0], args[1:]; verb + " " + strconv.Itoa(len(rest)) {
+	case "put 1", "put 2":
+		ts.Check(f.put(rest[0], strings.Join(rest[1:], "")))
+	case "delete 1":
+		f.write("/registry/"+rest[0], nil)
+	case "cut 1":
+		f.write("/registry/"+rest[0], []byte("k8s:enc:kms:v2:hsm-kms:\x0a\xff"))
+	case "save 1":
+		ts.Check(f.save(ts.MkAbs(rest[0])))
+	case "compact 0":
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.history = f.newest()
+	case "back 1", "cluster 1":
+		n, err := strconv.Atoi(rest[0])
+		ts.Check(err)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if verb == "back" {
+			f.back = int64(n)
+		} else {
+			f.cluster = uint64(n) //nolint:gosec // a test's number
+		}
+	default:
+		ts.Fatalf("etcd: unknown: %s", strings.Join(args, " "))
+	}
+}
+
+// etcdValue is the key of a script's fakeEtcd.
+type etcdValue struct{}
+
+// giveEtcd starts an etcd for a script, at $ETCD.
+func giveEtcd(env *testscript.Env) error {
+	f, stop, err := newFakeEtcd()
+	if err != nil {
+		return err
+	}
+	env.Defer(stop)
+	env.Values[etcdValue{}] = f
+	env.Setenv("ETCD", f.url)
+	return nil
+}

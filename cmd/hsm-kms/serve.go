@@ -57,6 +57,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
 	keepFromSwap(ctx, log)
 	boundMemory()
+	useOneProcessor()
 	for _, warning := range cfg.Warnings() {
 		log.Warn("configuration", "warning", warning)
 	}

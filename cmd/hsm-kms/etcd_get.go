@@ -174,7 +174,7 @@ func (c *command) decrypted(ctx context.Context, cfg *config.Config, form string
 			return nil, err
 		}
 		defer in.stop()
-		err = evidence.Recover(ctx, in.ring, located, object)
+		err = evidence.Recover(ctx, opener(in.ring, cfg), located, object)
 		if errors.Is(err, envelope.ErrUnavailable) || errors.Is(err, envelope.ErrPINRefused) {
 			return nil, err // the HSM could not be asked: nothing was found out
 		}

@@ -51,7 +51,7 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 		return err
 	}
 	defer in.stop()
-	outcome, err := c.verify(ctx, f, in.ring)
+	outcome, err := c.verify(ctx, f, opener(in.ring, cfg))
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 	return nil
 }
 
-func (c *command) verify(ctx context.Context, f *verifyFlags, opener evidence.Opener) (outcome *evidence.Verification, err error) {
+func (c *command) verify(ctx context.Context, f *verifyFlags, ring evidence.Opener) (outcome *evidence.Verification, err error) {
 	progress, done := c.progress()
 	defer done()
 	sources, closeAll, err := f.open(ctx, progress)
@@ -76,7 +76,7 @@ func (c *command) verify(ctx context.Context, f *verifyFlags, opener evidence.Op
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
-	return evidence.Verify(ctx, sources, opener, f.opts)
+	return evidence.Verify(ctx, sources, ring, f.opts)
 }
 
 func (c *command) printVerification(v *evidence.Verification) error {

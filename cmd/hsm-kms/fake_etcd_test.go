@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/test/evidence/kubestore"
 )
 
@@ -56,7 +57,9 @@ func (f *fakeEtcd) put(path, keyID string) error {
 	key := "/registry/" + path
 	value := []byte("k8s\x00plain")
 	if keyID != "" {
-		dek := &kubestore.DEK{Provider: "hsm-kms", KeyID: keyID, Wrapped: []byte("wrapped " + keyID), Plain: make([]byte, 32)}
+		// Of the right form, and what no HSM can open.
+		wrapped := envelope.Envelope{Profile: envelope.AESGCM, Unique: make([]byte, envelope.NonceSize), Sealed: make([]byte, 32+envelope.TagSize)}
+		dek := &kubestore.DEK{Provider: "hsm-kms", KeyID: keyID, Wrapped: wrapped.Marshal(), Plain: make([]byte, 32)}
 		var err error
 		if value, err = dek.Value(key, []byte("data")); err != nil {
 			return err

@@ -11,20 +11,14 @@ import (
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/throttle"
 )
 
 // defaultDeadline bounds a request whose client gives no deadline: kube-apiserver's own default.
 const defaultDeadline = 3 * time.Second
-
-// failureLogInterval is the shortest time between two log lines about failed requests of one code. An outage has its
-// own lines, from the probe.
-const failureLogInterval = time.Minute
 
 // guard stands before every handler: it bounds what is in flight and how long it takes, has each Encrypt and Decrypt
 // recorded before it is answered, and is the one place where causes become codes.
@@ -33,16 +27,13 @@ type guard struct {
 	recorder Recorder
 	metrics  Metrics
 	logger   *slog.Logger
-	inFlight chan struct{}                                // holds one element for each Encrypt and Decrypt at work
-	failures [codes.Unauthenticated + 1]throttle.Throttle // by code
+	inFlight chan struct{} // holds one element for each Encrypt and Decrypt at work
+	failures *failures
 }
 
 func newGuard(s *service, o *Options) *guard {
-	g := &guard{service: s, recorder: o.Recorder, metrics: o.Metrics, logger: o.Logger, inFlight: make(chan struct{}, o.MaxInFlight)}
-	for i := range g.failures {
-		g.failures[i].Interval = failureLogInterval
-	}
-	return g
+	return &guard{service: s, recorder: o.Recorder, metrics: o.Metrics, logger: o.Logger,
+		inFlight: make(chan struct{}, o.MaxInFlight), failures: newFailures(o.Logger)}
 }
 
 // interceptors are what requests go through. Recovery comes twice: a handler that panics is recorded like any other
@@ -135,24 +126,6 @@ func (g *guard) settle(ctx context.Context, op *Operation, answer any, err error
 	if err == nil {
 		return answer, nil
 	}
-	g.logFailure(ctx, op, class, err)
+	g.failures.note(ctx, op, class, err)
 	return nil, answerTo(class, op.KeyID, g.service.ring.View)
-}
-
-// logFailure says the cause, which the peer is not told, once a minute for each code and every time at debug level. A
-// request that its peer gave up is no failure of ours to warn of.
-func (g *guard) logFailure(ctx context.Context, op *Operation, class problem.Class, err error) {
-	level := slog.LevelDebug
-	pass, skipped := g.failures[min(int(class.Code), len(g.failures)-1)].Allow(op.Time)
-	switch {
-	case pass && class.Code == codes.Canceled:
-		level = slog.LevelInfo
-	case pass:
-		level = slog.LevelWarn
-	}
-	if !g.logger.Enabled(ctx, level) {
-		return
-	}
-	g.logger.Log(ctx, level, "request failed", "operation", op.Operation, "code", class.Code.String(), "requestUID", quoted(op.RequestUID),
-		"keyID", quoted(op.KeyID), "pid", op.Peer.PID, "uid", op.Peer.UID, "error", err, "hint", class.Hint, "alsoFailed", skipped)
 }

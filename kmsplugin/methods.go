@@ -77,8 +77,8 @@ func (g *guard) unreadable(ctx context.Context, operation string, refusal error)
 		}
 	}
 	g.metrics.Answered(operation, op.Code, time.Since(op.Time))
-	class := problem.Class{Code: op.Code, Hint: "kube-apiserver sends nothing of the kind: see what the process of that pid is"}
-	g.logFailure(ctx, &op, class, cause)
+	class := problem.Class{Code: op.Code, Words: "unreadable", Hint: "kube-apiserver sends nothing of the kind: see what the process of that pid is"}
+	g.failures.note(ctx, &op, class, cause)
 	return refusal
 }
 
@@ -91,6 +91,6 @@ func (g *guard) unknown(_ any, stream grpc.ServerStream) error {
 	class := problem.Class{Code: op.Code, Words: "this is a KMS v2 plugin, and serves nothing else",
 		Hint: "if it is kube-apiserver: let the provider in its EncryptionConfiguration say apiVersion: v2"}
 	g.metrics.Answered(OperationOther, class.Code, 0)
-	g.logFailure(ctx, &op, class, fmt.Errorf("it asks for %s", quoted(name)))
+	g.failures.note(ctx, &op, class, fmt.Errorf("it asks for %s", quoted(name)))
 	return class.Error()
 }

@@ -42,6 +42,7 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer stop() // after the drain: Status is asked during it
+	defer p.guard.failures.stop()
 	running.Go(func() { p.health.Run(background) })
 	running.Go(func() { p.notify.Watch(background, p.Live) })
 

@@ -25,8 +25,11 @@ import (
 // ErrRefused: the peer's uid and groups are not among those allowed.
 var ErrRefused = errors.New("peer refused")
 
-// logInterval is the shortest time between two log lines about refused peers.
-const logInterval = 10 * time.Second
+// The pauses between two log lines about refused peers, and while they go on.
+const (
+	logInterval = 10 * time.Second
+	logLongest  = 10 * time.Minute
+)
 
 // Peer is the process that connected. It is what it was when it connected: a socket can be handed on.
 type Peer struct {
@@ -46,7 +49,7 @@ type Policy struct {
 // Credentials are the gRPC transport credentials of a Unix socket: no encryption, and the kernel's word for who asks.
 // The peer's side dials with insecure credentials, as kube-apiserver does.
 func Credentials(policy Policy) credentials.TransportCredentials {
-	return &creds{policy: policy, throttle: &throttle.Throttle{Interval: logInterval}}
+	return &creds{policy: policy, throttle: &throttle.Throttle{Interval: logInterval, Longest: logLongest}}
 }
 
 type creds struct {

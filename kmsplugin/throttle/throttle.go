@@ -7,14 +7,20 @@ import (
 	"time"
 )
 
-// Throttle lets one event in Interval pass. The zero Interval lets all pass. It must not be copied.
+// growth is by how much the pause between two lines grows while the events go on.
+const growth = 4
+
+// Throttle lets one event in Interval pass; while they go on, the pause between two grows to Longest. After as long without
+// any, it begins anew. The zero Interval lets all pass, the zero Longest is no growth. It must not be copied.
 //
-// Concurrency: Allow may be called from any number of goroutines.
+// Concurrency: all methods may be called from any number of goroutines.
 type Throttle struct {
-	Interval time.Duration
+	Interval, Longest time.Duration
 
 	mu      sync.Mutex
-	last    time.Time
+	passed  time.Time // when the last one passed; zero: begun anew
+	seen    time.Time // when the last one was
+	pause   time.Duration
 	skipped int
 }
 
@@ -22,10 +28,24 @@ type Throttle struct {
 func (t *Throttle) Allow(now time.Time) (pass bool, skipped int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.last.IsZero() && now.Sub(t.last) < t.Interval {
+	quiet := now.Sub(t.seen) >= max(t.Interval, t.Longest)
+	t.seen = now
+	switch {
+	case t.passed.IsZero() || quiet:
+		t.pause = t.Interval
+	case now.Sub(t.passed) < t.pause:
 		t.skipped++
 		return false, 0
+	default:
+		t.pause = min(growth*t.pause, max(t.Interval, t.Longest))
 	}
-	skipped, t.skipped, t.last = t.skipped, 0, now
+	skipped, t.skipped, t.passed = t.skipped, 0, now
 	return true, skipped
+}
+
+// Restart lets the next event pass, whenever it comes.
+func (t *Throttle) Restart() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.passed = time.Time{}
 }

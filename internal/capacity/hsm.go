@@ -70,3 +70,10 @@ func seconds(s float64) time.Duration {
 	}
 	return time.Duration(s * float64(time.Second))
 }
+
+// Fit is the HSM of which this was measured: how long one call takes alone, and how many a second there were at most.
+func Fit(call time.Duration, limit float64) HSM {
+	servers := max(1, int(math.Round(limit*call.Seconds())))
+	service := seconds(float64(servers) / limit)
+	return HSM{Servers: servers, Service: service, Network: max(0, call-service)}
+}

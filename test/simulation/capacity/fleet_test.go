@@ -29,7 +29,7 @@ func asked() capacity.Plugin {
 }
 
 // startCalls are those of a connection to a token in the first of two slots: TestCallsOfThePlugin counts them.
-func startCalls(keys int) float64 { return 37 + 22*float64(keys) }
+func startCalls(keys int) float64 { return 37 + 6*float64(keys) }
 
 func within(t *testing.T, what string, got, least, most float64) {
 	t.Helper()
@@ -47,12 +47,12 @@ func TestTenThousandClusters(t *testing.T) {
 	}
 	within(t, "idle calls a second", clusters*plane.Idle(p), 11_999, 12_001)
 	within(t, "the share of what the partition does", clusters*plane.Idle(p)/partition.Limit(), 0.599, 0.601)
-	within(t, "calls of a day beyond the idle ones, as a share", 1-plane.Idle(p)*86400/plane.Day(p), 0.0003, 0.0005)
+	within(t, "calls of a day beyond the idle ones, as a share", 1-plane.Idle(p)*86400/plane.Day(p), 0.0002, 0.0005)
 	least, most := plane.Sessions(p)
 	within(t, "sessions at least", float64(clusters*least), 60_000, 60_000)
 	within(t, "sessions at most", float64(clusters*most), 270_000, 270_000)
 	within(t, "a call when all start at once, seconds", partition.Together(3*clusters, 1).Seconds(), 1.499, 1.501)
-	within(t, "until all have connected, seconds", partition.Together(3*clusters, p.Start).Seconds(), 121, 122)
+	within(t, "until all have connected, seconds", partition.Together(3*clusters, p.Start).Seconds(), 73, 74)
 	within(t, "years that a key lasts", plane.Lasts(p)/365, 1300, 1400)
 
 	slow := p
@@ -126,7 +126,7 @@ func TestFleetThatStartedTogether(t *testing.T) {
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	p := asked()
-	for _, spread := range []time.Duration{0, 2 * time.Minute, 4 * time.Minute} {
+	for _, spread := range []time.Duration{0, time.Minute, 2 * time.Minute} {
 		s := newSim(part(), 5)
 		plugins := plane.Nodes * clusters / scale
 		left, last := plugins, 0.0
@@ -146,8 +146,8 @@ func TestPowerCut(t *testing.T) {
 		agree(t, "seconds until all have connected, started within "+spread.String(), law, last, 0.05)
 		longest := quantile(s.took, 1)
 		within(t, "the longest call, seconds", longest, 0, 1.05*part().Together(plugins, 1).Seconds())
-		if spread > 2*time.Minute {
-			within(t, "the longest call when they start within four minutes, seconds", longest, 0, 0.1)
+		if spread == 2*time.Minute {
+			within(t, "the longest call when they start within two minutes, seconds", longest, 0, 0.1)
 		}
 	}
 }

@@ -149,3 +149,15 @@ func TestColdStart(t *testing.T) {
 		}
 	}
 }
+
+// What is measured of an HSM gives it back, as far as rates and times go.
+func TestFit(t *testing.T) {
+	t.Parallel()
+	for _, hsm := range []capacity.HSM{software, single, nearby, partition} {
+		fit := capacity.Fit(hsm.Call(), hsm.Limit())
+		agree(t, "calls a second at most", fit.Limit(), hsm.Limit(), 0.01)
+		for _, callers := range []int{1, 8, 1000} {
+			agree(t, fmt.Sprintf("calls a second of %d callers", callers), fit.Rate(callers), hsm.Rate(callers), 0.05)
+		}
+	}
+}

@@ -188,6 +188,9 @@ func isPassing(err error) bool {
 // removes it.
 func (p *prover) canary(ctx context.Context, s *subject) (seen under, err error) {
 	planted, revision, err := s.server.Plant(ctx, s.resource.Resource.Resource, p.opts.Namespace)
+	if errors.Is(err, ErrGone) {
+		return under{}, answered(fmt.Errorf("there is no namespace %s to make a canary in", p.opts.Namespace))
+	}
 	if err != nil {
 		return under{}, answered(err)
 	}

@@ -195,6 +195,9 @@ func (r *rewriter) setAside(object selected, err error) {
 func (r *rewriter) fail(object selected, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.named[object.Key] {
+		return // given twice at the same moment
+	}
 	r.out.Failed++
 	r.out.Found++
 	if len(r.out.Failures) < evidence.MaxNamed {

@@ -101,7 +101,7 @@ func published(ctx context.Context, base *rest.Config) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("using the kubeconfig: %w", err)
 	}
-	data, err := client.Get().AbsPath(path).Do(ctx).Raw()
+	data, err := do(ctx, client.Get().AbsPath(path))
 	if err != nil {
 		return nil, fmt.Errorf("asking %s for the addresses of the API servers (endpointslice default/kubernetes): %w", base.Host, err)
 	}

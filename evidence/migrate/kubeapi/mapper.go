@@ -105,7 +105,7 @@ func versionsOf(ctx context.Context, client rest.Interface, group string) ([]str
 
 // ask gets a JSON document.
 func ask(ctx context.Context, client rest.Interface, path string, into any) error {
-	data, err := client.Get().AbsPath(path).Do(ctx).Raw()
+	data, err := do(ctx, client.Get().AbsPath(path))
 	if err != nil {
 		return fmt.Errorf("asking what is served: %w", err)
 	}

@@ -2,6 +2,7 @@ package kubeapi
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,8 +46,8 @@ func (s *Server) Rewrite(ctx context.Context, object migrate.Object) (int64, err
 	if err != nil {
 		return 0, classify(err)
 	}
-	answer, err := s.client.Patch(types.MergePatchType).AbsPath(path).Param("fieldManager", manager).
-		SetHeader("Accept", metadataOnly).Body([]byte("{}")).Do(ctx).Raw()
+	answer, err := do(ctx, s.client.Patch(types.MergePatchType).AbsPath(path).Param("fieldManager", manager).
+		SetHeader("Accept", metadataOnly).Body([]byte("{}")))
 	if err != nil {
 		return 0, classify(err)
 	}
@@ -64,8 +65,8 @@ func (s *Server) Plant(ctx context.Context, resource, namespace string) (migrate
 	if err != nil {
 		return migrate.Object{}, 0, fmt.Errorf("encoding a canary: %w", err)
 	}
-	answer, err := s.client.Post().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("fieldManager", manager).
-		SetHeader("Accept", metadataOnly).Body(body).Do(ctx).Raw()
+	answer, err := do(ctx, s.client.Post().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("fieldManager", manager).
+		SetHeader("Accept", metadataOnly).Body(body))
 	if err != nil {
 		return migrate.Object{}, 0, classify(err)
 	}
@@ -79,8 +80,8 @@ func (s *Server) Plant(ctx context.Context, resource, namespace string) (migrate
 
 // Planted implements migrate.Server.
 func (s *Server) Planted(ctx context.Context, resource, namespace string) ([]migrate.Object, error) {
-	answer, err := s.client.Get().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("labelSelector", Label+"=true").
-		SetHeader("Accept", metadataList).Do(ctx).Raw()
+	answer, err := do(ctx, s.client.Get().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("labelSelector", Label+"=true").
+		SetHeader("Accept", metadataList))
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -97,12 +98,22 @@ func (s *Server) Planted(ctx context.Context, resource, namespace string) ([]mig
 
 // Remove implements migrate.Server.
 func (s *Server) Remove(ctx context.Context, planted migrate.Object) error {
-	_, err := s.client.Delete().AbsPath("/api/v1/namespaces/"+planted.Namespace+"/"+planted.Resource+"/"+planted.Name).
-		SetHeader("Accept", metadataOnly).Do(ctx).Raw()
+	_, err := do(ctx, s.client.Delete().AbsPath("/api/v1/namespaces/"+planted.Namespace+"/"+planted.Resource+"/"+planted.Name).
+		SetHeader("Accept", metadataOnly))
 	if err = classify(err); errors.Is(err, migrate.ErrGone) {
 		return nil
 	}
 	return err
+}
+
+// do makes a request and returns the answer's body. The error is what the API server said: Result.Raw alone knows its code
+// and not its words.
+func do(ctx context.Context, request *rest.Request) ([]byte, error) {
+	result := request.Do(ctx)
+	if err := result.Error(); err != nil {
+		return nil, err
+	}
+	return result.Raw()
 }
 
 // revision reads the resource version of an answer: an opaque text to clients, and in truth etcd's mod_revision, with which
@@ -125,8 +136,9 @@ func classify(err error) error {
 		return nil
 	}
 	status, ok := errors.AsType[*apierrors.StatusError](err)
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
-	case errors.Is(err, migrate.ErrUnknown):
+	case errors.Is(err, migrate.ErrUnknown), untrusted:
 		return err
 	case !ok:
 		return fmt.Errorf("%w: %w", migrate.ErrUnreachable, err)

@@ -1,0 +1,123 @@
+package kubeapi_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// kubeconfig writes one with a single context.
+func kubeconfig(t *testing.T, name, server string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config")
+	text := fmt.Sprintf(`{"clusters":[{"name":"x","cluster":{"server":%q}}],"contexts":[{"name":%q,"context":{"cluster":"x"}}],"current-context":%q}`, server, name, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// cluster answers for the endpoints of default/kubernetes.
+func cluster(t *testing.T, code int, answer string) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes" {
+			t.Errorf("asked for %s", r.URL.Path)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		fmt.Fprint(w, answer)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+func TestPublished(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		code   int
+		answer string
+		want   []string
+		says   string
+	}{
+		"three": {
+			200, `{"ports":[{"name":"https","port":6443}],"endpoints":[{"addresses":["10.0.0.1"]},{"addresses":["10.0.0.2"]},{"addresses":["fd00::3"]}]}`,
+			[]string{"https://10.0.0.1:6443", "https://10.0.0.2:6443", "https://[fd00::3]:6443"}, "",
+		},
+		"none":          {200, `{"ports":[],"endpoints":[]}`, nil, "publish no addresses"},
+		"no port":       {200, `{"ports":[{"name":"https"}],"endpoints":[{"addresses":["10.0.0.1"]}]}`, nil, "publish no addresses"},
+		"not there":     {404, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,"message":"endpointslices \"kubernetes\" not found"}`, nil, `endpointslices "kubernetes" not found`},
+		"no permission": {403, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"cannot get resource"}`, nil, "cannot get resource"},
+		"not JSON":      {200, `<html>`, nil, "decoding"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", cluster(t, tc.code, tc.answer))})
+			if tc.says != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.says) || !strings.Contains(hint.Of(err), "--server https://") {
+					t.Errorf("error %v, hint %q", err, hint.Of(err))
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, server := range servers {
+				names = append(names, server.Name())
+			}
+			if !slices.Equal(names, tc.want) {
+				t.Errorf("servers %q", names)
+			}
+		})
+	}
+}
+
+// Addresses that are given are taken as they are, and the cluster is not asked.
+func TestGiven(t *testing.T) {
+	t.Parallel()
+	config := kubeconfig(t, "x", "https://load-balancer.invalid")
+	servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: config, Servers: []string{"https://10.0.0.1:6443/", "10.0.0.2:6443"}})
+	if err != nil || len(servers) != 2 || servers[0].Name() != "https://10.0.0.1:6443" || servers[1].Name() != "https://10.0.0.2:6443" {
+		t.Errorf("%v, %v", servers, err)
+	}
+	for _, bad := range [][]string{{"https://10.0.0.1:6443", "https://10.0.0.1:6443/"}, {"ftp://x"}, {"https://"}, {"https://%"}} {
+		if _, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: config, Servers: bad}); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+	for _, cfg := range []kubeapi.Config{{Kubeconfig: config, Context: "other"}, {Kubeconfig: filepath.Join(t.TempDir(), "none")}} {
+		if _, err := kubeapi.Connect(t.Context(), cfg); err == nil || !strings.Contains(hint.Of(err), "--kubeconfig") {
+			t.Errorf("%+v: %v, hint %q", cfg, err, hint.Of(err))
+		}
+	}
+}
+
+// A certificate that is not trusted, or for another name, is no outage that passes.
+func TestUntrusted(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(server.Close)
+	servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", server.URL), Servers: []string{server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = servers[0].Plant(t.Context(), "secrets", "default")
+	if err == nil || errors.Is(err, migrate.ErrUnreachable) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("untrusted: %v", err)
+	}
+	server.Close()
+	if _, _, err = servers[0].Plant(t.Context(), "secrets", "default"); !errors.Is(err, migrate.ErrUnreachable) {
+		t.Errorf("closed: %v", err)
+	}
+}

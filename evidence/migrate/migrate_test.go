@@ -1,0 +1,263 @@
+package migrate_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+)
+
+// fill puts n Secrets under a key; the first is a, the second b and so on.
+func fill(s *store, n int, keyID string) {
+	for i := range n {
+		s.put(fmt.Sprintf("secrets/ns/%c%03d", 'a'+i%26, i), keyID)
+	}
+}
+
+// is tells whether a request is the rewriting of the Secret a000.
+func isA(r *http.Request) bool {
+	return r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/ns/secrets/a000")
+}
+
+// Each of 20 Secrets is rewritten, whatever happens to the first; what happened to it is told.
+func TestOneObject(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		answer    func(w http.ResponseWriter, n int) bool // to the nth request for it; false: as usual
+		rewritten int64
+		gone      int64
+		reason    string // of its failure; "": none
+		attempts  int
+	}{
+		"well": {func(http.ResponseWriter, int) bool { return false }, 20, 0, "", 1},
+		"conflict, twice": {func(w http.ResponseWriter, n int) bool {
+			return n <= 2 && answer(w, 409, "Conflict", "the object has been modified")
+		}, 20, 0, "", 3},
+		"error of the server, twice": {func(w http.ResponseWriter, n int) bool {
+			return n <= 2 && answer(w, 500, "InternalError", "etcdserver: request timed out")
+		}, 20, 0, "", 3},
+		"too many requests, once": {func(w http.ResponseWriter, n int) bool {
+			w.Header().Set("Retry-After", "1")
+			return n <= 1 && answer(w, 429, "TooManyRequests", "slow down")
+		}, 20, 0, "", 2},
+		"too many requests, without a time": {func(w http.ResponseWriter, n int) bool {
+			return n <= 1 && answer(w, 429, "TooManyRequests", "slow down")
+		}, 20, 0, "", 2},
+		"unreadable": {func(w http.ResponseWriter, _ int) bool {
+			return answer(w, 500, "InternalError", "Internal error occurred: unable to transform key")
+		}, 19, 0, "unable to transform key", 5},
+		"denied by a webhook": {func(w http.ResponseWriter, _ int) bool {
+			return answer(w, 403, "Forbidden", `admission webhook "no.example.com" denied the request`)
+		}, 19, 0, `admission webhook "no.example.com" denied`, 1},
+		"invalid": {func(w http.ResponseWriter, _ int) bool {
+			return answer(w, 422, "Invalid", "spec.x: Required value")
+		}, 19, 0, "spec.x: Required value", 1},
+		"gone": {func(w http.ResponseWriter, _ int) bool { return answer(w, 404, "NotFound", "not found") }, 19, 1, "", 1},
+		"not served": {func(w http.ResponseWriter, _ int) bool {
+			http.Error(w, "404 page not found", http.StatusNotFound)
+			return true
+		}, 19, 0, "no such resource", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStore()
+			fill(s, 20, oldKey)
+			a := newAPI(t, s, newKey, func(w http.ResponseWriter, r *http.Request, n int) bool { return isA(r) && tc.answer(w, n) })
+			out, err := migrate.Run(t.Context(), options(t, s, a))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out.Found != 20 || out.Rewritten != tc.rewritten || out.Gone != tc.gone || out.Failed != 20-tc.rewritten-tc.gone {
+				t.Errorf("outcome: %+v", out)
+			}
+			if tc.reason != "" && (len(out.Failures) != 1 || out.Failures[0].Key != "/registry/secrets/ns/a000" || !strings.Contains(out.Failures[0].Reason, tc.reason)) {
+				t.Errorf("failures: %+v", out.Failures)
+			}
+			if out.Clean() != (tc.rewritten == 20) {
+				t.Errorf("findings: %+v", out.Report.Findings)
+			}
+			if n := a.requests("PATCH /api/v1/namespaces/ns/secrets/a000"); n != tc.attempts {
+				t.Errorf("%d attempts, want %d", n, tc.attempts)
+			}
+			if got := s.under("secrets/ns/", newKey); int64(got) != tc.rewritten {
+				t.Errorf("%d are under the key", got)
+			}
+		})
+	}
+}
+
+func answer(w http.ResponseWriter, code int, reason, message string) bool {
+	status(w, code, reason, message)
+	return true
+}
+
+// What cannot be asked of an API server is named, and nothing else is asked of one instead.
+func TestNotAddressable(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 3, oldKey)
+	s.putValue("secrets/ns/broken", []byte("k8s:enc:kms:v2:hsm-kms:\x0a\xff"))
+	s.put("secrets/ns/..", oldKey)
+	s.put("secrets/ns/one/two", oldKey)
+	s.put("secrets/a%2fb/one", oldKey)
+	s.put("secrets/cluster-wide", oldKey)
+	s.twice = true
+	opts := options(t, s, newAPI(t, s, newKey, nil))
+	opts.Parallel = 1 // else what is read again may be under way
+	out, err := migrate.Run(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.Found != 8 || out.Rewritten != 3 || out.Failed != 5 {
+		t.Errorf("outcome: %+v", out)
+	}
+	for key, want := range map[string]string{
+		"ns/broken": "no API server can read it", "ns/..": "is no name", "ns/one/two": "not the form", "a%2fb/one": "is no name",
+		"cluster-wide": "place in etcd says otherwise",
+	} {
+		if !slices.ContainsFunc(out.Failures, func(f migrate.Failure) bool {
+			return f.Key == "/registry/secrets/"+key && strings.Contains(f.Reason, want)
+		}) {
+			t.Errorf("%s: no failure says %q: %+v", key, want, out.Failures)
+		}
+	}
+	if s.under("secrets/ns/", newKey) != 3 {
+		t.Error("the others have not been rewritten")
+	}
+}
+
+// Custom resources are found by what their group serves, and proven with an object of somebody's.
+func TestCustomResources(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	for i := range 5 {
+		s.put(fmt.Sprintf("example.com/widgets/ns/w%d", i), "")
+	}
+	s.put("example.com/unknown/ns/one", "")
+	opts := options(t, s, newAPI(t, s, newKey, nil), newAPI(t, s, newKey, nil))
+	opts.Resources = []string{"widgets.example.com", "gadgets.example.com"}
+	out, err := migrate.Run(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.Found != 5 || out.Rewritten != 5 || !out.Clean() || len(out.Servers) != 2 || !out.Servers[0].OK || !out.Servers[1].OK {
+		t.Errorf("outcome: %+v", out)
+	}
+	opts.Resources = []string{"*.example.com"}
+	out, err = migrate.Run(t.Context(), opts)
+	if !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(out.Servers[0].Error, "unknown.example.com is not served") {
+		t.Errorf("a resource that nobody serves: %v, %+v", err, out.Servers)
+	}
+}
+
+func TestDryRun(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 20, oldKey)
+	s.put("secrets/ns/done", newKey)
+	before := maps.Clone(s.objects)
+	a := newAPI(t, s, oldKey, nil)
+	opts := options(t, s, a)
+	opts.DryRun, opts.Rate = true, 2
+	out, err := migrate.Run(t.Context(), opts)
+	if err != nil || out.Found != 20 || out.Seconds != 10 || len(out.Servers) != 1 || out.Resources[0] != (migrate.Resource{Resource: "secrets", Objects: 21, Found: 20}) {
+		t.Errorf("outcome: %+v, %v", out, err)
+	}
+	for key, object := range before {
+		if s.objects[key].Revision != object.Revision {
+			t.Errorf("%s was written", key)
+		}
+	}
+	if n := a.requests(""); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// The pace is that of all servers and all requests together.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 30, oldKey)
+	opts := options(t, s, newAPI(t, s, newKey, nil), newAPI(t, s, newKey, nil))
+	opts.Rate = 100
+	began := time.Now()
+	if _, err := migrate.Run(t.Context(), opts); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 280*time.Millisecond {
+		t.Errorf("30 objects at 100 per second took %s", took)
+	}
+}
+
+// A run that is stopped says how far it came; the next one does what is left.
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 30, oldKey)
+	ctx, cancel := context.WithCancel(t.Context())
+	a := newAPI(t, s, newKey, func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method == http.MethodPatch && s.under("secrets/ns/", newKey) == 10 {
+			cancel()
+		}
+		return false
+	})
+	opts := options(t, s, a)
+	opts.Parallel = 1
+	out, err := migrate.Run(ctx, opts)
+	if !errors.Is(err, context.Canceled) || !out.Interrupted || out.Rewritten != 10 || out.Report != nil {
+		t.Errorf("outcome: %+v, %v", out, err)
+	}
+	out, err = migrate.Run(t.Context(), opts)
+	if err != nil || out.Rewritten != 19 && out.Rewritten != 20 || !out.Clean() { // one was under way
+		t.Errorf("outcome of the next: %+v, %v", out, err)
+	}
+}
+
+// An object that is written under another key while everything else is migrated is a finding.
+func TestWrittenMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 10, oldKey)
+	a := newAPI(t, s, newKey, func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+		if isA(r) {
+			s.put("secrets/ns/zz", oldKey)
+			s.put("secrets/aa/aa", oldKey)
+		}
+		return false
+	})
+	out, err := migrate.Run(t.Context(), options(t, s, a))
+	if err != nil || out.Clean() || out.Report.Findings[0].Problem != "under another key: "+oldKey {
+		t.Errorf("outcome: %+v, %v", out, err)
+	}
+}
+
+// failing is an etcd that cannot be read.
+type failing struct{ *store }
+
+var errEtcd = errors.New("etcd is gone")
+
+func (failing) Find(context.Context, string) (evidence.Object, error) {
+	return evidence.Object{}, errEtcd
+}
+
+func TestEtcdFails(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 10, oldKey)
+	opts := options(t, s, newAPI(t, s, newKey, nil))
+	opts.Sources = []evidence.Source{failing{s}}
+	if out, err := migrate.Run(t.Context(), opts); !errors.Is(err, errEtcd) || out.Rewritten != 0 {
+		t.Errorf("outcome: %+v, %v", out, err)
+	}
+	if s.under("secrets/default/", newKey) != 0 {
+		t.Error("a canary is left")
+	}
+}

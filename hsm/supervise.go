@@ -173,23 +173,19 @@ func (t *Token) publish(gen *generation) {
 		t.gen, t.suspect, t.cause, t.since = gen, nil, nil, time.Now()
 		t.hadKeys = len(gen.table.Load().byID) > 0
 		t.restorePermits()
+		t.said.connected(t.log, gen.number, len(gen.table.Load().keys))
 	})
-	t.log.Info("connected to the token", "generation", gen.number, "keys", len(gen.table.Load().keys))
 }
 
 // failedAttempt keeps the cause and says it once: an outage of an hour is not ten thousand lines.
 func (t *Token) failedAttempt(err error) {
-	var news bool
 	t.change(func() {
 		if t.gen != nil {
 			return // an abandoned attempt succeeded after all
 		}
-		news = t.cause == nil && t.lastCause != err.Error() || t.cause != nil && t.cause.Error() != err.Error()
-		t.cause, t.lastCause = err, err.Error()
+		t.cause = err
+		t.said.failed(t.log, err)
 	})
-	if news {
-		t.log.Error("the token cannot be used; trying again until it can", "error", err, "hint", adviceFor(err))
-	}
 }
 
 func (t *Token) noteTried() {

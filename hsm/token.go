@@ -61,19 +61,19 @@ type Token struct {
 	wake    chan struct{} // tells the supervisor that something was suspected
 	tried   chan struct{} // closed after the first attempt to connect
 
-	mu        sync.Mutex
-	gen       *generation   // nil: not connected
-	since     time.Time     // when the last generation was made
-	number    uint64        // of the last generation
-	suspect   *suspicion    // of gen, until the supervisor has looked into it; nil: none
-	cause     error         // why gen is nil, once an attempt has failed; nil: an attempt is under way
-	lastCause string        // the last cause that was logged
-	changed   chan struct{} // closed and replaced at each change of the above
-	retired   []*generation // dropped, and their idle sessions not closed yet
-	forgiven  int           // hanging calls that a half-open check has shown to be of no weight
-	burned    int           // permits taken out because the token itself refused that many sessions
-	unclean   bool          // the module must be finalised before the next attempt: a session was left open, or it says that it is not initialised
-	hadKeys   bool          // the last generation that was believed held keys
+	mu       sync.Mutex
+	gen      *generation   // nil: not connected
+	since    time.Time     // when the last generation was made
+	number   uint64        // of the last generation
+	suspect  *suspicion    // of gen, until the supervisor has looked into it; nil: none
+	cause    error         // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	said     said          // what the log was told
+	changed  chan struct{} // closed and replaced at each change of the above
+	retired  []*generation // dropped, and their idle sessions not closed yet
+	forgiven int           // hanging calls that a half-open check has shown to be of no weight
+	burned   int           // permits taken out because the token itself refused that many sessions
+	unclean  bool          // the module must be finalised before the next attempt: a session was left open, or it says that it is not initialised
+	hadKeys  bool          // the last generation that was believed held keys
 }
 
 type suspicion struct {
@@ -97,7 +97,7 @@ type generation struct {
 
 func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
 	t := &Token{
-		cfg: cfg, common: common, mod: mod,
+		cfg: cfg, common: common, mod: mod, said: newSaid(),
 		latch:   latch.New(common.StateDir),
 		log:     common.Log.With("token", cfg.Name),
 		permits: make(chan struct{}, cfg.MaxSessions),
@@ -244,11 +244,7 @@ func (t *Token) drop(why string) {
 		if t.gen == nil {
 			return
 		}
-		level := slog.LevelWarn
-		if why == shuttingDown {
-			level = slog.LevelDebug
-		}
-		t.log.Log(context.Background(), level, "connection to the token dropped", "generation", t.gen.number, "reason", why)
+		t.said.dropped(t.log, t.gen.number, why)
 		t.gen.mu.Lock()
 		t.gen.closed = true
 		t.gen.mu.Unlock()

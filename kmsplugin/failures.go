@@ -9,8 +9,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/hsm-kms/hsm-kms/internal/throttle"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/throttle"
 )
 
 // The pauses between two log lines about requests that fail with one code. An outage has its own lines, from the probe.

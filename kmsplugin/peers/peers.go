@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
-	"github.com/hsm-kms/hsm-kms/kmsplugin/throttle"
+	"github.com/hsm-kms/hsm-kms/internal/throttle"
 )
 
 // ErrRefused: the peer's uid and groups are not among those allowed.

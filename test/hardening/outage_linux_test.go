@@ -15,8 +15,8 @@ import (
 const mostLines = 25
 
 // An outage of an hour is a handful of lines: what is said is said at the beginning, and as long as nothing changes, nothing
-// more, however many requests fail and however often the token is tried. (One line a minute for each code that requests fail
-// with is all that comes with time.)
+// more, however many requests fail and however often the token is tried. (A few lines an hour for each code that requests fail
+// with, and their sum, are all that comes with time: kmsplugin's TestAnHourOfFailures.) Each says what to do.
 func TestAnOutageIsAHandfulOfLines(t *testing.T) {
 	t.Parallel()
 	outages := map[string]func(w *world){
@@ -54,6 +54,11 @@ func TestAnOutageIsAHandfulOfLines(t *testing.T) {
 			t.Logf("%d lines at the beginning, %d in the 3 s after, %d attempts", len(settled)-len(start), len(later)-len(settled), w.attempts()-attempts)
 			if n := len(settled) - len(start); n == 0 || n > mostLines {
 				t.Errorf("the outage began with %d lines:\n%s", n, strings.Join(settled[len(start):], "\n"))
+			}
+			for _, line := range settled[len(start):] {
+				if strings.Contains(line, `"level":"ERROR"`) && (!strings.Contains(line, `"hint":"`) || strings.Contains(line, `"hint":""`)) {
+					t.Errorf("it does not say what to do: %s", line)
+				}
 			}
 			for _, line := range later[len(settled):] {
 				if !strings.Contains(line, `"msg":"request failed"`) { // with a code that was not met before

@@ -75,7 +75,7 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	})
-	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.doctor(), c.manifests(), c.version())
+	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.doctor(), c.manifests(), c.bench(), c.version())
 	return root
 }
 

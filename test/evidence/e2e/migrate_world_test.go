@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -16,10 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
-	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // migration is the part of the documented JSON that the tests look at.
@@ -45,13 +44,14 @@ type migrator struct {
 	*world
 	kubeconfig string
 	servers    []string
+	resources  string
 }
 
 const migrated = "secrets,configmaps,widgets.example.com"
 
 func (w *world) migrator(t *testing.T, others ...*kube.Cluster) *migrator {
 	t.Helper()
-	m := &migrator{world: w, kubeconfig: filepath.Join(w.dir, "kubeconfig")}
+	m := &migrator{world: w, kubeconfig: filepath.Join(w.dir, "kubeconfig"), resources: migrated}
 	must(t, w.cluster.WriteKubeconfig(m.kubeconfig, others...))
 	for _, cluster := range append([]*kube.Cluster{w.cluster}, others...) {
 		m.servers = append(m.servers, cluster.URL())
@@ -60,7 +60,7 @@ func (w *world) migrator(t *testing.T, others ...*kube.Cluster) *migrator {
 }
 
 func (m *migrator) args(more ...string) []string {
-	args := []string{"etcd", "migrate", "--endpoints", m.cluster.EtcdURL(), "--kubeconfig", m.kubeconfig, "--resources", migrated}
+	args := []string{"etcd", "migrate", "--endpoints", m.cluster.EtcdURL(), "--kubeconfig", m.kubeconfig, "--resources", m.resources}
 	for _, server := range m.servers {
 		args = append(args, "--server", server)
 	}
@@ -163,41 +163,30 @@ func (w *world) populate(t *testing.T, secrets, configMaps, widgets int) {
 	}
 }
 
-// revisions are those of all objects that are migrated, by key.
-func (w *world) revisions(t *testing.T) map[string]int64 {
+// stored are all objects that are migrated, by key.
+func (w *world) stored(t *testing.T) map[string]*mvccpb.KeyValue {
 	t.Helper()
 	client, err := w.cluster.Etcd()
 	must(t, err)
-	all := map[string]int64{}
+	all := map[string]*mvccpb.KeyValue{}
 	for _, prefix := range []string{"/registry/secrets/", "/registry/configmaps/", "/registry/example.com/widgets/"} {
-		resp, err := client.Get(t.Context(), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+		resp, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
 		must(t, err)
 		for _, kv := range resp.Kvs {
-			all[string(kv.Key)] = kv.ModRevision
+			all[string(kv.Key)] = kv
 		}
 	}
 	return all
 }
 
-// under counts the objects of a resource that stand under a key; "" for plain text.
-func (w *world) countUnder(t *testing.T, resource, keyID string) int64 {
+// revisions are those of all objects that are migrated, by key.
+func (w *world) revisions(t *testing.T) map[string]int64 {
 	t.Helper()
-	var r report
-	run(t, w.plugin, "report", "--endpoints", w.cluster.EtcdURL(), "-o", "json").want(t, 0).into(t, &r)
-	for _, res := range r.Resources {
-		if res.Resource != resource {
-			continue
-		}
-		if keyID == "" {
-			return res.Plaintext
-		}
-		for _, key := range res.Keys {
-			if key.KeyID == keyID {
-				return key.Objects
-			}
-		}
+	all := map[string]int64{}
+	for key, kv := range w.stored(t) {
+		all[key] = kv.ModRevision
 	}
-	return 0
+	return all
 }
 
 // noCanaries checks that nothing of ours is left in the API.
@@ -208,12 +197,4 @@ func (w *world) noCanaries(t *testing.T) {
 			t.Errorf("%s is left", key)
 		}
 	}
-}
-
-// exitCode is that of an ended command.
-func exitCode(err error) int {
-	if exit, ok := errors.AsType[*plugin.ExitError](err); ok {
-		return exit.Code
-	}
-	return 0
 }

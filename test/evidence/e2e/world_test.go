@@ -58,6 +58,7 @@ type world struct {
 	token   *softhsm.Token
 	keyID   string
 	plugin  *plugin.Plugin
+	members *kube.Members
 	cluster *kube.Cluster
 }
 
@@ -76,8 +77,10 @@ func newWorld(t *testing.T) *world {
 	key, err := w.plugin.CreateKey(t.Context())
 	must(t, err)
 	w.keyID = key.KeyID
+	w.members, err = kube.NewMembers(bin.kube, filepath.Join(dir, "kube"), 1)
+	must(t, err)
 	w.cluster, err = kube.New(kube.Options{
-		Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", "widgets.example.com"},
+		Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", "widgets.example.com"}, Etcd: w.members,
 	})
 	must(t, err)
 	t.Cleanup(func() { w.stop(t) })
@@ -101,7 +104,7 @@ func (w *world) stop(t *testing.T) {
 	if t.Failed() {
 		t.Logf("kube-apiserver:\n%s", w.cluster.Log(30))
 	}
-	if err := errors.Join(w.cluster.Stop(), w.plugin.Stop()); err != nil {
+	if err := errors.Join(w.cluster.Stop(), w.members.Stop(), w.plugin.Stop()); err != nil {
 		t.Error(err)
 	}
 }

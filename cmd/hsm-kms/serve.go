@@ -57,7 +57,6 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
 	keepFromSwap(ctx, log)
 	boundMemory()
-	useOneProcessor()
 	for _, warning := range cfg.Warnings() {
 		log.Warn("configuration", "warning", warning)
 	}
@@ -92,7 +91,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	}
 	ctx, endWith := context.WithCancelCause(ctx)
 	defer endWith(nil)
-	common.Log, common.Observer = log, count
+	common.Log, common.Observer = log, useProcessors(cfg, count)
 	common.Stuck = func(reason error) { endWith(&stuckError{reason}) }
 	set, stopTokens, err := runTokens(ctx, common, tokens)
 	if err != nil {

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+type noObserver struct{}
+
+func (noObserver) HSMCall(string, string, string, time.Duration) {}
+
+// A token that is waited for gets a processor for each session, one that answers at once has the program run on one, and
+// a single slow call changes nothing.
+func TestProcessorsFollowTheToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set := make(chan int, 1)
+		p := &processors{next: noObserver{}, many: 9, set: func(n int) { set <- n }}
+		calls := func(n int, function string, took time.Duration) (changed int) {
+			for range n {
+				p.HSMCall("hsm-a", function, "CKR_OK", took)
+			}
+			synctest.Wait()
+			select {
+			case changed = <-set:
+			default:
+			}
+			return changed
+		}
+		for _, step := range []struct {
+			n        int
+			function string
+			took     time.Duration
+			want     int // 0: as before
+		}{
+			{100, "C_Encrypt", 10 * time.Microsecond, 0},
+			{1, "C_Encrypt", 3 * time.Millisecond, 0},
+			{100, "C_Login", 50 * time.Millisecond, 0},
+			{100, "C_DecryptInit", 5 * time.Millisecond, 9},
+			{100, "C_Sign", 150 * time.Microsecond, 0},
+			{100, "C_Decrypt", 10 * time.Microsecond, 1},
+			{1, "C_Encrypt", 2 * time.Second, 9}, // one that hung
+		} {
+			if got := calls(step.n, step.function, step.took); got != step.want {
+				t.Errorf("after %d calls of %s that took %s: %d, want %d", step.n, step.function, step.took, got, step.want)
+			}
+		}
+	})
+}

@@ -43,7 +43,8 @@ e2e: need build tools ## the tests against a real kube-apiserver and etcd
 
 bench: need build ## latency, rate and what is held, against the bare token and an empty plugin
 	@$(GO) build -o bin/bench ./test/bench
-	@exec bin/bench -bin bin/hsm-kms -time $(BENCH_TIME) -ops $(BENCH_OPS)
+	@bin/bench -bin bin/hsm-kms -time $(BENCH_TIME) -ops $(BENCH_OPS)
+	@GO=$(GO) test/tools/benchstat.sh bin/bench-results
 
 bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets: time and memory
 	@$(GO) build -o bin/bench-evidence ./test/evidence/bench

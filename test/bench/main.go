@@ -99,7 +99,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nresults: %s\ncompare: go run golang.org/x/perf/cmd/benchstat@latest %s %s\n", path, filepath.Join(o.out, previousFile), path)
+	fmt.Printf("\nresults: %s\n", path)
 	if n := t.missed(); n > 0 {
 		fmt.Printf("%s missed\n", counted(n, "limit"))
 		if o.strict {

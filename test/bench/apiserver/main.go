@@ -112,7 +112,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nresults: %s\ncompare: go run golang.org/x/perf/cmd/benchstat@latest %s %s\n", path, filepath.Join(o.out, previousFile), path)
+	fmt.Printf("\nresults: %s\ncompare: go tool -modfile=test/tools/benchstat/go.mod benchstat %s %s\n", path, filepath.Join(o.out, previousFile), path)
 	return nil
 }
 

@@ -51,7 +51,7 @@ func (t *Token) connect(ctx context.Context, api p11.API, fresh bool) (*generati
 func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 	return &keyReader{
 		api: api, slot: slot, session: session,
-		ring: t.common.Ring, profile: t.common.Profile, allow: t.common.AllowImportedKeys,
+		ring: t.common.Ring, profile: t.common.Profile, allow: t.common.AllowImportedKeys, nonces: &t.nonces,
 	}
 }
 
@@ -270,6 +270,7 @@ type sessionToken struct {
 }
 
 func (s *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
+	s.reader.nonces.used(id)
 	return s.reader.api.EncryptGCM(s.reader.session, s.keys.byID[id].handle, nonce[:], associated, plaintext)
 }
 

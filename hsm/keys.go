@@ -54,8 +54,9 @@ type keyReader struct {
 	session p11.Session
 	ring    string
 	profile envelope.Profile
-	allow   bool // imported keys
-	unclean bool // a session was left open
+	allow   bool    // imported keys
+	nonces  *nonces // nil: not counted
+	unclean bool    // a session was left open
 }
 
 // replace opens a new session before it closes the old one: when the last one closes, the login goes with it.

@@ -24,6 +24,7 @@ type operation struct {
 
 // EncryptGCM implements envelope.Token.
 func (t *Token) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
+	t.nonces.used(id)
 	n, aad := *nonce, bytes.Clone(associated)
 	return t.operate(ctx, id, operation{name: "C_Encrypt", in: plaintext,
 		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {

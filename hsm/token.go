@@ -56,6 +56,7 @@ type Token struct {
 
 	permits chan struct{} // one for each working session that exists or is being opened
 	waiting atomic.Int32  // callers waiting for a permit
+	nonces  nonces
 	control chan struct{} // holds one value while the control session is in use
 	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
 	wake    chan struct{} // tells the supervisor that something was suspected

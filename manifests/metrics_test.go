@@ -62,7 +62,14 @@ func TestAlerts(t *testing.T) {
 	}
 	strictly(t, file, &rules)
 	known := documented(t)
+	tests, err := os.ReadFile("testdata/alerts_test.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, rule := range rules.Groups[0].Rules {
+		if !regexp.MustCompile(`alertname(: |=")` + rule.Alert + `\b`).Match(tests) {
+			t.Errorf("%s fires in none of the rules' unit tests", rule.Alert)
+		}
 		checkMetrics(t, rule.Expr, known)
 		if !slices.Contains([]string{"critical", "warning", "info"}, rule.Labels["severity"]) || rule.Annotations["summary"] == "" || rule.Annotations["description"] == "" {
 			t.Errorf("%s: %+v", rule.Alert, rule)

@@ -130,8 +130,13 @@ func tally(v envelope.View) counts {
 // sessionCounter is a token that tells how many sessions it has open. It must not block.
 type sessionCounter interface{ Sessions() int }
 
+// nonceCounter is a token that tells how many random nonces it was given for each key of the ring. It must not block.
+type nonceCounter interface {
+	Nonces() map[envelope.KeyID]uint64
+}
+
 // ObserveTokens adds the state of each token. Names come from the configuration. A token that has a method
-// Sessions() int is asked for it. Call it once.
+// Sessions() int or Nonces() is asked for it. Call it once.
 func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 	c := &collector{}
 	var (
@@ -139,6 +144,7 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 		generation = c.describe("token_generation", "Number of the present connection to the token; 0: there is none.", "token")
 		recoveries = c.describe("token_recoveries_total", "Connections made to the token after the first.", "token")
 		sessions   = c.describe("token_sessions", "Sessions open on the token.", "token")
+		nonces     = c.describe("nonces_total", "Random nonces drawn for a key of the ring on this token since the process began: requests, probes and self-tests.", "token", "key_id")
 	)
 	var mu sync.Mutex
 	highest := map[string]uint64{} // generation, by token
@@ -153,6 +159,11 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 			sendCounter(ch, recoveries, float64(max(highest[name], 1)-1), name)
 			if s, ok := t.(sessionCounter); ok {
 				sendGauge(ch, sessions, float64(s.Sessions()), name)
+			}
+			if n, ok := t.(nonceCounter); ok {
+				for id, count := range n.Nonces() {
+					sendCounter(ch, nonces, float64(count), name, id.String())
+				}
 			}
 		}
 	}

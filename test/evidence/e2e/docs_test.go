@@ -12,14 +12,26 @@ import (
 	"testing"
 )
 
-// blocks are the sh blocks of a document.
-func blocks(t *testing.T, path string) []string {
+// blocks are the sh blocks of a document, or of some of its sections.
+func blocks(t *testing.T, path string, sections ...string) []string {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	must(t, err)
+	text := string(data)
+	if len(sections) > 0 {
+		text = ""
+		for _, name := range sections {
+			_, section, found := strings.Cut(string(data), "\n## "+name+"\n")
+			if !found {
+				t.Fatalf("%s has no section %s", path, name)
+			}
+			section, _, _ = strings.Cut(section, "\n## ")
+			text += section
+		}
+	}
 	var found []string
-	for _, match := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllSubmatch(data, -1) {
-		found = append(found, string(match[1]))
+	for _, match := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1) {
+		found = append(found, match[1])
 	}
 	if len(found) == 0 {
 		t.Fatalf("%s has no commands", path)
@@ -28,7 +40,7 @@ func blocks(t *testing.T, path string) []string {
 }
 
 // Every command of the documents runs as it stands there, in a folder with the files that they name. What an operator's
-// machine would have at its default place (configuration, etcd's address) is added to commands that name none.
+// machine would have at its default place (configuration, etcd's and the API server's addresses) is added to commands that name none.
 func TestDocuments(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -53,15 +65,19 @@ func TestDocuments(t *testing.T) {
 	wrapper := fmt.Sprintf(`#!/bin/sh
 case "$*" in *restored.yaml*) export SOFTHSM2_CONF=%s;; *--config*) ;; *) set -- "$@" --config %s;; esac
 case "$*" in *--snapshot*) ;; etcd*) set -- "$@" --endpoints %s;; esac
+case "$*" in "etcd migrate"*) set -- "$@" --server %s;; esac
 exec %s "$@"
-`, token.Conf(), w.plugin.Config(), w.cluster.EtcdURL(), w.bin.hsmkms)
+`, token.Conf(), w.plugin.Config(), w.cluster.EtcdURL(), w.cluster.URL(), w.bin.hsmkms)
 	must(t, os.WriteFile(filepath.Join(folder, "bin/hsm-kms"), []byte(wrapper), 0o700))
 	words := strings.NewReplacer("KEYID", w.keyID, "NAMESPACE", namespace, "NAME", "one")
-	for _, document := range []string{"evidence.md", "restore.md"} {
-		for _, block := range blocks(t, "../../../docs/"+document) {
+	kubeconfig := w.migrator(t).kubeconfig
+	for document, sections := range map[string][]string{
+		"evidence.md": nil, "restore.md": nil, "migration.md": {"What does each API server write?", "Rewrite"},
+	} {
+		for _, block := range blocks(t, "../../../docs/"+document, sections...) {
 			cmd := exec.CommandContext(t.Context(), "sh", "-ec", words.Replace(block))
 			cmd.Dir = folder
-			cmd.Env = append(os.Environ(), "PATH="+filepath.Join(folder, "bin")+":"+os.Getenv("PATH"), "ETCDCTL_ENDPOINTS="+w.cluster.EtcdURL())
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Join(folder, "bin")+":"+os.Getenv("PATH"), "ETCDCTL_ENDPOINTS="+w.cluster.EtcdURL(), "KUBECONFIG="+kubeconfig)
 			cmd.Env = append(cmd.Env, w.token.Env()...)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("%s: %s: %v\n%s", document, block, err, out)

@@ -9,7 +9,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/capacity"
 )
 
-// capacityJSON is what a control plane asks of a token, and what the token was seen to do. Calls are PKCS#11 calls.
+// capacityJSON is what a control plane asks of a token, and what the token was seen to do. Calls are PKCS#11 calls. Unless
+// LimitedBy is the token, it may do more: AllAtOnceMS is then the longest, and ControlPlanesAtAHalf the fewest.
 type capacityJSON struct {
 	Nodes                int     `json:"nodes"`
 	RestartsPerNodeDay   float64 `json:"restartsPerNodeAndDay"`
@@ -44,17 +45,14 @@ const (
 func capacityOf(plane capacity.Plane, p capacity.Plugin, rows []bench.Row) capacityJSON {
 	call, most, clients := measuredIn(rows)
 	hsm := capacity.Fit(call, most)
-	cold := plane.ColdStart(p)
 	idleSessions, mostSessions := plane.Sessions(p)
-	together := func(callers int, calls float64) float64 {
-		return inMilliseconds(hsm.Together(callers, calls/float64(callers)))
-	}
+	cold := func(nodes, atATime int) float64 { return inMilliseconds(plane.ColdStartTime(p, hsm, nodes, atATime)) }
 	return capacityJSON{
 		Nodes: plane.Nodes, RestartsPerNodeDay: plane.Restarts, RotationsPerDay: plane.Rotations, DEKs: plane.DEKs,
 		CallMilliseconds: inMilliseconds(call), MostCallsPerSecond: math.Round(most), LimitedBy: limitedBy(hsm.Servers, p.MaxSessions, clients),
 		IdleCallsPerSecond: math.Round(plane.Idle(p)*1e6) / 1e6, IdleShare: plane.Idle(p) / most,
-		ColdStartCalls: cold, ColdStartMS: together(p.MaxSessions, cold), ColdStartInTurnMS: together(1, cold),
-		AllAtOnceMS:   together(plane.Nodes*p.MaxSessions, float64(plane.Nodes)*cold),
+		ColdStartCalls: plane.ColdStart(p), ColdStartMS: cold(1, p.MaxSessions), ColdStartInTurnMS: cold(1, 1),
+		AllAtOnceMS:   cold(plane.Nodes, p.MaxSessions),
 		RotationCalls: plane.Rotation(p), CallsPerDay: math.Round(plane.Day(p)),
 		SealsPerDay: math.Round(plane.Seals(p)), KeyLastsDays: math.Floor(plane.Lasts(p)),
 		SessionsIdle: idleSessions, SessionsMost: mostSessions,

@@ -52,6 +52,10 @@ func (c *command) printRows(f *benchFlags, rows []bench.Row) error {
 
 // printCapacity prints what a control plane asks, in sentences: each number needs its words.
 func (c *command) printCapacity(t capacityJSON, p capacity.Plugin) error {
+	atLeast, atMost := "at least ", "at most "
+	if t.LimitedBy == byToken {
+		atLeast, atMost = "", ""
+	}
 	w := &lines{out: c.out}
 	w.add("\nA call takes %s ms; %s a second were the most: %s.", threePlaces(t.CallMilliseconds), threePlaces(t.MostCallsPerSecond), whatLimits(t, p.MaxSessions))
 	w.add("\nA control plane of %s (--restarts %s of each and --rotations %s a day, --deks %d in etcd) asks of it:\n",
@@ -61,16 +65,16 @@ func (c *command) printCapacity(t capacityJSON, p capacity.Plugin) error {
 		{"WHEN", "HSM CALLS", ""},
 		{"idle", threePlaces(t.IdleCallsPerSecond) + " a second", fmt.Sprintf("%s percent of the most; %s for probes (probeInterval %s), the rest to read the ring (refreshInterval %s)",
 			threePlaces(100*t.IdleShare), threePlaces(probes), short(p.ProbeInterval), short(p.RefreshInterval))},
-		{"a node starts cold", threePlaces(t.ColdStartCalls), fmt.Sprintf("%s ms with %s at work, %s ms one DEK after the other",
+		{"a node starts cold", threePlaces(t.ColdStartCalls), fmt.Sprintf("%s ms with %s at work on the DEKs, %s ms one DEK after the other",
 			threePlaces(t.ColdStartMS), counted(p.MaxSessions, "session"), threePlaces(t.ColdStartInTurnMS))},
-		{"all start at once", threePlaces(t.ColdStartCalls * float64(t.Nodes)), threePlaces(t.AllAtOnceMS) + " ms"},
+		{"all start at once", threePlaces(t.ColdStartCalls * float64(t.Nodes)), atMost + threePlaces(t.AllAtOnceMS) + " ms, every session at work"},
 		{"a rotation", threePlaces(t.RotationCalls), "on all nodes together, without the rewriting of what is stored"},
 		{"a day", grouped(int64(t.CallsPerDay)), fmt.Sprintf("%s seals: the nonces of a key last %s", grouped(int64(t.SealsPerDay)), lasting(t.KeyLastsDays))},
 	}
 	err := errors.Join(w.err, c.table(rows))
 	w.add("\nSessions: %d when idle, %d after all were busy (%d a node: maxSessions, and one for login).", t.SessionsIdle, t.SessionsMost, p.MaxSessions+1)
-	w.add("With half of the rate, %s control planes like this one could idle on this token, if it has %s sessions.",
-		grouped(int64(t.ControlPlanesAtAHalf)), grouped(int64(t.ControlPlanesAtAHalf)*int64(t.SessionsMost)))
+	w.add("With half of the rate, %s%s control planes like this one could idle on this token, if it has %s sessions.",
+		atLeast, grouped(int64(t.ControlPlanesAtAHalf)), grouped(int64(t.ControlPlanesAtAHalf)*int64(t.SessionsMost)))
 	return errors.Join(err, w.err)
 }
 

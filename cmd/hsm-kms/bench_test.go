@@ -36,7 +36,7 @@ func TestCapacity(t *testing.T) {
 		CallMilliseconds: 5, MostCallsPerSecond: 1600, LimitedBy: bySessions,
 		IdleCallsPerSecond: 3 * (4.0/30 + 6.0/60), IdleShare: 3 * (4.0/30 + 6.0/60) / 1600,
 		ColdStartCalls:    49 + 4 + 2 + 400, // connect, probe, seal, open them all
-		ColdStartInTurnMS: 5 * 455, ColdStartMS: 5 * 455.0 / 8, AllAtOnceMS: 3 * 455 / 1.6,
+		ColdStartInTurnMS: 5 * 455, ColdStartMS: 5 * (55 + 400.0/8), AllAtOnceMS: 5*55 + 3*400/1.6,
 		RotationCalls: 3 * (10 + 2 + 4), CallsPerDay: math.Round(0.7*86400 + 3*455 + 0.5*48),
 		SealsPerDay: 3 * (2880 + 4 + 1), KeyLastsDays: math.Floor((1 << 32) / (3 * 2885.0)),
 		SessionsIdle: 6, SessionsMost: 27, ControlPlanesAtAHalf: 1142,

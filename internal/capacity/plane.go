@@ -51,10 +51,17 @@ const day = 24 * time.Hour
 // Idle is the calls a second of all nodes when nobody asks for anything.
 func (c Plane) Idle(p Plugin) float64 { return float64(c.Nodes) * p.Idle() }
 
-// ColdStart is the calls of one node that starts: the plugin connects and probes, its API server has one DEK sealed and
-// all those opened that it finds in etcd.
-func (c Plane) ColdStart(p Plugin) float64 {
-	return p.Start + p.Probe() + p.Seal + float64(c.DEKs)*p.Open
+// Connect is the calls of one node that starts, before its API server reads anything: the plugin connects and probes, and
+// has one DEK sealed. They are made one after the other.
+func (p Plugin) Connect() float64 { return p.Start + p.Probe() + p.Seal }
+
+// ColdStart is the calls of one node that starts, with all the DEKs opened that its API server finds in etcd.
+func (c Plane) ColdStart(p Plugin) float64 { return p.Connect() + float64(c.DEKs)*p.Open }
+
+// ColdStartTime is how long so many nodes that start at one moment take for that, if each has so many DEKs opened at a time.
+func (c Plane) ColdStartTime(p Plugin, hsm HSM, nodes, atATime int) time.Duration {
+	callers := nodes * min(atATime, p.MaxSessions)
+	return hsm.Together(nodes, p.Connect()) + hsm.Together(callers, float64(nodes*c.DEKs)*p.Open/float64(callers))
 }
 
 // Rotation is the calls of one rotation on all nodes: each takes up the key, and its API server has a DEK sealed; the DEK

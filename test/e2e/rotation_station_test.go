@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,20 +70,30 @@ func (s *station) try(t *testing.T, block string, variables ...string) (string, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	block = strings.NewReplacer(
-		"/usr/lib/softhsm/libsofthsm2.so", s.token.Module, "127.0.0.1:9808", s.http,
-		"/etc/hsm-kms/pin", s.token.PINFile, "/var/log/hsm-kms/audit.log", s.plugin.AuditLog(),
-	).Replace(block)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", block)
-	cmd.Env = append(os.Environ(), append(s.token.Env(), "PATH="+s.bin+":"+os.Getenv("PATH"), "ACTIVATE_IN=")...)
-	cmd.Env = append(cmd.Env, variables...)
+	args := s.shell(block)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), s.env(variables)...)
 	cmd.Stdin = strings.NewReader(pin + "\n") // what a person types when asked
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err = cmd.Run()
 	return out.String(), err
+}
+
+// shell is the program that runs a block, with what stands elsewhere here than on an operator's machine.
+func (s *station) shell(block string) []string {
+	block = strings.NewReplacer(
+		"/usr/lib/softhsm/libsofthsm2.so", s.token.Module, "127.0.0.1:9808", s.http,
+		"/etc/hsm-kms/pin", s.token.PINFile, "/var/log/hsm-kms/", filepath.Dir(s.plugin.AuditLog())+"/",
+	).Replace(block)
+	return []string{"bash", "-euo", "pipefail", "-c", block}
+}
+
+// env is the shell's environment, beside our own.
+func (s *station) env(variables []string) []string {
+	return slices.Concat(s.token.Env(), []string{"PATH=" + s.bin + ":" + os.Getenv("PATH"), "ACTIVATE_IN="}, variables)
 }
 
 // run is try for a block that must succeed and print the wanted texts.

@@ -38,8 +38,24 @@ type node struct {
 	http    string // the plugin's host:port
 }
 
+// planeOptions say how a plane differs from one with a token for all, a key, and Secrets that are encrypted.
+type planeOptions struct {
+	apart     bool     // each node's token is a copy of the first's
+	resources []string // to encrypt
+	create    func(p *plane, n *node)
+}
+
 // newPlane makes three nodes and a first key, and starts everything. apart: each node's token is a copy of the first's.
 func newPlane(t *testing.T, apart bool) *plane {
+	t.Helper()
+	return newPlaneWith(t, planeOptions{apart: apart, create: func(_ *plane, n *node) {
+		if _, err := n.plugin.CreateKey(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}})
+}
+
+func newPlaneWith(t *testing.T, opts planeOptions) *plane {
 	t.Helper()
 	bin, err := findPrograms()
 	if err != nil {
@@ -61,7 +77,7 @@ func newPlane(t *testing.T, apart bool) *plane {
 	}
 	for i, port := range ports {
 		n := &node{name: fmt.Sprintf("n%d", i+1), token: token, http: fmt.Sprintf("127.0.0.1:%d", port)}
-		if i > 0 && apart {
+		if i > 0 && opts.apart {
 			if n.token, err = token.CopyTo(filepath.Join(dir, fmt.Sprintf("hsm%d", i+1))); err != nil {
 				t.Fatal(err)
 			}
@@ -73,12 +89,10 @@ func newPlane(t *testing.T, apart bool) *plane {
 			t.Fatal(err)
 		}
 		if i == 0 {
-			if _, err := n.plugin.CreateKey(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			opts.create(p, n)
 		}
 		n.cluster, err = kube.New(kube.Options{
-			Bin: bin.kube, Dir: filepath.Join(dir, "kube-"+n.name), Socket: n.plugin.Socket(), Etcd: p.etcd,
+			Bin: bin.kube, Dir: filepath.Join(dir, "kube-"+n.name), Socket: n.plugin.Socket(), Etcd: p.etcd, Resources: opts.resources,
 		})
 		if err != nil {
 			t.Fatal(err)

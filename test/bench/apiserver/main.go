@@ -59,7 +59,7 @@ func run() error {
 	o := &options{}
 	flag.StringVar(&o.bin, "bin", "bin/hsm-kms", "the `program` that is measured")
 	flag.StringVar(&o.out, "out", "bin/bench-results", "the `folder` that the results go to")
-	flag.IntVar(&o.rounds, "rounds", 5, "how many rounds of turns")
+	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of turns; benchstat wants six at least")
 	flag.IntVar(&o.secrets, "secrets", 5000, "how many Secrets there are")
 	flag.IntVar(&o.deks, "deks", 200, "under how many DEKs")
 	flag.IntVar(&o.keys, "keys", 1, "how many keys there are in the ring; the DEKs are under the newest")

@@ -74,7 +74,7 @@ func (t *table) write(out io.Writer, prefix string) error {
 	for _, line := range t.machine {
 		fmt.Fprintln(&text, line)
 	}
-	fmt.Fprintf(&text, "%d rounds, %d Secrets of %d bytes, %d DEKs, %d keys in the ring; %s; load %s at the end\n",
+	fmt.Fprintf(&text, "%d rounds, %d Secrets of %d bytes, %d DEKs, keys in the ring: %d; %s; load %s at the end\n",
 		t.options.rounds, t.options.secrets, t.options.size, t.options.deks, t.options.keys, t.others, loadNow())
 	measure.Section(&text, "Start of an API server (x: to no encryption, to aescbc)", t.starts())
 	measure.Section(&text, "Secrets created and read, from etcd (x: to no encryption, to aescbc)", t.steady())

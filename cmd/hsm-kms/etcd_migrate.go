@@ -66,7 +66,10 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second one ends the process at once
 	out, err := c.migrate(ctx, f)
-	if out == nil {
+	switch {
+	case out == nil && ctx.Err() != nil:
+		return finding(hint.Wrap(errors.New("stopped before anything was rewritten"), "run it again"))
+	case out == nil:
 		return err
 	}
 	if printErr := c.printMigration(out); printErr != nil {
@@ -111,7 +114,7 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 func verdict(out *migrate.Outcome, err error) error {
 	switch {
 	case out.Interrupted:
-		return finding(hint.Wrap(fmt.Errorf("stopped after %s of those found", counted(int(out.Rewritten), "object")), "run it again: it does what is left"))
+		return finding(hint.Wrap(fmt.Errorf("stopped with %s rewritten", counted(int(out.Rewritten), "object")), "run it again: it does what is left"))
 	case errors.Is(err, migrate.ErrUnproven):
 		return finding(unproven(out))
 	case err != nil:

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -12,34 +13,47 @@ import (
 // sayEvery is how often progress is told where there is no terminal.
 const sayEvery = 30 * time.Second
 
-// migrationWatch tells people on stderr how far it is. It is used by one goroutine at a time.
+// migrationWatch tells people on stderr how far it is. etcd is read while objects are rewritten, so many goroutines use it.
 type migrationWatch struct {
 	command *command
 	bar     evidence.Progress // nil: no terminal
-	clear   func()
-	began   time.Time // of the rewriting
-	said    time.Time
-	hidden  bool // the reading goes on beneath another bar
+	wipe    func()
+
+	mu        sync.Mutex // guards the bar and all below
+	began     time.Time  // of the rewriting
+	said      time.Time
+	rewriting bool // then the reading beneath it is not shown
 }
 
 func (c *command) watchMigration() *migrationWatch {
-	bar, done := c.progress()
-	return &migrationWatch{command: c, bar: bar, clear: done}
+	bar, wipe := c.progress()
+	return &migrationWatch{command: c, bar: bar, wipe: wipe}
+}
+
+func (w *migrationWatch) clear() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wipe()
 }
 
 // reading is told by etcd's source how far it is.
 func (w *migrationWatch) reading(stage string, done, total int64) {
-	if w.bar != nil && !w.hidden {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.bar != nil && !w.rewriting {
 		w.bar(stage, done, total)
 	}
 }
 
 // progress is told how far the rewriting is.
 func (w *migrationWatch) progress(stage string, done, total int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	now := time.Now()
 	if w.began.IsZero() {
 		w.began, w.said = now, now
 	}
+	w.rewriting = done < total
 	stage += remaining(now.Sub(w.began), done, total)
 	if w.bar != nil {
 		w.bar(stage, done, total)

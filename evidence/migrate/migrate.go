@@ -54,12 +54,17 @@ func (o *Options) retries() iter.Seq[time.Duration] {
 // ErrUnproven: an API server does not write under the key that is required, or nobody could see that it does.
 var ErrUnproven = errors.New("not every API server writes under the required key")
 
-// Run proves, rewrites and reports. The outcome is there beside every error, as far as it came: the context's, a source's,
-// ErrUnproven or ErrLost. That something is left when it is through is no error: see Outcome.Clean and Outcome.Failed.
+// Run proves, rewrites and reports. An error is the context's, a source's, ErrUnproven or ErrLost. The outcome is there
+// beside it, as far as it came; nil when not even the first reading did. That something is left when it is through is no
+// error: see Outcome.Clean and Outcome.Failed.
 func Run(ctx context.Context, opts Options) (*Outcome, error) {
 	began := time.Now()
 	out := &Outcome{RequiredKey: opts.RequiredKey, DryRun: opts.DryRun, Servers: []Proof{}, Resources: []Resource{}, Failures: []Failure{}}
-	err := run(ctx, &opts, out)
+	resources, err := survey(ctx, &opts)
+	if err != nil {
+		return nil, err
+	}
+	err = run(ctx, &opts, resources, out)
 	if !opts.DryRun {
 		out.Seconds = time.Since(began).Seconds()
 	}
@@ -67,11 +72,7 @@ func Run(ctx context.Context, opts Options) (*Outcome, error) {
 	return out, err
 }
 
-func run(ctx context.Context, opts *Options, out *Outcome) error {
-	resources, err := survey(ctx, opts)
-	if err != nil {
-		return err
-	}
+func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome) error {
 	resources = opts.withPlanted(resources)
 	var total int64
 	for _, r := range resources {
@@ -96,10 +97,12 @@ func run(ctx context.Context, opts *Options, out *Outcome) error {
 	if err := newRewriter(opts, total, out).run(ctx); err != nil {
 		return fmt.Errorf("rewriting: %w", err)
 	}
-	if out.Report, err = evidence.Build(ctx, opts.Sources, evidence.ReportOptions{}); err != nil {
+	report, err := evidence.Build(ctx, opts.Sources, evidence.ReportOptions{})
+	if err != nil {
 		return fmt.Errorf("looking at the end: %w", err)
 	}
-	out.Report.RequireKey(opts.RequiredKey, opts.Resources)
+	report.RequireKey(opts.RequiredKey, opts.Resources)
+	out.Report = report
 	return nil
 }
 

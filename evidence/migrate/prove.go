@@ -85,19 +85,20 @@ func waiting(open []*subject) string {
 	return text
 }
 
-// Describe puts a proof in words.
+// Describe puts a proof in words that are safe for a terminal.
 func Describe(p Proof) string {
+	resource := evidence.Printable(p.Resource)
 	switch {
 	case p.OK:
-		return fmt.Sprintf("%s writes %s under the key", p.Server, p.Resource)
+		return fmt.Sprintf("%s writes %s under the key", p.Server, resource)
 	case p.Skipped:
-		return fmt.Sprintf("there are no %s to see what %s writes", p.Resource, p.Server)
+		return fmt.Sprintf("there are no %s to see what %s writes", resource, p.Server)
 	case p.Error != "":
-		return fmt.Sprintf("%s, %s: %s", p.Server, p.Resource, p.Error)
+		return fmt.Sprintf("%s, %s: %s", p.Server, resource, evidence.Printable(p.Error))
 	case p.KeyID != "":
-		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, p.Resource, evidence.Printable(p.KeyID))
+		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, resource, evidence.Printable(p.KeyID))
 	}
-	return fmt.Sprintf("%s writes %s as %s", p.Server, p.Resource, evidence.Printable(p.Writes))
+	return fmt.Sprintf("%s writes %s as %s", p.Server, resource, evidence.Printable(p.Writes))
 }
 
 func (p *prover) subjects(resources []*surveyed) []*subject {

@@ -77,6 +77,10 @@ func (r *rewriter) run(ctx context.Context) error {
 	for _, object := range r.aside { // the last word of each
 		r.fail(object, object.last)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.total = r.out.Found // that is all there was
+	r.progress()
 	return err
 }
 

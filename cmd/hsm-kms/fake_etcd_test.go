@@ -106,6 +106,13 @@ func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResp
 	return resp, nil
 }
 
+// goBack makes it say n revisions less than it has, as one that was restored from a backup does.
+func (f *fakeEtcd) goBack(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.back = int64(n)
+}
+
 // save writes a snapshot as etcdctl does: the database with every revision, and its SHA-256 after it.
 func (f *fakeEtcd) save(path string) error {
 	f.mu.Lock()
@@ -177,13 +184,13 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	case "back 1", "cluster 1":
 		n, err := strconv.Atoi(rest[0])
 		ts.Check(err)
+		if verb == "back" {
+			f.goBack(n)
+			return
+		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if verb == "back" {
-			f.back = int64(n)
-		} else {
-			f.cluster = uint64(n) //nolint:gosec // a test's number
-		}
+		f.cluster = uint64(n) //nolint:gosec // a test's number
 	default:
 		ts.Fatalf("etcd: unknown: %s", strings.Join(args, " "))
 	}

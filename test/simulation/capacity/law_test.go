@@ -108,14 +108,14 @@ func TestWaitOfAFleet(t *testing.T) {
 		for _, hsm := range []capacity.HSM{single, nearby, far} {
 			t.Run(fmt.Sprintf("%d servers, %s away, at %.0f percent", hsm.Servers, hsm.Network, 100*load), func(t *testing.T) {
 				t.Parallel()
-				const calls, pause = 12, 3.0
+				const calls, pause = 12, 2.0
 				s := newSim(hsm, 7)
 				for range int(load * hsm.Limit() * pause / calls) {
 					s.after(pause*s.random.Float64(), func() { s.probing(calls, pause, false) })
 				}
 				s.from = pause
-				s.run(4 * pause)
-				law, simulated := hsm.Wait(float64(s.calls)/(3*pause)).Seconds(), mean(s.waits)
+				s.run(3 * pause)
+				law, simulated := hsm.Wait(float64(s.calls)/(2*pause)).Seconds(), mean(s.waits)
 				nothing := hsm.Service.Seconds() / 50
 				if simulated > law+nothing || simulated < law/10-nothing {
 					t.Errorf("mean wait: the law says at most %.3g s, the simulation %.3g s", law, simulated)

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -225,6 +226,30 @@ func (r *runbook) compromised(t *testing.T, s, other *station, sealed *kmsapi.En
 	samples, err := metrics(ctx, rehearsal.http)
 	if err != nil || samples["hsm_kms_refused_key_requests_total"] != "1" {
 		t.Errorf("hsm_kms_refused_key_requests_total is %q, %v", samples["hsm_kms_refused_key_requests_total"], err)
+	}
+	checkWhoAsked(t, rehearsal.plugin, old.KeyID)
+}
+
+// checkWhoAsked checks that log and audit trail name the key that is refused, and who asked for it.
+func checkWhoAsked(t *testing.T, p *plugin.Plugin, keyID string) {
+	t.Helper()
+	pid := fmt.Sprintf(`"pid":%d`, os.Getpid())
+	told := slices.ContainsFunc(readLog(t, p), func(l logLine) bool {
+		return l.Level == "WARN" && strings.Contains(l.KeyID, keyID) && strings.Contains(l.Error, "refuseKeys") && strings.Contains(l.text, pid)
+	})
+	if !told {
+		t.Errorf("no line of %s says that %s asked for %s", p.Log(), pid, keyID)
+	}
+	trail, err := os.ReadFile(p.AuditLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded := false
+	for record := range strings.Lines(string(trail)) {
+		recorded = recorded || strings.Contains(record, `"operation":"Decrypt"`) && strings.Contains(record, `"keyID":"`+keyID+`","code":"NotFound"`) && strings.Contains(record, pid)
+	}
+	if !recorded {
+		t.Errorf("the audit trail does not say who asked for %s:\n%s", keyID, trail)
 	}
 }
 

@@ -39,7 +39,7 @@ func (c *command) auditVerify(anchor string, files []string) error {
 			return err
 		}
 	} else if err := c.table([][]string{
-		{"records", strconv.Itoa(result.Records)}, {"ok", yesNo(result.OK)}, {"end", result.End}, {"last hash", result.LastHash},
+		{"records", strconv.Itoa(result.Records)}, {"ok", yesNo(result.OK)}, {"end", endWords(result)}, {"last hash", result.LastHash},
 	}); err != nil {
 		return err
 	}
@@ -51,4 +51,15 @@ func (c *command) auditVerify(anchor string, files []string) error {
 		where = fmt.Sprintf("%s line %d", result.File, *result.FirstBad)
 	}
 	return finding(hint.Wrap(errors.New("the audit trail does not hold: "+where+": "+result.Reason), "docs/audit.md says what each finding means"))
+}
+
+// endWords says what the end means for what the check can show.
+func endWords(r audit.Result) string {
+	switch r.End {
+	case audit.EndRotated:
+		return r.End + ": the chain goes on in a file that was not given"
+	case audit.EndLive:
+		return r.End + ": a process is writing, and nothing is said of the end"
+	}
+	return r.End
 }

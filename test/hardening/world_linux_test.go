@@ -39,6 +39,8 @@ type options struct {
 	extra  string // more lines of configuration
 	token  string // more fields of the token
 	faulty bool
+	audit  string // path of the audit trail; "": beside the rest
+	audits string // more fields of audit
 }
 
 // newWorld makes the token, its first key, and starts the plugin.
@@ -57,6 +59,7 @@ func newWorld(t *testing.T, o options) *world {
 	}
 	w.plugin, err = plugin.New(plugin.Options{
 		Bin: program, Dir: filepath.Join(w.dir, "plugin"), Token: &used, HTTP: w.http, Extra: o.extra, TokenExtra: o.token,
+		Audit: o.audit, AuditExtra: o.audits,
 	})
 	if err != nil {
 		t.Fatal(err)

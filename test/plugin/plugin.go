@@ -5,6 +5,7 @@ package plugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,8 @@ type Options struct {
 	// TokenExtra are more fields of the token, in one line: "maxSessions: 32, callTimeout: 1s".
 	TokenExtra string
 	HTTP       string // host:port of metrics and health; empty: off
+	Audit      string // path of the audit log; empty: in Dir
+	AuditExtra string // more fields of audit, in one line: "required: true"
 }
 
 // Plugin is one configuration of hsm-kms and at most one running `serve`. Start and stop it from one goroutine.
@@ -58,9 +61,9 @@ tokens:
   - {name: softhsm, module: %q, label: %q, pinFile: %q, %s}
 stateDir: %q
 http: {address: %q}
-audit: {path: %q}
+audit: {path: %q, %s}
 %s
-`, p.Socket(), os.Getuid(), opts.Token.Module, opts.Token.Label, opts.Token.PINFile, opts.TokenExtra, p.path("state"), opts.HTTP, p.AuditLog(), opts.Extra)
+`, p.Socket(), os.Getuid(), opts.Token.Module, opts.Token.Label, opts.Token.PINFile, opts.TokenExtra, p.path("state"), opts.HTTP, p.AuditLog(), opts.AuditExtra, opts.Extra)
 	if err := os.WriteFile(p.Config(), []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the plugin's configuration: %w", err)
 	}
@@ -74,7 +77,7 @@ func (p *Plugin) Config() string { return p.path("config.yaml") }
 func (p *Plugin) Socket() string { return p.path("kms.sock") }
 
 // AuditLog is the path of the audit log.
-func (p *Plugin) AuditLog() string { return p.path("audit.log") }
+func (p *Plugin) AuditLog() string { return cmp.Or(p.opts.Audit, p.path("audit.log")) }
 
 // Log is the path of the file with what `serve` wrote to stdout and stderr, over all its starts.
 func (p *Plugin) Log() string { return p.path("serve.log") }

@@ -134,6 +134,23 @@ func TestNotAddressable(t *testing.T) {
 	}
 }
 
+// One that was refused is not asked for again because etcd was read twice.
+func TestRefusedOnce(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 5, oldKey)
+	s.twice = true
+	a := newAPI(t, s, newKey, func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		return isA(r) && answer(w, 403, "Forbidden", "denied")
+	})
+	opts := options(t, s, a)
+	opts.Parallel = 1
+	out, err := migrate.Run(t.Context(), opts)
+	if err != nil || out.Failed != 1 || a.requests("PATCH /api/v1/namespaces/ns/secrets/a000") != 1 {
+		t.Errorf("%d requests: %+v, %v", a.requests("PATCH /api/v1/namespaces/ns/secrets/a000"), out, err)
+	}
+}
+
 // Custom resources are found by what their group serves, and proven with an object of somebody's.
 func TestCustomResources(t *testing.T) {
 	t.Parallel()

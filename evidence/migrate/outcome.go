@@ -1,6 +1,10 @@
 package migrate
 
-import "github.com/hsm-kms/hsm-kms/evidence"
+import (
+	"fmt"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
 
 // Outcome is what a run has done. Field names are a contract (docs/evidence.md).
 type Outcome struct {
@@ -57,3 +61,19 @@ func (o *Outcome) unproven() bool {
 
 // Clean tells whether everything that was asked for is under the key.
 func (o *Outcome) Clean() bool { return o.Report != nil && len(o.Report.Findings) == 0 }
+
+// Describe puts a proof in words that are safe for a terminal.
+func Describe(p Proof) string {
+	resource := evidence.Printable(p.Resource)
+	switch {
+	case p.OK:
+		return fmt.Sprintf("%s writes %s under the key", p.Server, resource)
+	case p.Skipped:
+		return fmt.Sprintf("there are no %s to see what %s writes", resource, p.Server)
+	case p.Error != "":
+		return fmt.Sprintf("%s, %s: %s", p.Server, resource, evidence.Printable(p.Error))
+	case p.KeyID != "":
+		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, resource, evidence.Printable(p.KeyID))
+	}
+	return fmt.Sprintf("%s writes %s as %s", p.Server, resource, evidence.Printable(p.Writes))
+}

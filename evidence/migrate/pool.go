@@ -94,7 +94,7 @@ func (p *pool) silent(i int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := &p.members[i]
-	if now := time.Now(); now.After(m.until) { // several may come back with the same failure
+	if now := time.Now(); !now.Before(m.until) { // several may come back with the same failure
 		m.rest = min(restMost, max(restFirst, 2*m.rest))
 		m.until, m.err = now.Add(m.rest), err
 	}

@@ -85,22 +85,6 @@ func waiting(open []*subject) string {
 	return text
 }
 
-// Describe puts a proof in words that are safe for a terminal.
-func Describe(p Proof) string {
-	resource := evidence.Printable(p.Resource)
-	switch {
-	case p.OK:
-		return fmt.Sprintf("%s writes %s under the key", p.Server, resource)
-	case p.Skipped:
-		return fmt.Sprintf("there are no %s to see what %s writes", resource, p.Server)
-	case p.Error != "":
-		return fmt.Sprintf("%s, %s: %s", p.Server, resource, evidence.Printable(p.Error))
-	case p.KeyID != "":
-		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, resource, evidence.Printable(p.KeyID))
-	}
-	return fmt.Sprintf("%s writes %s as %s", p.Server, resource, evidence.Printable(p.Writes))
-}
-
 func (p *prover) subjects(resources []*surveyed) []*subject {
 	var subjects []*subject
 	for _, server := range p.opts.Servers {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 )
 
@@ -202,5 +203,28 @@ func TestSamples(t *testing.T) {
 	a.setKey(oldKey)
 	if out, err := migrate.Run(t.Context(), opts); !errors.Is(err, migrate.ErrUnproven) || out.Servers[0].KeyID != oldKey {
 		t.Errorf("outcome: %+v, %v", out, err)
+	}
+}
+
+// meddled is an etcd in which somebody else writes an object under the key just before it is looked at.
+type meddled struct{ *store }
+
+func (m meddled) Find(ctx context.Context, key string) (evidence.Object, error) {
+	m.put(strings.TrimPrefix(key, "/registry/"), newKey)
+	return m.store.Find(ctx, key)
+}
+
+// What somebody else wrote proves nothing about this server.
+func TestSomebodyElse(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"secrets/ns/a", "example.com/widgets/ns/a"} {
+		s := newStore()
+		s.put(path, oldKey)
+		opts := options(t, s, newAPI(t, s, oldKey, nil))
+		opts.Sources, opts.Resources = []evidence.Source{meddled{s}}, []string{"secrets", "widgets.example.com"}
+		out, err := migrate.Run(t.Context(), opts)
+		if !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(out.Servers[0].Error, "somebody else changed") {
+			t.Errorf("%s: %+v, %v", path, out, err)
+		}
 	}
 }

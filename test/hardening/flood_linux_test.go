@@ -113,6 +113,27 @@ func TestFloodsLeaveTheAPIServerServed(t *testing.T) {
 	}
 }
 
+// An API server that connects anew gets in, and is served within the 3 s that it waits, while others hold more connections
+// open than there may be, and say nothing or never enough.
+func TestSlowClientsLetANewOneIn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	for i := range 100 {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(t.Context(), "unix", w.plugin.Socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte(preface[:i%24])) // dropped already, perhaps
+	}
+	for range 5 {
+		if err := once(w.within(3*time.Second), w.client()); err != nil {
+			t.Errorf("a new connection: %v", err)
+		}
+	}
+}
+
 // once is what an API server asks for: Status, Encrypt and Decrypt.
 func once(ctx context.Context, client kmsapi.KeyManagementServiceClient) error {
 	if st, err := client.Status(ctx, &kmsapi.StatusRequest{}); err != nil || st.Healthz != "ok" {

@@ -135,6 +135,8 @@ func (c *command) printMigration(out *migrate.Outcome) error {
 func proofRow(p migrate.Proof, dryRun bool) []string {
 	mark, writes := wrong, "nothing that was seen: "+p.Error
 	switch {
+	case p.Skipped && p.Error != "":
+		mark, writes = " ", "(no API leads to it)"
 	case p.Skipped:
 		mark, writes = " ", "(there is no object to see it by)"
 	case dryRun:

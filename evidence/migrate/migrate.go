@@ -1,10 +1,12 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -118,5 +120,6 @@ func (o *Options) withPlanted(resources []*surveyed) []*surveyed {
 			resources = append(resources, &surveyed{Resource: Resource{Resource: name}})
 		}
 	}
+	slices.SortFunc(resources, func(a, b *surveyed) int { return cmp.Compare(a.Resource.Resource, b.Resource.Resource) })
 	return resources
 }

@@ -170,8 +170,11 @@ func TestCustomResources(t *testing.T) {
 	}
 	opts.Resources = []string{"*.example.com"}
 	out, err = migrate.Run(t.Context(), opts)
-	if !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(out.Servers[0].Error, "unknown.example.com is not served") {
+	if err != nil || !out.Servers[0].Skipped || !strings.Contains(out.Servers[0].Error, "unknown.example.com is not served") || !out.Servers[1].OK {
 		t.Errorf("a resource that nobody serves: %v, %+v", err, out.Servers)
+	}
+	if out.Failed != 1 || out.Failures[0].Key != "/registry/example.com/unknown/ns/one" || out.Clean() {
+		t.Errorf("outcome: %+v", out)
 	}
 }
 

@@ -31,7 +31,7 @@ type Proof struct {
 	OK       bool   `json:"ok"`     // under the key that is required
 	Writes   string `json:"writes"` // "plain text", or the provider as in a report; empty: nothing was seen
 	KeyID    string `json:"keyID"`  // of a KMS provider
-	// Skipped: there is no object of this resource to prove it with.
+	// Skipped: there is no object of this resource to prove it with, or (Error says so) no API leads to it.
 	Skipped bool   `json:"skipped"`
 	Error   string `json:"error"` // why nothing was seen
 }
@@ -68,7 +68,7 @@ func Describe(p Proof) string {
 	switch {
 	case p.OK:
 		return fmt.Sprintf("%s writes %s under the key", p.Server, resource)
-	case p.Skipped:
+	case p.Skipped && p.Error == "":
 		return fmt.Sprintf("there are no %s to see what %s writes", resource, p.Server)
 	case p.Error != "":
 		return fmt.Sprintf("%s, %s: %s", p.Server, resource, evidence.Printable(p.Error))

@@ -131,6 +131,9 @@ func (p *prover) ask(ctx context.Context, s *subject) error {
 		return context.Cause(ctx)
 	case err != nil && !isAnswer(err):
 		return err
+	case errors.Is(err, errNotServed):
+		s.proof.Error, s.proof.Skipped = err.Error(), true
+		return nil
 	case err != nil:
 		s.proof.Error, s.final = err.Error(), !isPassing(err)
 		return nil
@@ -227,6 +230,11 @@ func seenIn(object evidence.Object, revision int64) (under, error) {
 	return seen, answered(err)
 }
 
+// errNotServed: the resource stands in etcd, and no API leads to it. Some an API server keeps for itself (masterleases,
+// ranges) and writes anew by itself; others are what a CRD left that was deleted. What is not under the key of them is
+// named as a failure later.
+var errNotServed = errors.New("not served by the API")
+
 // existing has the server rewrite an object that there is. That it leaves one as it is which etcd has under the key is
 // proof as well: an API server rewrites what its own key and provider would not give.
 func (p *prover) existing(ctx context.Context, s *subject) (under, error) {
@@ -259,7 +267,11 @@ func (p *prover) existing(ctx context.Context, s *subject) (under, error) {
 		}
 		errs = append(errs, err)
 	}
-	return under{}, answered(errors.Join(errs...))
+	err := errors.Join(errs...)
+	if !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrUnknown) }) {
+		err = fmt.Errorf("%w: %w", errNotServed, err)
+	}
+	return under{}, answered(err)
 }
 
 // sweep removes the canaries of a run that was killed. What it cannot remove does no harm and is said.

@@ -126,7 +126,6 @@ func survey(ctx context.Context, opts *Options) ([]*surveyed, error) {
 	for _, r := range found {
 		list = append(list, r)
 	}
-	slices.SortFunc(list, func(a, b *surveyed) int { return cmp.Compare(a.Resource.Resource, b.Resource.Resource) })
 	return list, nil
 }
 

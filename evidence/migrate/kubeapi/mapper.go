@@ -9,7 +9,7 @@ import (
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
@@ -35,7 +35,7 @@ func newMapper() *mapper { return &mapper{known: map[string]*served{}} }
 // path is the object's. The error wraps migrate.ErrUnknown, or is the request's.
 func (m *mapper) path(ctx context.Context, client rest.Interface, object migrate.Object) (string, error) {
 	for _, part := range []string{object.Resource, object.Namespace, object.Name} { // what stands in etcd may be made to lead elsewhere
-		if wrong := path.IsValidPathSegmentName(part); len(wrong) > 0 {
+		if wrong := content.IsPathSegmentName(part); len(wrong) > 0 {
 			return "", fmt.Errorf("%w: %q is no name: %s", migrate.ErrUnknown, part, strings.Join(wrong, ", "))
 		}
 	}

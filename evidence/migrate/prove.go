@@ -231,7 +231,7 @@ func seenIn(object evidence.Object, revision int64) (under, error) {
 }
 
 // errNotServed: the resource stands in etcd, and no API leads to it. Some an API server keeps for itself (masterleases,
-// ranges) and writes anew by itself; others are what a CRD left that was deleted. What is not under the key of them is
+// ranges); others are what a CRD left that was deleted. What is not under the key of them is
 // named as a failure later.
 var errNotServed = errors.New("not served by the API")
 

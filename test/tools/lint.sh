@@ -41,6 +41,7 @@ vulnerable() {
 }
 
 check gofmt formatted
+check "go.mod and go.sum" "$GO" mod tidy -diff
 check vet "$GO" vet -tags e2e ./...
 check staticcheck tool staticcheck -tags e2e ./...
 vulnerable

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/miekg/pkcs11"
+
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
@@ -82,8 +84,11 @@ func (t *Token) check(ctx context.Context, gen *generation) error {
 		if gen.ended() {
 			return errStale
 		}
-		s, err := api.OpenSession(gen.slot, false)
-		if err != nil {
+		s, err := t.openSession(api, gen)
+		switch {
+		case hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.atWork() > 0:
+			return errAbandoned // ours are there, and all at work: what becomes of them tells more
+		case err != nil:
 			return fmt.Errorf("opening session: %w", err)
 		}
 		err = tryKeys(api, &s, gen, t.common.Profile)

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/pkcs11"
+
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
@@ -92,6 +94,9 @@ const unconfirmed = faultNone
 
 // mend prepares another try after a fault, or says what the outcome is. mended is what was tried already.
 func (t *Token) mend(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, mended map[fault]bool) error {
+	if errors.Is(err, errCrowded) {
+		return nil // no fault; each time there is one permit less, so it is no loop
+	}
 	f := faultOf(err)
 	again := mended[f]
 	switch {
@@ -195,15 +200,26 @@ var errStale = errors.New("the connection was replaced meanwhile")
 // errUnclosed: the token will not close sessions, and no more may be opened beside them.
 var errUnclosed = errors.New("as many sessions as maxSessions allows are in use or will not close")
 
+// errCrowded: the token has no more sessions to give, and others of ours are at work: one of them is waited for.
+var errCrowded = errors.New("the token has no more sessions")
+
 // fly is the part of an operation that is inside the module, on a goroutine of its own.
 func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fresh bool, c *call) (out []byte, err error) {
-	defer t.releasePermit()
+	burned := false
+	defer func() {
+		if !burned {
+			t.releasePermit()
+		}
+	}()
 	defer t.mod.flight.end(c)
 	if gen.ended() {
 		return nil, errStale
 	}
 	s, err := t.session(gen, fresh)
 	if err != nil {
+		if burned = hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.burnPermits(gen); burned {
+			return nil, fmt.Errorf("%w: %w", errCrowded, err)
+		}
 		return nil, err
 	}
 	defer func() {

@@ -42,6 +42,9 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 	})
 	switch {
 	case err == nil:
+		t.mu.Lock()
+		t.restorePermits() // other programs may have given sessions back
+		t.mu.Unlock()
 		return keys, nil
 	case isAway(err), errors.Is(err, errStale):
 	case errors.Is(err, errVanished):

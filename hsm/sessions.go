@@ -17,50 +17,70 @@ const defaultMaxWaiting = 512
 // session takes an idle session, or opens one where there is none. fresh: surely a new one, in the place of
 // an idle one if there is any.
 func (t *Token) session(gen *generation, fresh bool) (p11.Session, error) {
-	gen.mu.Lock()
-	n := len(gen.idle)
-	if n == 0 {
-		full := len(t.permits)+len(gen.unclosed) > t.cfg.MaxSessions
-		gen.mu.Unlock()
-		if full {
+	s, ok := gen.takeIdle()
+	if !ok {
+		if t.atWork()+gen.leftOpen() > t.cfg.MaxSessions {
 			return 0, errUnclosed
 		}
-		return t.openSession(gen)
+		return t.openSession(t.api, gen)
 	}
-	s := gen.idle[n-1]
-	gen.idle = gen.idle[:n-1]
-	gen.mu.Unlock()
 	if !fresh {
 		return s, nil
 	}
 	t.discard(gen, s)
-	return t.openSession(gen)
+	return t.openSession(t.api, gen)
 }
 
-// openSession opens a working session. When the token has no more to give but some of ours exist, this
-// caller's permit stays taken for the rest of the generation: the token's own limit is the lower one.
-func (t *Token) openSession(gen *generation) (p11.Session, error) {
-	s, err := t.api.OpenSession(gen.slot, false)
+// openSession opens a working session; where the token has no more to give, one of ours that has become idle meanwhile does.
+func (t *Token) openSession(api p11.API, gen *generation) (p11.Session, error) {
+	s, err := api.OpenSession(gen.slot, false)
 	if hasRV(err, pkcs11.CKR_SESSION_COUNT) {
-		t.burnPermit()
+		if idle, ok := gen.takeIdle(); ok {
+			return idle, nil
+		}
 	}
 	return s, err
 }
 
-func (t *Token) burnPermit() {
+func (g *generation) takeIdle() (s p11.Session, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := len(g.idle)
+	if n == 0 {
+		return 0, false
+	}
+	s = g.idle[n-1]
+	g.idle = g.idle[:n-1]
+	return s, true
+}
+
+// burnPermits is told that the token had no session for a caller, who holds a permit: its own limit, or what other programs
+// leave of it, is lower than maxSessions. That permit, which the caller must then keep, and all that nobody holds are taken
+// out, so that callers wait for the sessions that there are and do not fail. The next reading of the ring gives them back.
+// false: nothing was taken out, because no other session of ours is at work that could be waited for.
+func (t *Token) burnPermits(gen *generation) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.permits)-t.burned <= 1 {
-		return // this is the only session: other programs hold the rest, and may give them back
+	if t.gen != gen || len(t.permits)-t.burned <= 1 {
+		return false
 	}
-	select {
-	case t.permits <- struct{}{}:
-		t.burned++
-	default:
+	for t.burned++; ; t.burned++ {
+		select {
+		case t.permits <- struct{}{}:
+		default:
+			return true
+		}
 	}
 }
 
-// restorePermits gives back what burnPermit took; t.mu is held.
+// atWork is how many operations have a permit, abandoned ones included.
+func (t *Token) atWork() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.permits) - t.burned
+}
+
+// restorePermits gives back what burnPermits took; t.mu is held.
 func (t *Token) restorePermits() {
 	for ; t.burned > 0; t.burned-- {
 		<-t.permits

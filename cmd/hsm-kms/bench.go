@@ -65,6 +65,16 @@ room for as many sessions again. Every seal spends one of the 2^32 nonces of the
 	return cmd
 }
 
+// The bounds of a capacity.Plane: beyond them are slips of the hand, and numbers that an int or JSON cannot hold.
+const (
+	mostNodes = 1000
+	mostDEKs  = 10_000_000
+	mostADay  = 86_400
+)
+
+// aDay says whether something may happen so often a day; NaN may not.
+func aDay(times float64) bool { return times >= 0 && times <= mostADay }
+
 // check looks at the flags before anything is loaded.
 func (f *benchFlags) check() error {
 	slices.Sort(f.plan.Clients)
@@ -80,8 +90,10 @@ func (f *benchFlags) check() error {
 	case f.plan.Time > bench.LongestTime:
 		return hint.Wrap(fmt.Errorf("--time %s is longer than %s", f.plan.Time, bench.LongestTime),
 			"a longer load tells no more, and spends nonces of a key that is in use; for load over hours make a token and a ring of their own")
-	case f.plane.Nodes < 1 || f.plane.DEKs < 0 || !(f.plane.Restarts >= 0 && f.plane.Rotations >= 0):
-		return errors.New("--nodes must be 1 at least, and --restarts, --rotations and --deks not negative")
+	case f.plane.Nodes < 1 || f.plane.Nodes > mostNodes || f.plane.DEKs < 0 || f.plane.DEKs > mostDEKs:
+		return fmt.Errorf("--nodes must be from 1 to %s, and --deks from 0 to %s", grouped(mostNodes), grouped(mostDEKs))
+	case !aDay(f.plane.Restarts) || !aDay(f.plane.Rotations):
+		return fmt.Errorf("--restarts and --rotations must be from 0 to %s a day", grouped(mostADay))
 	}
 	return nil
 }
@@ -107,17 +119,22 @@ func (c *command) runBench(ctx context.Context, f *benchFlags) error {
 	b := &benched{cfg: cfg, at: at, known: known}
 	defer b.close()
 	if err := b.connect(ctx); err != nil {
-		return err
+		return stopped(ctx, err)
 	}
 	c.announce(b, f)
 	rows, refreshCalls, err := b.measure(ctx, f.plan)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = hint.Wrap(errors.New("stopped before the last row; the token is closed, and nothing is left on it"), "run it again for the whole table")
-		}
-		return errors.Join(c.printRows(f, rows), err)
+		return errors.Join(c.printRows(f, rows), stopped(ctx, err))
 	}
 	return c.printBench(f, rows, b.asks(rows[0], refreshCalls))
+}
+
+// stopped says of an error what matters when the user has ended the run; any other is returned as it is.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
+	return hint.Wrap(errors.New("stopped before the last row; nothing was written to the token"), "run it again for the whole table")
 }
 
 // ringKnown is what is known of the ring without the token: what connectAll takes into account too.

@@ -43,7 +43,7 @@ const (
 
 // capacityOf works it out. rows are those of a whole run: a start, then seals and opens by ascending numbers of clients.
 func capacityOf(plane capacity.Plane, p capacity.Plugin, rows []bench.Row) capacityJSON {
-	call, most, clients := measuredIn(rows)
+	call, most, clients := measuredIn(rows, p.MaxSessions)
 	hsm := capacity.Fit(call, most)
 	idleSessions, mostSessions := plane.Sessions(p)
 	cold := func(nodes, atATime int) float64 { return inMilliseconds(plane.ColdStartTime(p, hsm, nodes, atATime)) }
@@ -60,15 +60,16 @@ func capacityOf(plane capacity.Plane, p capacity.Plugin, rows []bench.Row) capac
 	}
 }
 
-// measuredIn is how long one call took with the fewest clients, how many a second there were at most, and with how many
-// clients at most that was looked for.
-func measuredIn(rows []bench.Row) (call time.Duration, most float64, clients int) {
+// measuredIn is how long one call took with the fewest clients (without the wait for a session, where there were fewer of
+// those), how many a second there were at most, and with how many clients at most that was looked for.
+func measuredIn(rows []bench.Row, maxSessions int) (call time.Duration, most float64, clients int) {
 	for _, r := range rows {
 		if r.Op == bench.OpStart || r.HSMCallsPerOp == 0 {
 			continue
 		}
 		if r.Op == bench.OpOpen && call == 0 {
-			call = max(time.Nanosecond, time.Duration(r.P50/r.HSMCallsPerOp*float64(time.Millisecond)))
+			atWork := min(1, float64(maxSessions)/float64(r.Clients)) // a client's share of the time; the rest it waits
+			call = max(time.Nanosecond, time.Duration(atWork*r.P50/r.HSMCallsPerOp*float64(time.Millisecond)))
 		}
 		most, clients = max(most, r.OpsPerSecond*r.HSMCallsPerOp), max(clients, r.Clients)
 	}

@@ -66,9 +66,21 @@ func TestWhatLimits(t *testing.T) {
 		{100, 8, []int{1}, byClients},
 	} {
 		rows := rowsAt(2*time.Millisecond, tc.servers, tc.maxSessions, tc.clients...)
-		call, most, clients := measuredIn(rows)
+		call, most, clients := measuredIn(rows, tc.maxSessions)
 		if got := limitedBy(capacity.Fit(call, most).Servers, tc.maxSessions, clients); got != tc.want {
 			t.Errorf("%+v: limited by %s", tc, got)
+		}
+	}
+}
+
+// What a client waits for a session is not what a call takes.
+func TestCallWithoutTheWaitForASession(t *testing.T) {
+	t.Parallel()
+	for _, clients := range []int{1, 8, 32, 256} {
+		const call, maxSessions = 5 * time.Millisecond, 8
+		got, _, _ := measuredIn(rowsAt(call, 100, maxSessions, clients), maxSessions)
+		if off := (got - call).Abs(); off > time.Microsecond {
+			t.Errorf("with %d clients on %d sessions a call takes %s, want %s", clients, maxSessions, got, call)
 		}
 	}
 }

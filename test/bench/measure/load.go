@@ -2,6 +2,7 @@ package measure
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -68,7 +69,7 @@ func Quantile[T any](sorted []T, q float64) T {
 		var zero T
 		return zero
 	}
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
 }
 
 // Median is that of any order of values; with an even number of them the mean of the middle two.

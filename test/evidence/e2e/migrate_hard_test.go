@@ -46,7 +46,7 @@ func TestMigrateHard(t *testing.T) {
 	t.Log("stopped in the middle, while clients write")
 	stopWriting := w.write(t)
 	second := w.start(t, m.args("--rate", "50", "-o", "json"))
-	w.waitUnder(t, w.keyID, killed+30)
+	w.waitUnder(t, w.keyID, killed+writtenTo+20)
 	must(t, second.cmd.Process.Signal(syscall.SIGINT))
 	if err := second.cmd.Wait(); second.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(second.errOut.String(), "hint: run it again") {
 		t.Errorf("interrupted: %v: %s", err, second.errOut.String())
@@ -149,6 +149,9 @@ func (w *world) waitUnder(t *testing.T, keyID string, n int) {
 	}
 }
 
+// writtenTo is how many Secrets clients write to: so many come under the key without a migration.
+const writtenTo = 20
+
 // write changes Secrets until it is told to stop, and says how often it did.
 func (w *world) write(t *testing.T) (stop func() int64) {
 	t.Helper()
@@ -158,7 +161,7 @@ func (w *world) write(t *testing.T) (stop func() int64) {
 	go func() {
 		defer close(done)
 		for i := 0; ctx.Err() == nil; i++ {
-			path := fmt.Sprintf("/api/v1/namespaces/%s/secrets/secret-%d", namespace, i%120)
+			path := fmt.Sprintf("/api/v1/namespaces/%s/secrets/secret-%d", namespace, i%writtenTo)
 			var object map[string]any
 			err := w.cluster.Do(ctx, http.MethodGet, path, nil, &object)
 			if err == nil {

@@ -181,7 +181,12 @@ func TestKeepAfterClose(t *testing.T) {
 	if err := errors.Join(l.Close(), os.Remove(l.cfg.Path)); err != nil {
 		t.Fatal(err)
 	}
-	l.keep(t.Context(), time.Millisecond, slog.New(slog.DiscardHandler)) // returns
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	l.keep(ctx, time.Millisecond, slog.New(slog.DiscardHandler))
+	if ctx.Err() != nil {
+		t.Error("it goes on after Close")
+	}
 	if _, err := os.Lstat(l.cfg.Path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a socket is there: %v", err)
 	}

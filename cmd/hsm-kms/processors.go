@@ -19,6 +19,10 @@ const (
 	waitsUntil = 100 * time.Microsecond
 )
 
+// settles is how long a token counts as one that waits at least: some slow calls among many fast ones, as a busy machine has
+// them, must not stop the world at each.
+const settles = time.Second
+
 // maxProcessors bounds GOMAXPROCS: each has some memory of its own.
 const maxProcessors = 64
 
@@ -37,6 +41,7 @@ type processors struct {
 	many    int
 	mean    atomic.Int64 // nanoseconds of an operation's call, over the last 16 or so
 	waiting atomic.Bool
+	since   atomic.Int64 // unix nanoseconds: when it last began to wait
 
 	mu  sync.Mutex // for set
 	set func(n int)
@@ -68,9 +73,12 @@ func (p *processors) HSMCall(token, function, result string, took time.Duration)
 	p.mean.Store(mean) // one lost to another goroutine does not matter
 	waits := mean > int64(waitsFrom)
 	if p.waiting.Load() {
-		waits = mean >= int64(waitsUntil)
+		waits = mean >= int64(waitsUntil) || time.Since(time.Unix(0, p.since.Load())) < settles
 	}
 	if p.waiting.CompareAndSwap(!waits, waits) {
+		if waits {
+			p.since.Store(time.Now().UnixNano())
+		}
 		go p.follow() // it stops the world for a moment, and a caller is not to wait for that
 	}
 }

@@ -39,7 +39,7 @@ func (c *command) bench() *cobra.Command {
 		Long: `Connects to one token of the configuration a few times, then seals and opens DEKs that it throws away, with the
 ring's current key, as fast as the token answers. From that it works out what a control plane asks of the token.
 
-It writes nothing to the token or to etcd, keeps to maxSessions, and ends at Ctrl-C within one call. It does use the HSM:
+It writes nothing to the token or to etcd, keeps to maxSessions, and ends at Ctrl-C after the calls that are under way. It does use the HSM:
 whatever else uses it meanwhile, a plugin that serves included, waits behind its calls, and the token must have
 room for as many sessions again. Every seal spends one of the 2^32 nonces of the key; a run takes one in
 4,096 of them at most, and says so before it begins.

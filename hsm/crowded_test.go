@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"fmt"
 	"strconv"
 	"sync"
 	"testing"
@@ -32,10 +33,22 @@ func TestFewerSessionsThanMaxSessions(t *testing.T) {
 			if err := b.ring.Refresh(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			b.encryptTogether(16, 5)
-			if n := b.module.MaxOpenSessions(); n != b.cfg.MaxSessions+forLogin {
-				t.Errorf("%d sessions at most once the token has more, want %d", n, b.cfg.MaxSessions+forLogin)
-			}
+			b.module.DelayAll(0)
+			release := b.module.Hang("C_Encrypt")
+			defer release()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				b.encryptTogether(16, 1)
+			}()
+			b.eventually(b.cfg.CallTimeout, func() error {
+				if n := b.module.OpenSessions(); n != b.cfg.MaxSessions+forLogin {
+					return fmt.Errorf("%d sessions now that the token has more, want %d", n, b.cfg.MaxSessions+forLogin)
+				}
+				return nil
+			})
+			release()
+			<-done
 		})
 	}
 }

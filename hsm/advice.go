@@ -10,9 +10,9 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// adviceFor says what to do about an error that keeps a token from being used: what the place that made it says, or else
+// AdviceFor says what to do about an error that keeps a token from being used: what the place that made it says, or else
 // what its kind asks for. There is always something.
-func adviceFor(err error) string {
+func AdviceFor(err error) string {
 	if advice := hint.Of(err); advice != "" {
 		return advice
 	}
@@ -34,7 +34,7 @@ func adviceFor(err error) string {
 	return adviceForCall(err)
 }
 
-// adviceForCall goes by what the module said, and to which call.
+// AdviceForCall goes by what the module said, and to which call.
 func adviceForCall(err error) string {
 	failed, ok := errors.AsType[*p11.Error](err)
 	if !ok {

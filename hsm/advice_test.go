@@ -39,7 +39,7 @@ func TestAdvice(t *testing.T) {
 		{errors.New("connecting panicked"), "hsm-kms doctor"},
 		{hint.Wrap(call("C_Initialize", pkcs11.CKR_GENERAL_ERROR), "what the place says"), "what the place says"},
 	} {
-		if got := adviceFor(tt.err); !strings.Contains(got, tt.want) {
+		if got := AdviceFor(tt.err); !strings.Contains(got, tt.want) {
 			t.Errorf("%v: %q, want something with %q", tt.err, got, tt.want)
 		}
 	}

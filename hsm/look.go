@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -77,22 +78,28 @@ func (g *generation) leftOpen() int {
 	return len(g.unclosed)
 }
 
-// check is the independent look at a generation: a session of its own, and the newest key used in every
-// direction.
+// check is the independent look at a generation: a session that is surely new, in the place of one of the maxSessions,
+// and the newest key used in every direction.
 func (t *Token) check(ctx context.Context, gen *generation) error {
-	return t.onControl(ctx, "checking", func() {}, func(api p11.API, _ *call) error {
+	return t.onControl(ctx, "checking", func() {}, func(_ p11.API, _ *call) error {
+		select {
+		case t.permits <- struct{}{}:
+			defer t.releasePermit()
+		case <-time.After(t.cfg.CallTimeout / 2):
+			return errAbandoned // ours are all at work: what becomes of them tells more
+		}
 		if gen.ended() {
 			return errStale
 		}
-		s, err := t.openSession(api, gen)
+		s, err := t.session(gen, true)
 		switch {
-		case hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.atWork() > 0:
-			return errAbandoned // ours are there, and all at work: what becomes of them tells more
+		case errors.Is(err, errUnclosed), hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.atWork() > 1:
+			return errAbandoned
 		case err != nil:
 			return fmt.Errorf("opening session: %w", err)
 		}
-		err = tryKeys(api, &s, gen, t.common.Profile)
-		if closeErr := closeSession(api, s); closeErr != nil {
+		err = tryKeys(t.api, &s, gen, t.common.Profile)
+		if closeErr := closeSession(t.api, s); closeErr != nil {
 			t.noteUnclean()
 			return errors.Join(err, closeErr)
 		}

@@ -207,6 +207,9 @@ var errCrowded = errors.New("the token has no more sessions")
 func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fresh bool, c *call) (out []byte, err error) {
 	burned := false
 	defer func() {
+		if p := recover(); p != nil {
+			err = t.panicked(op, p)
+		}
 		if !burned {
 			t.releasePermit()
 		}
@@ -224,7 +227,7 @@ func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fre
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("token %s: %s panicked: %v", t.cfg.Name, op.name, p)
+			err = t.panicked(op, p)
 		}
 		t.putBack(gen, s, err)
 	}()
@@ -234,6 +237,12 @@ func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fre
 		return nil, errStale
 	}
 	return out, err
+}
+
+// panicked is the error of an operation that panicked, here or where its session is opened and put back: this goroutine
+// is nobody's request, and would take the process along.
+func (t *Token) panicked(op operation, p any) error {
+	return fmt.Errorf("token %s: %s panicked: %v", t.cfg.Name, op.name, p)
 }
 
 // outOfTime says whose time was up: the caller's, or the token's call time-out.

@@ -53,7 +53,7 @@ func (s *said) failed(log *slog.Logger, err error) {
 	}
 	s.causes[cause] = true
 	s.untold = false
-	log.Error("the token cannot be used; trying again until it can", "error", err, "hint", adviceFor(err))
+	log.Error("the token cannot be used; trying again until it can", "error", err, "hint", AdviceFor(err))
 }
 
 // connected ends a story, or begins the first.

@@ -21,13 +21,13 @@ func advise(err error) string {
 		{envelope.ErrRingEmpty, "make the first key with: hsm-kms keys create"},
 		{envelope.ErrAmbiguous, "see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong"},
 		{envelope.ErrKeyMissing, "restore the key to the HSM from its backup, or point the configuration at the token that holds it"},
-		{envelope.ErrSelfTest, "this token cannot serve the profile: see docs/hsm-support.md"},
-		{hsm.ErrTokenAbsent, "see that the HSM is reachable and that tokens[] names it by label, serial or slot"},
-		{envelope.ErrUnavailable, "see that the HSM is reachable from this machine, then try again"},
 	} {
 		if errors.Is(err, known.err) {
 			return known.advice
 		}
+	}
+	if errors.Is(err, envelope.ErrSelfTest) || errors.Is(err, hsm.ErrTokenAbsent) || errors.Is(err, envelope.ErrUnavailable) {
+		return hsm.AdviceFor(err) // as the log of serve says it
 	}
 	return ""
 }

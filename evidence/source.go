@@ -3,6 +3,7 @@ package evidence
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -34,9 +35,13 @@ type Source interface {
 
 // Reading says what a Read has covered. Field names are a contract.
 type Reading struct {
-	Name     string `json:"name"`              // endpoints, or the file's path
-	Revision int64  `json:"revision"`          // everything up to here was seen
-	Cluster  string `json:"cluster,omitempty"` // etcd's cluster id in hex; a snapshot does not know it
+	Name     string `json:"name"`     // endpoints, or the file's path
+	Revision int64  `json:"revision"` // everything up to here was seen
+	// Cluster is etcd's cluster id in hex; a snapshot does not know it. etcd makes it of its members' peer addresses and
+	// --initial-cluster-token alone: one that was restored in its place has the same, and so has another with such addresses.
+	Cluster string `json:"cluster,omitempty"`
+	// Term is etcd's raft term, which never falls, save by a restore, which begins anew; a snapshot does not know it.
+	Term uint64 `json:"term,omitempty"`
 	// Prefixes are those of the API server below which everything was read.
 	Prefixes []string `json:"prefixes"`
 	// SHA256 is what the snapshot's own integrity hash says and its bytes gave; empty: there is none to check.
@@ -45,8 +50,11 @@ type Reading struct {
 	From int64 `json:"from,omitempty"`
 	// Changed counts objects that were written between From and Revision: they are counted as they were, where they had
 	// been read already, and as they are.
-	Changed int64    `json:"changed,omitempty"`
-	Notes   []string `json:"notes,omitempty"` // what a reader of the report must know
+	Changed int64 `json:"changed,omitempty"`
+	// Elsewhere counts objects that an API server has encrypted (k8s:enc:) and that are not below Prefixes: they are in no
+	// other number. Of a snapshot, older revisions are in it.
+	Elsewhere int64    `json:"elsewhere,omitempty"`
+	Notes     []string `json:"notes,omitempty"` // what a reader of the report must know
 }
 
 // Progress is told how far a piece of work is; total 0: nobody knows. It is called from one goroutine at a time.
@@ -68,4 +76,9 @@ func PathOf(prefixes []string, key []byte) (path []byte, ours bool) {
 // CleanPrefix gives a prefix the form that PathOf takes: a slash in front, as kube-apiserver adds it, and none at the end.
 func CleanPrefix(prefix string) string {
 	return "/" + strings.Trim(prefix, "/")
+}
+
+// ElsewhereNote says what Reading.Elsewhere counts.
+func ElsewhereNote(n int64, where string) string {
+	return fmt.Sprintf("encrypted objects %s that are not below the prefixes, and in no other number: %d. Another API server's? See --prefix", where, n)
 }

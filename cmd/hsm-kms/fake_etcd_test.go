@@ -36,6 +36,7 @@ type fakeEtcd struct {
 	cluster uint64
 	history []*mvccpb.KeyValue // in order of revision; a nil value: deleted
 	written int64              // revisions, those that compaction took away included
+	term    uint64
 	back    int64              // how many revisions it says less than it has
 }
 
@@ -53,8 +54,9 @@ func newFakeEtcd() (f *fakeEtcd, stop func(), err error) {
 }
 
 // put writes what stands below /registry: under keyID, or plain text without one.
-func (f *fakeEtcd) put(path, keyID string) error {
-	key := "/registry/" + path
+func (f *fakeEtcd) put(path, keyID string) error { return f.putAt("/registry/"+path, keyID) }
+
+func (f *fakeEtcd) putAt(key, keyID string) error {
 	value := []byte("k8s\x00plain")
 	if keyID != "" {
 		// Of the right form, and what no HSM can open.
@@ -93,9 +95,9 @@ func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResp
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	kvs := slices.DeleteFunc(f.newest(), func(kv *mvccpb.KeyValue) bool {
-		return bytes.Compare(kv.Key, req.Key) < 0 || bytes.Compare(kv.Key, req.RangeEnd) >= 0
+		return bytes.Compare(kv.Key, req.Key) < 0 || string(req.RangeEnd) != "\x00" && bytes.Compare(kv.Key, req.RangeEnd) >= 0
 	})
-	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{ClusterId: f.cluster, Revision: f.written + 1 - f.back}, Count: int64(len(kvs))}
+	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{ClusterId: f.cluster, RaftTerm: f.term, Revision: f.written + 1 - f.back}, Count: int64(len(kvs))}
 	if req.CountOnly {
 		return resp, nil
 	}
@@ -166,7 +168,7 @@ func (f *fakeEtcd) save(path string) error {
 func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	f, _ := ts.Value(etcdValue{}).(*fakeEtcd)
 	if neg || f == nil || len(args) == 0 {
-		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | save FILE | compact | back N | cluster N")
+		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | save FILE | compact | back N | cluster N | term N")
 	}
 	switch verb, rest := args[0], args[1:]; verb + " " + strconv.Itoa(len(rest)) {
 	case "put 1", "put 2":
@@ -181,7 +183,11 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.history = f.newest()
-	case "back 1", "cluster 1":
+	case "other 1":
+		f.write("/"+rest[0], nil)
+	case "other 2":
+		ts.Check(f.putAt("/"+rest[0], rest[1]))
+	case "back 1", "cluster 1", "term 1":
 		n, err := strconv.Atoi(rest[0])
 		ts.Check(err)
 		if verb == "back" {
@@ -190,6 +196,10 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		if verb == "term" {
+			f.term = uint64(n) //nolint:gosec // a test's number
+			return
+		}
 		f.cluster = uint64(n) //nolint:gosec // a test's number
 	default:
 		ts.Fatalf("etcd: unknown: %s", strings.Join(args, " "))

@@ -68,6 +68,7 @@ type retirement struct {
 	id        envelope.KeyID
 	version   envelope.Version // as last read from the tokens; zero: they do not hold it
 	successor time.Time        // when the key that followed became current; zero: unknown
+	others    []string         // key_ids that the tokens hold beside it
 	file      *gate.File       // of --evidence; nil: not read yet
 	own       *evidence.Report // made now
 	snapshots []*evidence.Report

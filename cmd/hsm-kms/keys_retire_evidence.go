@@ -43,7 +43,7 @@ func (r *retirement) judgeEvidence(ctx context.Context, readEtcd bool) error {
 	}
 	r.said.Evidence = r.evidenceSaid()
 	judged := gate.Case{
-		KeyID: r.id.String(), Successor: r.successor, Settle: r.flags.settle, FileName: r.flags.evidence,
+		KeyID: r.id.String(), Successor: r.successor, Others: r.others, Settle: r.flags.settle, FileName: r.flags.evidence,
 		File: r.file, Own: r.own, Snapshots: r.snapshots,
 	}
 	r.said.Refusals = append(r.said.Refusals, judged.Judge()...)

@@ -24,7 +24,7 @@ const withdrawMargin = 5 * time.Minute
 
 // judgeRing finds the version and notes what the tokens, this machine's plugin and its clock say against destroying it.
 func (r *retirement) judgeRing(ctx context.Context) error {
-	r.version, r.successor = envelope.Version{}, time.Time{}
+	r.version, r.successor, r.others = envelope.Version{}, time.Time{}, nil
 	if err := errors.Join(r.in.problems...); err != nil {
 		r.refuse(hint.Wrap(fmt.Errorf("a key is destroyed only when every configured token can be reached: %w", err),
 			"make every token reachable, or take one that is gone for good out of the configuration"))
@@ -39,6 +39,7 @@ func (r *retirement) judgeRing(ctx context.Context) error {
 	}
 	i := slices.IndexFunc(view.Versions, func(v envelope.Version) bool { return v.ID == r.id && v.State != envelope.Refused })
 	if i < 0 {
+		r.judgeUnserved(view.Versions)
 		return nil
 	}
 	r.version = view.Versions[i]
@@ -55,9 +56,25 @@ func (r *retirement) judgeRing(ctx context.Context) error {
 	return r.judgeNode(ctx)
 }
 
+// judgeUnserved: a key that is not served has no fingerprint, so nobody knows whether it is this one. It must not pass for
+// destroyed.
+func (r *retirement) judgeUnserved(versions []envelope.Version) {
+	for _, v := range versions {
+		if v.State == envelope.Refused && v.ID.Version == r.id.Version && v.ID.Fingerprint == [len(v.ID.Fingerprint)]byte{} {
+			r.refuse(hint.Wrap(fmt.Errorf("whether %s is still there is not clear: an object with its CKA_ID on %s is not served: %s", r.id, strings.Join(v.Tokens, ","), v.Refused),
+				"see why with: hsm-kms keys list; mend that, or delete the object with the vendor's tool when you know that it is not needed"))
+		}
+	}
+}
+
 // judgeRetained: which key is current must be clear, here and on every node whose token this machine knows.
 func (r *retirement) judgeRetained(view envelope.View) {
 	r.successor = successor(view.Versions, r.id)
+	for _, v := range view.Versions {
+		if v.State != envelope.Refused && v.ID != r.id {
+			r.others = append(r.others, v.ID.String())
+		}
+	}
 	switch {
 	case view.Problem != nil || view.Current == nil:
 		r.refuse(fmt.Errorf("which key is current is not clear: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))

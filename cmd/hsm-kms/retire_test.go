@@ -79,3 +79,29 @@ func TestSuccessor(t *testing.T) {
 		}
 	}
 }
+
+// A token that cannot use the key just now must not make it look destroyed: what is not served has no fingerprint.
+func TestUnserved(t *testing.T) {
+	t.Parallel()
+	id := envelope.KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{1}}
+	refused := func(version string, fingerprint byte) envelope.Version {
+		return envelope.Version{
+			Key:   envelope.Key{ID: envelope.KeyID{Ring: "r", Version: version, Fingerprint: [8]byte{fingerprint}}, Refused: "the token cannot use it now"},
+			State: envelope.Refused, Tokens: []string{"hsm-b"},
+		}
+	}
+	for name, test := range map[string]struct {
+		version envelope.Version
+		refused bool
+	}{
+		"it may be the key":                {refused("x01", 0), true},
+		"another version":                  {refused("x02", 0), false},
+		"its twin, which refuseKeys names": {refused("x01", 2), false},
+	} {
+		r := &retirement{id: id}
+		r.judgeUnserved([]envelope.Version{test.version})
+		if got := len(r.said.Refusals); (got == 1) != test.refused {
+			t.Errorf("%s: %d refusals: %+v", name, got, r.said.Refusals)
+		}
+	}
+}

@@ -36,6 +36,9 @@ type Case struct {
 	// Successor is when the key that came after KeyID became current: from then on API servers learn of it. Zero: it is
 	// not known.
 	Successor time.Time
+	// Others are the other key_ids of the ring that the tokens hold. The etcd of a cluster that uses the ring has something
+	// under one of them.
+	Others    []string
 	Settle    time.Duration
 	FileName  string // of File, for people
 	File      *File
@@ -52,6 +55,8 @@ func (c *Case) Judge() []Refusal {
 	c.times(v)
 	c.sameEtcd(v)
 	v.clean("etcd now", c.Own, rewrite)
+	v.ours(file, c.File.Report, c.Others)
+	v.ours("etcd now", c.Own, c.Others)
 	for _, snapshot := range c.Snapshots {
 		v.snapshot(snapshot)
 	}
@@ -105,8 +110,24 @@ func (v *verdict) clean(name string, r *evidence.Report, advice string) {
 	if past > 0 {
 		v.against(advice, "%s: %s undecodable, which may be under any key", name, counted(past, "past revision"))
 	}
+	for _, source := range r.Sources {
+		if source.Elsewhere > 0 {
+			v.against("name every --etcd-prefix of every API server: --prefix /registry,/other; or see whose they are, and delete them",
+				"%s: %s of an API server that are not below %s, and may be under any key", name, counted(source.Elsewhere, "encrypted object"),
+				evidence.Printable(strings.Join(source.Prefixes, ", ")))
+		}
+	}
 	if r.Objects == 0 {
 		v.against(sameFlags, "%s: no object at all was found, so it was looked for in the wrong place", name)
+	}
+}
+
+// ours: something is under a key of the ring, or else this is an etcd of those who never used it, whose silence says nothing.
+func (v *verdict) ours(name string, r *evidence.Report, others []string) {
+	seen := slices.ContainsFunc(append([]string{v.keyID}, others...), func(keyID string) bool { n, _ := under(r.Resources, keyID); return n > 0 })
+	if !seen && r.Objects > 0 {
+		v.against("see that --endpoints, --etcd-servers-overrides and --prefix are those of the API servers that use this ring, and that these have written something since",
+			"%s: no object is under any key of the ring: this does not seem to be the etcd of the API servers that use it", name)
 	}
 }
 
@@ -164,33 +185,44 @@ func (p place) String() string {
 	return fmt.Sprintf("etcd cluster %s below %s", evidence.Printable(p.cluster), evidence.Printable(p.prefixes))
 }
 
-// places are the revisions of a report by place; of several readings of one, choose says which counts.
-func places(r *evidence.Report, choose func(a, b int64) int64) map[place]int64 {
-	found := map[place]int64{}
+// age is how far an etcd had come. Neither falls, save by a restore.
+type age struct {
+	revision int64
+	term     uint64
+}
+
+func (a age) older(b age) age { return age{min(a.revision, b.revision), min(a.term, b.term)} }
+func (a age) newer(b age) age { return age{max(a.revision, b.revision), max(a.term, b.term)} }
+
+// places are the ages of a report's etcds by place; of several readings of one, choose says which counts.
+func places(r *evidence.Report, choose func(a, b age) age) map[place]age {
+	found := map[place]age{}
 	for _, source := range r.Sources {
 		at := place{source.Cluster, strings.Join(slices.Sorted(slices.Values(source.Prefixes)), ", ")}
-		revision := source.Revision
+		is := age{source.Revision, source.Term}
 		if other, ok := found[at]; ok {
-			revision = choose(other, revision)
+			is = choose(other, is)
 		}
-		found[at] = revision
+		found[at] = is
 	}
 	return found
 }
 
-// sameEtcd: both reports are of the same clusters and prefixes, and none went back in time, as one restored from a backup does.
+// sameEtcd: both reports are of the same clusters and prefixes, and none went back in time, as one restored from a backup
+// does. A restored one that was written past the file's revision shows in its raft term, if there were elections before.
 func (c *Case) sameEtcd(v *verdict) {
-	then := places(c.File.Report, func(a, b int64) int64 { return max(a, b) })
-	now := places(c.Own, func(a, b int64) int64 { return min(a, b) })
+	then, now := places(c.File.Report, age.newer), places(c.Own, age.older)
+	const restored = "see which snapshot it was restored from; make another report and wait for --settle again"
 	order := func(a, b place) int { return cmp.Compare(a.String(), b.String()) }
 	for _, at := range slices.SortedFunc(maps.Keys(then), order) {
-		revision, read := now[at]
-		switch {
+		is, read := now[at]
+		switch was := then[at]; {
 		case !read:
 			v.against(sameFlags, "the report %s is of %s, which was not read now", c.FileName, at)
-		case revision < then[at]:
-			v.against("see which snapshot it was restored from; make another report and wait for --settle again",
-				"%s is at revision %d, and was at %d in the report %s: it was restored meanwhile", at, revision, then[at], c.FileName)
+		case is.revision < was.revision:
+			v.against(restored, "%s is at revision %d, and was at %d in the report %s: it was restored meanwhile, or is another", at, is.revision, was.revision, c.FileName)
+		case is.term < was.term:
+			v.against(restored, "%s is at raft term %d, and was at %d in the report %s: it was restored meanwhile, or is another", at, is.term, was.term, c.FileName)
 		}
 	}
 	for _, at := range slices.SortedFunc(maps.Keys(now), order) {

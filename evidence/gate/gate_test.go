@@ -28,7 +28,7 @@ func clean(when time.Time, revision int64) *evidence.Report {
 			{Resource: "secrets", Total: 10, Keys: []evidence.Key{{Provider: "kms:v2:hsm-kms", KeyID: newKey, Objects: 10, DEKs: 1}}},
 		},
 		History: []evidence.Resource{}, Restricted: []string{}, UndecodableObjects: []evidence.Problem{}, Findings: []evidence.Finding{},
-		Sources: []evidence.Reading{{Name: "http://etcd:2379", Revision: revision, Cluster: "cafe", Prefixes: []string{"/registry"}}},
+		Sources: []evidence.Reading{{Name: "http://etcd:2379", Revision: revision, Cluster: "cafe", Term: 5, Prefixes: []string{"/registry"}}},
 	}
 }
 
@@ -42,7 +42,7 @@ func snapshot() *evidence.Report {
 // sound is a case that nothing speaks against: the successor became current at hour 0, the report was made at hour 1, and it is hour 26.
 func sound() *gate.Case {
 	return &gate.Case{
-		KeyID: oldKey, Successor: at(0), Settle: gate.DefaultSettle, FileName: "report.json",
+		KeyID: oldKey, Successor: at(0), Others: []string{twin, newKey}, Settle: gate.DefaultSettle, FileName: "report.json",
 		File: &gate.File{Report: clean(at(1), 100), Time: at(1)}, Own: clean(at(26), 120), Snapshots: []*evidence.Report{snapshot()},
 	}
 }
@@ -97,9 +97,19 @@ func TestJudge(t *testing.T) {
 		"an etcd more": {func(c *gate.Case) {
 			c.Own.Sources = append(c.Own.Sources, evidence.Reading{Cluster: "e", Revision: 1, Prefixes: []string{"/registry"}})
 		}, []string{"cluster e below /registry was read now and is not in"}},
-		"went back in time": {func(c *gate.Case) { c.Own.Sources[0].Revision = 99 }, []string{"is at revision 99, and was at 100"}},
+		"went back in time":       {func(c *gate.Case) { c.Own.Sources[0].Revision = 99 }, []string{"is at revision 99, and was at 100"}},
+		"its raft term went back": {func(c *gate.Case) { c.Own.Sources[0].Term = 2 }, []string{"is at raft term 2, and was at 5"}},
+		"elections meanwhile":     {func(c *gate.Case) { c.Own.Sources[0].Term = 9 }, nil},
+		"nothing of the ring": {func(c *gate.Case) { c.Others = []string{twin} }, []string{
+			"report.json: no object is under any key of the ring", "etcd now: no object is under any key of the ring",
+		}},
+		"a ring of one key": {func(c *gate.Case) { c.Others = nil }, []string{"report.json: no object is under any key", "etcd now: no object is under any key"}},
+		"encrypted beside the prefix": {func(c *gate.Case) {
+			c.Own.Sources[0].Elsewhere, c.Snapshots[0].Sources[0].Elsewhere = 1, 2
+		}, []string{"etcd now: 1 encrypted object of an API server that are not below /registry", "backup.db: 2 encrypted objects of"}},
+		"encrypted beside the prefix then": {func(c *gate.Case) { c.File.Report.Sources[0].Elsewhere = 1 }, []string{"report.json: 1 encrypted object"}},
 		"one of two readings of a cluster went back": {func(c *gate.Case) {
-			c.Own.Sources = append(c.Own.Sources, evidence.Reading{Cluster: "cafe", Revision: 99, Prefixes: []string{"/registry"}})
+			c.Own.Sources = append(c.Own.Sources, evidence.Reading{Cluster: "cafe", Revision: 99, Term: 5, Prefixes: []string{"/registry"}})
 		}, []string{"is at revision 99, and was at 100"}},
 		"a snapshot needs it": {func(c *gate.Case) { add(c.Snapshots[0], oldKey, 4) }, []string{"the snapshot backup.db: 4 objects under"}},
 		"a snapshot's past needs it": {func(c *gate.Case) {

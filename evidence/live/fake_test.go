@@ -26,6 +26,9 @@ type fakeKV struct {
 	sizes     []int
 	maxBytes  int // an answer may have; 0: any
 	fail      error
+	cluster   uint64 // 0: 0xabc
+	term      uint64
+	denied    string // a range that begins below it may not be read
 }
 
 func (f *fakeKV) put(key string, value []byte) {
@@ -52,11 +55,13 @@ func (f *fakeKV) Get(ctx context.Context, key string, opts ...clientv3.OpOption)
 		return nil, ctx.Err()
 	case f.fail != nil:
 		return nil, f.fail
+	case key < f.denied:
+		return nil, rpctypes.ErrPermissionDenied
 	case revision < f.compacted:
 		return nil, rpctypes.ErrCompacted
 	}
 	kvs := f.at(revision, key, string(op.RangeBytes()))
-	resp := &clientv3.GetResponse{Header: &pb.ResponseHeader{Revision: f.revision, ClusterId: 0xabc}, Count: int64(len(kvs))}
+	resp := &clientv3.GetResponse{Header: &pb.ResponseHeader{Revision: f.revision, ClusterId: cmp.Or(f.cluster, 0xabc), RaftTerm: f.term}, Count: int64(len(kvs))}
 	if op.IsCountOnly() {
 		return resp, nil
 	}
@@ -79,7 +84,7 @@ func (f *fakeKV) Get(ctx context.Context, key string, opts ...clientv3.OpOption)
 func (f *fakeKV) at(revision int64, start, end string) []*mvccpb.KeyValue {
 	newest := map[string]*mvccpb.KeyValue{}
 	for _, kv := range f.history {
-		if key := string(kv.Key); kv.ModRevision <= revision && (key == start || end != "" && key >= start && key < end) {
+		if key := string(kv.Key); kv.ModRevision <= revision && (key == start || end != "" && key >= start && (key < end || end == "\x00")) {
 			newest[key] = kv
 		}
 	}

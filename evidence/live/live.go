@@ -43,12 +43,14 @@ type Config struct {
 
 // Etcd is a client of one etcd cluster.
 type Etcd struct {
-	kv       clientv3.KV
-	close    func() error
-	name     string
-	ranges   []keyRange
-	prefixes []string
-	progress evidence.Progress
+	kv        clientv3.KV
+	ask       asker // what an endpoint says of itself; nil: nobody asks
+	addresses []string
+	close     func() error
+	name      string
+	ranges    []keyRange
+	prefixes  []string
+	progress  evidence.Progress
 }
 
 var _ evidence.Source = (*Etcd)(nil)
@@ -72,7 +74,7 @@ func Open(cfg Config) (*Etcd, error) {
 		return nil, fmt.Errorf("connecting to etcd: %w", err)
 	}
 	e := New(client, cfg)
-	e.close = client.Close
+	e.ask, e.addresses, e.close = client.Status, cfg.Endpoints, client.Close
 	return e, nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/live"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 func name(i int) string { return fmt.Sprintf("/registry/secrets/ns/%05d", i) }
@@ -154,5 +155,35 @@ func TestFind(t *testing.T) {
 	}
 	if _, err := source.Find(t.Context(), name(7)); !errors.Is(err, evidence.ErrNotFound) {
 		t.Errorf("Find of what is not there: %v", err)
+	}
+}
+
+// Endpoints of two clusters give a part of each, which must not pass for a reading of one.
+func TestTwoClusters(t *testing.T) {
+	t.Parallel()
+	f := store(1000)
+	f.before = func(page int) { f.cluster = map[int]uint64{3: 0xdef}[page] }
+	_, err := live.New(f, live.Config{Prefixes: []string{"/registry"}}).Read(t.Context(), func([]evidence.Object) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "different clusters: abc, and def") || hint.Of(err) == "" {
+		t.Errorf("two clusters: %v", err)
+	}
+}
+
+// A prefix that was forgotten shows: what an API server encrypted and is not below the prefixes is counted apart.
+func TestElsewhere(t *testing.T) {
+	t.Parallel()
+	f := store(3)
+	for _, key := range []string{"/a/secrets/one", "/registry/secrets/ns/mine", "/registry-/secrets/one", "/registry0/secrets/one", "\xff\xff"} {
+		f.put(key, []byte("k8s:enc:kms:v2:x:data"))
+	}
+	f.term = 7
+	got, reading := read(t, f)
+	if reading.Elsewhere != 4 || len(reading.Notes) != 1 || len(got) != 4 || reading.Term != 7 {
+		t.Errorf("read %d objects, %+v", len(got), reading)
+	}
+	f.denied = "/registry/"
+	got, reading = read(t, f)
+	if reading.Elsewhere != 2 || len(got) != 4 || len(reading.Notes) != 2 || !strings.Contains(reading.Notes[1], "may not read all keys") {
+		t.Errorf("a client that may not read all: read %d objects, %+v", len(got), reading)
 	}
 }

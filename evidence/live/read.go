@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -36,6 +37,9 @@ type reader struct {
 	limit    int64
 	revision int64 // read at; 0: the newest, which the next answer tells
 	cluster  uint64
+	term     uint64 // of the first answer
+	known    bool   // cluster and term are
+	outside
 	segments []segment
 	done     int64
 	total    int64
@@ -47,6 +51,9 @@ func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 	r := &reader{etcd: e, limit: firstPage}
 	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
 		r.emit = emit
+		if err := e.sameCluster(ctx); err != nil {
+			return fmt.Errorf("reading etcd: %w", err)
+		}
 		if err := r.run(ctx); err != nil {
 			return fmt.Errorf("reading etcd: %w", err)
 		}
@@ -59,7 +66,11 @@ func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 }
 
 func (r *reader) reading() evidence.Reading {
-	reading := evidence.Reading{Name: r.etcd.name, Revision: r.revision, Cluster: strconv.FormatUint(r.cluster, 16), Prefixes: r.etcd.prefixes}
+	reading := evidence.Reading{
+		Name: r.etcd.name, Revision: r.revision, Cluster: strconv.FormatUint(r.cluster, 16), Term: r.term, Prefixes: r.etcd.prefixes,
+		Elsewhere: r.elsewhere,
+	}
+	reading.Notes = append(reading.Notes, r.outside.notes()...)
 	if len(r.segments) > 0 && r.segments[0].revision != r.revision {
 		reading.From, reading.Changed = r.segments[0].revision, r.changed
 		reading.Notes = append(reading.Notes, fmt.Sprintf(
@@ -77,7 +88,9 @@ func (r *reader) run(ctx context.Context) error {
 		}
 		if err == nil {
 			r.total += resp.Count
-			r.pin(resp.Header.GetRevision(), resp.Header.GetClusterId())
+			if err := r.pin(resp.Header); err != nil {
+				return err
+			}
 		}
 	}
 	for _, all := range r.etcd.ranges {
@@ -85,15 +98,24 @@ func (r *reader) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return r.delta(ctx)
+	if err := r.delta(ctx); err != nil {
+		return err
+	}
+	return r.look(ctx)
 }
 
-// pin fixes the revision of all that follows, unless it is fixed already.
-func (r *reader) pin(revision int64, cluster uint64) {
-	if r.revision == 0 {
-		r.revision = revision
+// pin fixes the revision of all that follows, unless it is fixed already. Answers of two clusters make no reading.
+func (r *reader) pin(header *etcdserverpb.ResponseHeader) error {
+	if r.known && header.GetClusterId() != r.cluster {
+		return otherCluster(r.cluster, header.GetClusterId(), "one of --endpoints")
 	}
-	r.cluster = cluster
+	if !r.known {
+		r.cluster, r.term, r.known = header.GetClusterId(), header.GetRaftTerm(), true
+	}
+	if r.revision == 0 {
+		r.revision = header.GetRevision()
+	}
+	return nil
 }
 
 // readRange reads a range at the pinned revision, and at newer ones when that was compacted.
@@ -153,7 +175,9 @@ func (r *reader) page(ctx context.Context, start, end string, opts ...clientv3.O
 	if err != nil {
 		return nil, "", fmt.Errorf("from %s on: %w", evidence.Printable(start), err)
 	}
-	r.pin(resp.Header.GetRevision(), resp.Header.GetClusterId())
+	if err := r.pin(resp.Header); err != nil {
+		return nil, "", err
+	}
 	if resp.More && len(resp.Kvs) > 0 {
 		after = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}

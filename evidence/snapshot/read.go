@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/boltfile"
 )
@@ -31,13 +32,14 @@ type keyHash [16]byte
 
 // reader collects what one pass over the file finds.
 type reader struct {
-	file     *File
-	ctx      context.Context
-	each     func([]evidence.Object) error
-	seen     map[keyHash]struct{} // keys whose newest revision has been met
-	page     []evidence.Object
-	bytes    int
-	revision int64
+	file      *File
+	ctx       context.Context
+	each      func([]evidence.Object) error
+	seen      map[keyHash]struct{} // keys whose newest revision has been met
+	page      []evidence.Object
+	bytes     int
+	revision  int64
+	elsewhere int64 // encrypted, and not below the prefixes
 }
 
 // Read implements evidence.Source.
@@ -53,7 +55,10 @@ func (f *File) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 	if err := evidence.Ahead(ctx, read, each); err != nil {
 		return evidence.Reading{}, err
 	}
-	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256, Prefixes: f.opts.Prefixes}
+	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256, Prefixes: f.opts.Prefixes, Elsewhere: r.elsewhere}
+	if r.elsewhere > 0 {
+		reading.Notes = append(reading.Notes, evidence.ElsewhereNote(r.elsewhere, "in the file"))
+	}
 	if f.sha256 == "" {
 		reading.Notes = append(reading.Notes, "the file has no integrity hash: only its structure was checked, and what stands in the write-ahead log alone is not in it")
 	}
@@ -84,6 +89,9 @@ func (r *reader) item(key, value []byte) error {
 	r.revision = max(r.revision, o.Revision)
 	path, ours := evidence.PathOf(r.file.opts.Prefixes, o.Key)
 	if !ours {
+		if stored.IsEncrypted(o.Value) {
+			r.elsewhere++
+		}
 		return nil
 	}
 	sum := sha256.Sum256(o.Key)

@@ -47,7 +47,7 @@ type File struct {
 // Open opens a snapshot and checks its integrity hash, if it has one. Errors wrap evidence.ErrDamaged, or are the
 // system's. The caller closes it.
 func Open(ctx context.Context, path string, opts Options) (*File, error) {
-	file, err := os.Open(path) //nolint:gosec // the operator names it
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) //nolint:gosec // the operator names it; a FIFO must not hang
 	if err != nil {
 		return nil, hint.Wrap(fmt.Errorf("opening the snapshot: %w", err), "give the path of a file that etcdctl snapshot save wrote, or of member/snap/db")
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -264,4 +265,28 @@ func FuzzRead(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// A prefix that was forgotten shows, and older revisions do too.
+func TestElsewhere(t *testing.T) {
+	t.Parallel()
+	value := []byte("k8s:enc:kms:v2:x:data")
+	_, reading, err := read(t, withHash(database(t, []write{
+		{"/registry/secrets/a/one", value}, {"/other/secrets/a/one", value}, {"/other/secrets/a/one", value}, {"/other/secrets/a/one", nil}, {"/other/b", []byte("v")},
+	})))
+	if err != nil || reading.Elsewhere != 2 || len(reading.Notes) != 2 {
+		t.Errorf("reading = %+v, %v", reading, err)
+	}
+}
+
+// A FIFO must not keep a command waiting for a writer.
+func TestFIFO(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t.Context(), path); err == nil || !strings.Contains(err.Error(), "it is not a file") {
+		t.Errorf("error = %v", err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
@@ -62,6 +63,9 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	if f.opts.Rate <= 0 || f.opts.Parallel <= 0 || f.opts.Wait < 0 || len(f.opts.Resources) == 0 {
 		return errors.New("--rate and --parallel must be above 0, --wait must not be negative, --resources must name one")
 	}
+	if wrong := path.IsValidPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
+		return hint.Wrap(fmt.Errorf("--namespace %q is no name", f.opts.Namespace), "name a namespace that is there, such as default")
+	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second one ends the process at once
@@ -94,6 +98,11 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 	}
 	for _, server := range servers {
 		opts.Servers = append(opts.Servers, server)
+	}
+	if len(f.kube.Servers) > 0 {
+		if n, err := kubeapi.Published(ctx, f.kube); err == nil && n > len(servers) {
+			fmt.Fprintf(c.errOut, "hsm-kms: warning: the cluster publishes %d API servers, and %d is what --server names: what the others write is not proven\n", n, len(servers))
+		}
 	}
 	for _, prefix := range f.prefixes {
 		opts.Prefixes = append(opts.Prefixes, evidence.CleanPrefix(prefix))

@@ -37,7 +37,7 @@ type fakeEtcd struct {
 	history []*mvccpb.KeyValue // in order of revision; a nil value: deleted
 	written int64              // revisions, those that compaction took away included
 	term    uint64
-	back    int64              // how many revisions it says less than it has
+	back    int64 // how many revisions it says less than it has
 }
 
 // newFakeEtcd serves one until stop.

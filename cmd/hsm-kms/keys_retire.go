@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
@@ -80,6 +82,7 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 	if err != nil {
 		return hint.Wrap(err, "copy the key_id from: hsm-kms keys list")
 	}
+	signal.Ignore(unix.SIGPIPE) // a reader that goes away must be an error, not an end in the middle of a destruction
 	if f.settle < 0 {
 		return fmt.Errorf("--settle %s is negative", f.settle)
 	}

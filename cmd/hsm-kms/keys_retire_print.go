@@ -7,6 +7,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // retiredJSON is the outcome for programs: the key as in keys list, and what became of it. Fields and names are a
@@ -62,6 +63,14 @@ func (r *retirement) jsonIfWanted() error {
 
 // done ends a run that came to its end: JSON, or a sentence.
 func (r *retirement) done(format string, args ...any) error {
+	err := r.say(format, args...)
+	if err != nil && len(r.said.Destroyed) > 0 { // whoever reads stdout has gone: at least the error must say it
+		return hint.Wrap(fmt.Errorf("%s was destroyed on %s; saying so: %w", r.id, strings.Join(r.said.Destroyed, ", "), err), "nothing is left to do; see it with: hsm-kms keys list")
+	}
+	return err
+}
+
+func (r *retirement) say(format string, args ...any) error {
 	if r.output == "json" {
 		return r.jsonIfWanted()
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -42,7 +43,12 @@ func (r *retirement) destroy(ctx context.Context) error {
 		code = codes.Unavailable
 		err = hint.Wrap(fmt.Errorf("destroying %s (done on: %s): %w", r.id, orNobody(destroyed), err), "run the same command again: it goes on where it stopped")
 	}
-	return errors.Join(err, r.toTrail(func(record recorder) error { return record(retireEnd, code, strings.Join(destroyed, ","), "") }))
+	trailErr := r.toTrail(func(record recorder) error { return record(retireEnd, code, strings.Join(destroyed, ","), "") })
+	if trailErr != nil {
+		trailErr = hint.Wrap(fmt.Errorf("recording the end of the destruction of %s (done on: %s): %w", r.id, orNobody(r.said.Destroyed), trailErr),
+			"mend what keeps the audit trail from being written, and run the same command again: it completes the record")
+	}
+	return errors.Join(err, trailErr)
 }
 
 // complete ends a destruction that was killed after the last token, before its end was on record.
@@ -136,7 +142,7 @@ func destructions(path string) (map[string]destruction, error) {
 	if path == "" {
 		return known, nil
 	}
-	file, err := os.Open(audit.Beside(path, retireTrailName))
+	file, err := os.OpenFile(audit.Beside(path, retireTrailName), os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not hang
 	if errors.Is(err, fs.ErrNotExist) {
 		return known, nil
 	}

@@ -191,6 +191,11 @@ func (p *prover) canary(ctx context.Context, s *subject) (seen under, err error)
 		}
 	}()
 	seen, err = p.stored(ctx, planted, revision)
+	if errors.Is(err, ErrElsewhere) {
+		if _, gone := s.server.Rewrite(ctx, planted); errors.Is(gone, ErrGone) {
+			err = answered(fmt.Errorf("somebody else removed the canary, another run perhaps: %w", ErrGone)) // try again
+		}
+	}
 	if err == nil && seen.meets(p.opts.RequiredKey) {
 		_, err = s.server.Rewrite(ctx, planted)
 		err = answered(err)
@@ -272,26 +277,4 @@ func (p *prover) existing(ctx context.Context, s *subject) (under, error) {
 		err = fmt.Errorf("%w: %w", errNotServed, err)
 	}
 	return under{}, answered(err)
-}
-
-// sweep removes the canaries of a run that was killed. What it cannot remove does no harm and is said.
-func (p *prover) sweep(ctx context.Context, resources []*surveyed) {
-	for _, r := range resources {
-		if !plantable(r) {
-			continue
-		}
-		for _, server := range p.opts.Servers {
-			old, err := server.Planted(ctx, r.Resource.Resource, p.opts.Namespace)
-			if errors.Is(err, ErrUnreachable) || errors.Is(err, ErrPassing) {
-				continue // another one will do
-			}
-			for _, planted := range old {
-				err = errors.Join(err, server.Remove(ctx, planted))
-			}
-			if err != nil && ctx.Err() == nil {
-				p.opts.Say(fmt.Sprintf("looking for the canaries of an earlier run in namespace %s: %v", p.opts.Namespace, err))
-			}
-			break
-		}
-	}
 }

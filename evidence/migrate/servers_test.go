@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -226,5 +227,29 @@ func TestSomebodyElse(t *testing.T) {
 		if !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(out.Servers[0].Error, "somebody else changed") {
 			t.Errorf("%s: %+v, %v", path, out, err)
 		}
+	}
+}
+
+// swept is an etcd from which another run removes the first canary before it is looked at.
+type swept struct {
+	*store
+	once *sync.Once
+}
+
+func (s swept) Find(ctx context.Context, key string) (evidence.Object, error) {
+	s.once.Do(func() { s.remove(strings.TrimPrefix(key, "/registry/")) })
+	return s.store.Find(ctx, key)
+}
+
+// Two runs at once sweep each other's canaries: that is no sign of another etcd.
+func TestSwept(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	s.put("secrets/ns/a", oldKey)
+	opts := options(t, s, newAPI(t, s, newKey, nil))
+	opts.Sources, opts.Wait = []evidence.Source{swept{s, &sync.Once{}}}, time.Minute
+	out, err := migrate.Run(t.Context(), opts)
+	if err != nil || !out.Clean() {
+		t.Errorf("%+v, %v", out, err)
 	}
 }

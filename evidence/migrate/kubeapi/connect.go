@@ -67,6 +67,22 @@ func Connect(ctx context.Context, cfg Config) ([]*Server, error) {
 	return servers, nil
 }
 
+// countTimeout bounds a question whose answer is only good to have.
+const countTimeout = 5 * time.Second
+
+// Published counts the API servers that the cluster publishes, for a caller that was given their addresses. The error is
+// why nobody knows: no permission, or nobody answers at the kubeconfig's own address.
+func Published(ctx context.Context, cfg Config) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout)
+	defer cancel()
+	base, err := load(cfg)
+	if err != nil {
+		return 0, err
+	}
+	addresses, err := published(ctx, base)
+	return len(addresses), err
+}
+
 // load reads the kubeconfig as kubectl does, with kubeadm's as the last to be looked for.
 func load(cfg Config) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()

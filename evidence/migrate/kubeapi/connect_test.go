@@ -121,3 +121,36 @@ func TestUntrusted(t *testing.T) {
 		t.Errorf("closed: %v", err)
 	}
 }
+
+// A load balancer's address alone shows: the cluster publishes more.
+func TestCount(t *testing.T) {
+	t.Parallel()
+	three := `{"ports":[{"port":6443}],"endpoints":[{"addresses":["10.0.0.1"]},{"addresses":["10.0.0.2"]},{"addresses":["10.0.0.3"]}]}`
+	cfg := kubeapi.Config{Kubeconfig: kubeconfig(t, "x", cluster(t, 200, three)), Servers: []string{"https://10.0.0.9"}}
+	if n, err := kubeapi.Published(t.Context(), cfg); n != 3 || err != nil {
+		t.Errorf("%d published, %v", n, err)
+	}
+	cfg.Kubeconfig = kubeconfig(t, "x", cluster(t, 403, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}`))
+	if _, err := kubeapi.Published(t.Context(), cfg); err == nil {
+		t.Error("no permission, and no error")
+	}
+}
+
+// What has our label and not our name is somebody else's, and is not deleted.
+func TestPlanted(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"items":[{"metadata":{"name":"precious"}},{"metadata":{"name":"hsm-kms-canary-x2x"}}]}`)
+	}))
+	t.Cleanup(server.Close)
+	servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", server.URL), Servers: []string{server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	planted, err := servers[0].Planted(t.Context(), "secrets", "default")
+	want := []migrate.Object{{Resource: "secrets", Namespace: "default", Name: "hsm-kms-canary-x2x"}}
+	if err != nil || !slices.Equal(planted, want) {
+		t.Errorf("planted: %+v, %v", planted, err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -91,6 +92,9 @@ func (s *Server) Planted(ctx context.Context, resource, namespace string) ([]mig
 	}
 	var planted []migrate.Object
 	for _, item := range list.Items {
+		if !strings.HasPrefix(item.Name, namePrefix) {
+			continue // whoever gave it our label: it is not of our making, and not ours to delete
+		}
 		planted = append(planted, migrate.Object{Resource: resource, Namespace: namespace, Name: item.Name})
 	}
 	return planted, nil

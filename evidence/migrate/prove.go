@@ -160,8 +160,8 @@ func isAnswer(err error) bool {
 	return ok
 }
 
-// errMoved: the object is not as that server left it: somebody else was quicker.
-var errMoved = errors.New("somebody else changed the object at the same moment")
+// errMoved: the object is not as that server left it: somebody else was quicker, or it left another cluster's.
+var errMoved = errors.New("somebody else changed the object at the same moment, or this is not its etcd")
 
 func isPassing(err error) bool {
 	for _, passing := range []error{ErrPassing, ErrUnreachable, ErrGone, errMoved} {

@@ -31,6 +31,9 @@ func (r *retirement) judgeEvidence(ctx context.Context, readEtcd bool) error {
 		r.warn("--settle %s is shorter than %s: an API server that still has a DEK of this key may write under it, and what it writes is lost for ever",
 			r.flags.settle, gate.DefaultSettle)
 	}
+	if len(r.flags.named) == 0 {
+		r.warn("no --snapshot is named: no backup was looked at, and one that needs %s can never be restored", r.id)
+	}
 	if ok, err := r.readFiles(ctx); err != nil || !ok {
 		return err
 	}

@@ -62,6 +62,9 @@ func TestResultsAreForPeopleAndForBenchstat(t *testing.T) {
 		t.Errorf("%d limits missed, want 1", got)
 	}
 	dir := filepath.Join(t.TempDir(), "results")
+	if err := measure.Folder(dir); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if _, err := save(results, dir); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // options are the command line's.
@@ -72,6 +74,9 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	var absErr error
 	if o.bin, absErr = filepath.Abs(o.bin); absErr != nil {
 		return absErr
+	}
+	if err := measure.Folder(o.out); err != nil {
+		return err
 	}
 	w, err := newWorld(o)
 	if err != nil {

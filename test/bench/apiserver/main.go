@@ -86,6 +86,9 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if o.bin, err = filepath.Abs(o.bin); err != nil {
 		return err
 	}
+	if err := measure.Folder(o.out); err != nil {
+		return err
+	}
 	programs, err := kubebin.Find(ctx, os.Stderr)
 	if err != nil {
 		return err

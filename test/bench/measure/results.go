@@ -14,11 +14,23 @@ import (
 	"unicode"
 )
 
-// Save has write write the results to the file latest in dir, which is made if need be. What was there becomes previous.
-func Save(dir, latest, previous string, write func(io.Writer) error) (path string, err error) {
+// Folder makes the results' folder and sees that it can be written to: to be told that after minutes of measuring is no use.
+func Folder(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("making the results' folder: %w", err)
+		return fmt.Errorf("making the results' folder: %w", err)
 	}
+	file, err := os.CreateTemp(dir, "")
+	if err != nil {
+		return fmt.Errorf("trying the results' folder: %w", err)
+	}
+	if err := errors.Join(file.Close(), os.Remove(file.Name())); err != nil {
+		return fmt.Errorf("trying the results' folder: %w", err)
+	}
+	return nil
+}
+
+// Save has write write the results to the file latest in dir (see Folder). What was there becomes previous.
+func Save(dir, latest, previous string, write func(io.Writer) error) (path string, err error) {
 	path = filepath.Join(dir, latest)
 	if err := os.Rename(path, filepath.Join(dir, previous)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("keeping the previous results: %w", err)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
 // samples are three rounds, the second of them on a machine that was busy with something else.

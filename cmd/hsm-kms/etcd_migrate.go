@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
@@ -63,7 +63,7 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	if f.opts.Rate <= 0 || f.opts.Parallel <= 0 || f.opts.Wait < 0 || len(f.opts.Resources) == 0 {
 		return errors.New("--rate and --parallel must be above 0, --wait must not be negative, --resources must name one")
 	}
-	if wrong := path.IsValidPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
+	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--namespace %q is no name", f.opts.Namespace), "name a namespace that is there, such as default")
 	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)

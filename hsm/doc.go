@@ -11,6 +11,7 @@
 // flight, because it crashes modules; a call cannot be cancelled, so it is abandoned with its session, which
 // counts against maxSessions until it returns; a PIN that was refused is never tried again.
 //
-// Files: set, token (state), operate (one operation), sessions and workers (what it is done with), supervise (recovery), look (is the connection sound?),
-// reread (the ring, again), connect and keys (making a generation), module and flight (calls in flight), fault (what a CKR means).
+// Files: set, token (state), generation (one connection), operate (one operation), sessions and workers (what it is done
+// with), supervise (recovery), look (is the connection sound?), reread (the ring, again), connect and keys (making a
+// generation), module and flight (calls in flight), fault (what a CKR means), advice (what to do about it).
 package hsm

@@ -54,12 +54,7 @@ what it can, says what is wrong, and heals without a restart.`,
 
 // serveUntil runs the plugin until ctx ends.
 func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
-	keepFromSwap(ctx, log)
-	boundMemory()
-	for _, warning := range cfg.Warnings() {
-		log.Warn("configuration", "warning", warning)
-	}
+	prepareProcess(ctx, cfg, log)
 	refuse, err := refusedKeys(cfg)
 	if err != nil {
 		return err
@@ -84,13 +79,12 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	if err != nil {
 		log.Warn("the last proven key_id is not known", "error", err)
 	}
-
+	ctx, endWith := context.WithCancelCause(ctx)
+	defer endWith(nil)
 	common, tokens, err := hsmConfig(cfg)
 	if err != nil {
 		return err
 	}
-	ctx, endWith := context.WithCancelCause(ctx)
-	defer endWith(nil)
 	common.Log, common.Observer = log, useProcessors(cfg, count)
 	common.Stuck = func(reason error) { endWith(&stuckError{reason}) }
 	set, stopTokens, err := runTokens(ctx, common, tokens)
@@ -98,10 +92,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 		return err
 	}
 	defer stopTokens()
-
-	ring := envelope.NewRing(envelope.RingConfig{
-		Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key,
-	}, set)
+	ring := envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key}, set)
 	plugin := kmsplugin.New(kmsplugin.Options{
 		Ring: ring, Logger: log, StateDir: cfg.StateDir, Proven: proven,
 		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
@@ -120,11 +111,17 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	if err := plugin.Run(ctx, listener); err != nil {
 		return err
 	}
-	if stuck, ok := errors.AsType[*stuckError](context.Cause(ctx)); ok {
-		log.Error("a PKCS#11 module hangs and nothing serves: ending, to be started anew", "error", stuck.error)
-		return finding(hint.Wrap(stuck.error, "the supervisor (kubelet, systemd) starts the plugin anew; look at the HSM and at the way to it"))
+	return whyEnded(ctx, log)
+}
+
+// prepareProcess sets what holds for the whole process, and says what is odd about the configuration.
+func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
+	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
+	keepFromSwap(ctx, log)
+	boundMemory()
+	for _, warning := range cfg.Warnings() {
+		log.Warn("configuration", "warning", warning)
 	}
-	return nil
 }
 
 // serveHTTP serves metrics and health until it is stopped. found tells whether clients can find the socket.
@@ -148,6 +145,16 @@ func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plug
 
 // stuckError ends the program because a module hangs.
 type stuckError struct{ error }
+
+// whyEnded is the error of a program that ended because a module hangs; nil: it was asked to.
+func whyEnded(ctx context.Context, log *slog.Logger) error {
+	stuck, ok := errors.AsType[*stuckError](context.Cause(ctx))
+	if !ok {
+		return nil
+	}
+	log.Error("a PKCS#11 module hangs and nothing serves: ending, to be started anew", "error", stuck.error)
+	return finding(hint.Wrap(stuck.error, "the supervisor (kubelet, systemd) starts the plugin anew; look at the HSM and at the way to it"))
+}
 
 // runTokens starts to keep the tokens connected and waits for the first attempt. Only what a restart cannot
 // cure is an error.

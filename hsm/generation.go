@@ -1,0 +1,109 @@
+package hsm
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+)
+
+// generation is one connection: module, slot, login, sessions and handles, which live and die together.
+type generation struct {
+	number  uint64
+	slot    uint
+	control p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
+	table   atomic.Pointer[table]
+
+	mu       sync.Mutex
+	idle     []p11.Session
+	unclosed []p11.Session // of no use, and C_CloseSession failed for them
+	closed   bool          // its sessions are closed as they come back
+	parted   bool          // the control session is closed, or among the unclosed
+}
+
+// drop ends the present generation. Its idle sessions are closed by the next closeRetired, those at work when
+// they come back.
+func (t *Token) drop(why string) {
+	t.change(func() {
+		if t.gen == nil {
+			return
+		}
+		t.said.dropped(t.log, t.gen.number, why)
+		t.gen.mu.Lock()
+		t.gen.closed = true
+		t.gen.mu.Unlock()
+		t.retired = append(t.retired, t.gen)
+		t.gen, t.suspect, t.cause = nil, nil, nil
+	})
+}
+
+// closeRetired closes what dropped generations left open, before any session is opened anew. It fails when the
+// token will not close one: only C_Finalize ends that.
+func (t *Token) closeRetired(api p11.API) error {
+	t.mu.Lock()
+	retired := t.retired
+	t.mu.Unlock()
+	for _, gen := range retired {
+		if err := gen.close(api); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retired = t.retired[len(retired):]
+	return nil
+}
+
+// forgetRetired is closeRetired after C_Finalize, which closed everything.
+func (t *Token) forgetRetired() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retired, t.unclean = nil, false
+}
+
+func (t *Token) noteUnclean() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unclean = true
+}
+
+func (t *Token) isUnclean() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.unclean
+}
+
+// close closes the sessions that nobody works on; it may be called again after an error.
+func (g *generation) close(api p11.API) error {
+	if err := g.closeUnclosed(api); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.unclosed, g.idle = g.idle, nil
+	if !g.parted {
+		g.unclosed, g.parted = append(g.unclosed, g.control), true
+	}
+	g.mu.Unlock()
+	return g.closeUnclosed(api)
+}
+
+// closeUnclosed tries again to close what would not close.
+func (g *generation) closeUnclosed(api p11.API) error {
+	for {
+		g.mu.Lock()
+		n := len(g.unclosed)
+		if n == 0 {
+			g.mu.Unlock()
+			return nil
+		}
+		s := g.unclosed[n-1]
+		g.mu.Unlock()
+		if err := closeSession(api, s); err != nil {
+			return err
+		}
+		g.mu.Lock()
+		g.unclosed = slices.DeleteFunc(g.unclosed, func(u p11.Session) bool { return u == s })
+		g.mu.Unlock()
+	}
+}

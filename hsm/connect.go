@@ -159,7 +159,7 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
 		return nil // a token without a PIN; private keys are then shown to all, and it says so itself
 	}
-	if err := t.mayLogin(info); err != nil {
+	if err := mayLogin(info); err != nil {
 		return err
 	}
 	pin, file, err := pinfile.Read(t.cfg.PINFile)
@@ -172,6 +172,7 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	defer pin.Wipe()
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
+		t.warnOfCounter(clean)
 		outcome, err := loginOutcome(api.Login(s, pin.Bytes()))
 		if outcome == latch.Undecided && counted(api, slot, clean) {
 			outcome = latch.Refused
@@ -201,31 +202,6 @@ func mustBeLoggedIn(api p11.API, s p11.Session) error {
 	}
 	if !loggedIn(state) {
 		return errors.New("logging in: the token reports success, and the session is not logged in")
-	}
-	return nil
-}
-
-// counted tells whether the token counts a login that failed for an unclear cause against the PIN: some say
-// CKR_GENERAL_ERROR, or a value of their own, to a wrong one.
-func counted(api p11.API, slot uint, cleanBefore bool) bool {
-	info, err := api.TokenInfo(slot)
-	low := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0
-	last := info.Flags&(pkcs11.CKF_USER_PIN_FINAL_TRY|pkcs11.CKF_USER_PIN_LOCKED) != 0
-	return err == nil && (cleanBefore && low || last)
-}
-
-// mayLogin looks at the token's own login counters first (PKCS#11 v2.40, section 4.5, CK_TOKEN_INFO flags).
-func (t *Token) mayLogin(info pkcs11.TokenInfo) error {
-	switch {
-	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return hint.Wrap(fmt.Errorf("%w: the token says that its user PIN is locked", envelope.ErrPINRefused),
-			"let the security officer unlock the token")
-	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
-		return hint.Wrap(fmt.Errorf("%w: the token says that the next wrong PIN locks it, so none is tried", envelope.ErrPINRefused),
-			"log in by hand with the vendor's tool and the right PIN: that resets the counter")
-	case info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0:
-		t.log.Warn("a wrong PIN has been tried on this token since the last login that succeeded",
-			"hint", "find out who tried it: a few more lock the token")
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte)
 	if err != nil {
 		return err
 	}
-	if err := t.mayLogin(info); err != nil {
+	if err := mayLogin(info); err != nil {
 		return err
 	}
 	pin, file, err := pinfile.Read(cfg.PINFile)
@@ -41,6 +41,7 @@ func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte)
 	var context11 *crypto11.Context
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
+		t.warnOfCounter(clean)
 		number := int(slot)
 		// crypto11 takes the PIN as a string, which nobody can wipe; this process ends soon.
 		context11, err = crypto11.Configure(&crypto11.Config{

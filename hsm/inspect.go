@@ -142,7 +142,7 @@ func ClearLatch(ctx context.Context, common Config, cfg TokenConfig) error {
 		if err != nil {
 			return err
 		}
-		if err := t.mayLogin(info); err != nil {
+		if err := mayLogin(info); err != nil {
 			return err
 		}
 		file, err := pinfile.Stat(cfg.PINFile)

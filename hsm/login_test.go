@@ -59,6 +59,10 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 	if err != nil || len(latches) != 0 {
 		t.Errorf("after the success there are latches: %v, %v", latches, err)
 	}
+	// The token counts a failed login all that time. It is said where a PIN is tried, which is once: the right one.
+	if n := strings.Count(b.log.String(), "a wrong PIN has been tried"); n != 1 {
+		t.Errorf("%d lines about the token's counter:\n%s", n, b.log)
+	}
 }
 
 // writePIN replaces the PIN file.

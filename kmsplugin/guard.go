@@ -27,13 +27,13 @@ type guard struct {
 	recorder Recorder
 	metrics  Metrics
 	logger   *slog.Logger
-	inFlight chan struct{} // holds one element for each Encrypt and Decrypt at work
+	slots    *slots // one for each Encrypt and Decrypt at work
 	failures *failures
 }
 
 func newGuard(s *service, o *Options) *guard {
 	return &guard{service: s, recorder: o.Recorder, metrics: o.Metrics, logger: o.Logger,
-		inFlight: make(chan struct{}, o.MaxInFlight), failures: newFailures(o.Logger)}
+		slots: newSlots(o.MaxInFlight), failures: newFailures(o.Logger)}
 }
 
 // interceptors are what requests go through. Recovery comes twice: a handler that panics is recorded like any other
@@ -85,15 +85,14 @@ func (g *guard) serve(ctx context.Context, req any, _ *grpc.UnaryServerInfo, han
 
 // admitted runs the handler if there is room, and within a deadline.
 func (g *guard) admitted(ctx context.Context, req any, handler grpc.UnaryHandler) (any, error) {
-	select {
-	case g.inFlight <- struct{}{}:
-		defer func() { <-g.inFlight }()
-	default:
+	connection := peers.Connection(ctx)
+	if !g.slots.take(connection) {
 		if req, ok := req.(*kmsapi.EncryptRequest); ok {
 			clear(req.Plaintext) // the handler, which does it else, does not run
 		}
 		return nil, problem.ErrTooMany
 	}
+	defer g.slots.give(connection)
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)

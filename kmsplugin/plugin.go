@@ -32,7 +32,7 @@ type Options struct {
 	Recorder Recorder // the audit trail; nil: none
 	Metrics  Metrics  // nil: none
 
-	MaxInFlight int           // Encrypt and Decrypt at work at once; default 256
+	MaxInFlight int           // Encrypt and Decrypt of one connection at work at once, and twice as many of all; default 256
 	Conns       conns.Config  // bounds on connections; its Dropped is not used
 	DrainLimit  time.Duration // how long requests in flight may take after the end; default 10s
 }

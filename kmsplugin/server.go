@@ -50,8 +50,10 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	server := p.newServer()
 	bounds := p.options.Conns
 	bounds.Dropped = p.options.Metrics.ConnectionDropped
+	limited := conns.Limit(lis, bounds)
+	p.guard.slots.connections = func() int { s := limited.Stats(); return s.Open - s.Unfinished }
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(conns.Limit(lis, bounds)) }()
+	go func() { served <- server.Serve(limited) }()
 	p.notify.Ready()
 	p.options.Logger.Info("serving", "socket", lis.Addr().String())
 

@@ -109,6 +109,55 @@ func TestTooManyInFlight(t *testing.T) {
 	}
 }
 
+// Whatever some connections ask for, another that asks for little is served: one that takes all it can get, and then
+// several of them.
+func TestSlotsAreShared(t *testing.T) {
+	t.Parallel()
+	ring, id := newRing(t)
+	p := run(t, Options{Ring: ring, MaxInFlight: 12})
+	entered, release := blockOpen(ring)
+	defer release()
+	request := &kmsapi.DecryptRequest{Ciphertext: []byte("x"), KeyId: id.String()}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	// greedy asks until it is refused, and tells how many were not.
+	greedy := func(c kmsapi.KeyManagementServiceClient) (served int) {
+		for {
+			refused := make(chan struct{})
+			wg.Go(func() {
+				if _, err := c.Decrypt(t.Context(), request); status.Code(err) == codes.ResourceExhausted {
+					close(refused)
+				} else if err != nil {
+					t.Error(err)
+				}
+			})
+			select {
+			case <-entered:
+				served++
+			case <-refused:
+				return served
+			}
+		}
+	}
+	var clients []kmsapi.KeyManagementServiceClient
+	for i, want := range []int{12, 6, 4, 2} { // 12, 12/2, 12/3, and what is left of 24
+		c := client(t, p.path)
+		clients = append(clients, c)
+		if served := greedy(c); served != want {
+			t.Errorf("connection %d: %d of its requests are at work, want %d", i, served, want)
+		}
+	}
+	if served := greedy(clients[0]); served != 0 {
+		t.Errorf("the first takes %d more", served)
+	}
+	release()
+	wg.Wait()
+	if n := len(p.guard.slots.held); n != 0 || p.guard.slots.taken != 0 {
+		t.Errorf("%d slots of %d connections were not given back", p.guard.slots.taken, n)
+	}
+}
+
 func TestDeadlineForThoseWithout(t *testing.T) {
 	t.Parallel()
 	ring, id := newRing(t)

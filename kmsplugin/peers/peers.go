@@ -78,6 +78,17 @@ func FromContext(ctx context.Context) (Peer, bool) {
 	return info.peer, true
 }
 
+// Connection identifies the connection of a request: it is comparable, and equal for the requests of one. nil: it did not
+// come through Credentials.
+func Connection(ctx context.Context) any {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(*authInfo); ok {
+			return info
+		}
+	}
+	return nil
+}
+
 // ServerHandshake admits the peer or fails; gRPC then closes the connection.
 func (c *creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	p, groups, err := credentialsOf(conn)

@@ -82,7 +82,7 @@ func checkFile(file *os.File) error {
 		return fmt.Errorf("looking at the audit trail %s: %w", file.Name(), err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("opening the audit trail: %s is not a regular file", file.Name())
+		return hint.Wrap(fmt.Errorf("opening the audit trail: %s is not a regular file", file.Name()), "move it away, or give another audit.path")
 	}
 	if st.Mode&0o022 != 0 {
 		return hint.Wrap(fmt.Errorf("opening the audit trail: others may write to %s (mode %04o)", file.Name(), st.Mode&0o777), "chmod 0600 "+file.Name())

@@ -99,9 +99,17 @@ func (f *flusher) flush() error {
 		f.folder = f.folder || folder
 		w.fail(err)
 	case w.stats.Failing && !w.closed:
-		_ = w.settle(w.writePending()) // counted, logged and tried again by settle
+		_ = w.settle(w.again()) // counted, logged and tried again by settle
 	}
 	return err
+}
+
+// again tries what failed before. It looks first, as a record does: what is written to a file that was removed is gone.
+func (w *Writer) again() error {
+	if err := w.look(); err != nil {
+		return err
+	}
+	return w.writePending()
 }
 
 func syncFolder(path string) error {

@@ -71,6 +71,9 @@ func (w *Writer) adopt(file *os.File, first *event) {
 	w.size, w.fresh, w.newline, w.torn = 0, true, false, nil
 	w.retry = time.Time{}
 	if w.pending == nil || first.operation == opRecovered {
+		if w.pending != nil {
+			first.lost += w.pending.lost // nowhere else would it be told
+		}
 		w.pending = first
 	}
 }
@@ -127,7 +130,7 @@ func (w *Writer) openEmpty() (*os.File, error) {
 	}
 	info, err := file.Stat()
 	if err == nil && info.Size() > 0 {
-		err = hint.Wrap(fmt.Errorf("%s is another file that holds something", w.path), "move it away, then send SIGHUP again")
+		err = hint.Wrap(fmt.Errorf("%s is another file that holds something", w.path), "move it away and keep it: it may be the trail, written anew by an editor; after a rename of your own send SIGHUP again")
 	}
 	if err != nil {
 		return nil, errors.Join(err, release(file))

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -162,6 +163,71 @@ func TestChangedByOthers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An editor, or sed -i, puts another file in the trail's place. Nothing is written to that one, nor to the one that is gone:
+// the outage is one, however often it is tried, it ends by itself when the file is moved away, and the trail tells
+// of every operation that it lacks.
+func TestReplacedByAnother(t *testing.T) {
+	t.Parallel()
+	path := trail(t)
+	var log lockedLog
+	w := open(t, path, func(o *Options) {
+		o.Required = false
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	record(t, w, 1, 3)
+	before := w.Stats().Sequence
+	content, err := os.ReadFile(path)
+	err = errors.Join(err, os.WriteFile(path+".new", content, 0o600), os.Rename(path+".new", path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	record(t, w, 4, 5)
+	for range 3 { // as each second does
+		if err := w.flush.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record(t, w, 6, 6)
+	if s := w.Stats(); !s.Failing || s.Lost != 3 || s.Sequence != before {
+		t.Errorf("while another file is in the way: %+v, sequence before %d", s, before)
+	}
+	if text := log.String(); strings.Count(text, "level=ERROR") != 1 || !strings.Contains(text, "hint=\"move it away") || strings.Contains(text, "written again") {
+		t.Errorf("the log:\n%s", text)
+	}
+	if err := os.Rename(path, path+".edited"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.flush.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if w.Stats().Failing || !strings.Contains(log.String(), "written again") {
+		t.Errorf("with nothing in the way: %+v\n%s", w.Stats(), log.String())
+	}
+	record(t, w, 7, 7)
+	closeIt(t, w)
+	if r := verify(t, path); !r.OK || r.Lost != 3 || r.Operations != 1 || r.FirstSequence != before+1 {
+		t.Error(show(r))
+	}
+}
+
+// lockedLog takes what the flusher and the test log at once.
+type lockedLog struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func appendTo(path, text string) error {

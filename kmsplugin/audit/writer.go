@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // Options say where a trail is, and how much it matters.
@@ -212,7 +215,7 @@ func (w *Writer) fail(err error) {
 		consequence = "operations are refused (audit.required is true)"
 	}
 	w.opts.Logger.Error("audit trail cannot be written", "path", w.path, "error", err, "consequence", consequence,
-		"hint", "make room on its file system, or see why it cannot be written")
+		"hint", cmp.Or(hint.Of(err), "make room on its file system, or see why it cannot be written"))
 }
 
 // pendingRecovery makes sure that the next record is audit.recovered. The first cause is kept.

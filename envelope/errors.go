@@ -13,6 +13,8 @@ var (
 	ErrUnauthentic = errors.New("wrapped DEK is not authentic")
 	// ErrUnknownKey: the ring holds no key of that key_id.
 	ErrUnknownKey = errors.New("unknown key_id")
+	// ErrKeyRefused: the token holds the key, and it is not served. It comes with ErrUnknownKey.
+	ErrKeyRefused = errors.New("is refused")
 	// ErrUnavailable: the HSM cannot be asked just now: not reachable, hanging, or being recovered.
 	ErrUnavailable = errors.New("HSM unavailable")
 	// ErrBusy: too many callers already wait for a session.

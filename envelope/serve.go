@@ -102,7 +102,7 @@ func (r *Ring) unknown(id KeyID) error {
 	}
 	for _, v := range r.refused {
 		if v.ID == id {
-			return fmt.Errorf("%w: %s is refused: %s", ErrUnknownKey, id, v.Refused)
+			return fmt.Errorf("%w: %s %w: %s", ErrUnknownKey, id, ErrKeyRefused, v.Refused)
 		}
 	}
 	var held []string

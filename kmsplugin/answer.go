@@ -31,6 +31,16 @@ func quoted(text string) string {
 	return fmt.Sprintf("%q", text)
 }
 
+// plain is for a field of the log: as it is, so that it can be searched for as the audit trail has it, or quoted when it
+// has anything in it that a key_id or a uid of kube-apiserver has not.
+func plain(text string) string {
+	odd := func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
+	if len(text) > envelope.MaxKeyID || strings.ContainsFunc(text, odd) {
+		return quoted(text)
+	}
+	return text
+}
+
 // held says what the ring holds in place of keyID. The same version with another fingerprint is said plainly: this
 // node's token and the one that sealed hold different keys under one label and CKA_ID.
 func held(keyID string, view envelope.View) string {

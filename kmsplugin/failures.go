@@ -48,7 +48,11 @@ func newFailures(logger *slog.Logger) *failures {
 // note logs the cause, which the peer is not told. A request that its peer gave up is no failure of ours to warn of.
 func (f *failures) note(ctx context.Context, op *Operation, class problem.Class, err error) {
 	level := slog.LevelDebug
-	pass, skipped := f.spell(class.Code).note(class.Words, time.Now(), func() { f.end(class.Code) })
+	words := class.Words
+	if class.Code == codes.NotFound {
+		words += " " + quoted(op.KeyID) // which key is missing is what whoever reads it has to know
+	}
+	pass, skipped := f.spell(class.Code).note(words, time.Now(), func() { f.end(class.Code) })
 	switch {
 	case pass && class.Code == codes.Canceled:
 		level = slog.LevelInfo
@@ -58,8 +62,8 @@ func (f *failures) note(ctx context.Context, op *Operation, class problem.Class,
 	if !f.logger.Enabled(ctx, level) {
 		return
 	}
-	f.logger.Log(ctx, level, "request failed", "operation", op.Operation, "code", class.Code.String(), "requestUID", quoted(op.RequestUID),
-		"keyID", quoted(op.KeyID), "pid", op.Peer.PID, "uid", op.Peer.UID, "error", err, "hint", class.Hint, "alsoFailed", skipped)
+	f.logger.Log(ctx, level, "request failed", "operation", op.Operation, "code", class.Code.String(), "requestUID", plain(op.RequestUID),
+		"keyID", plain(op.KeyID), "pid", op.Peer.PID, "uid", op.Peer.UID, "error", err, "hint", class.Hint, "alsoFailed", skipped)
 }
 
 func (f *failures) spell(code codes.Code) *spell { return &f.byCode[min(int(code), len(f.byCode)-1)] }

@@ -2,6 +2,7 @@ package kmsplugin
 
 import (
 	"fmt"
+	"log/slog"
 	"regexp"
 	"strconv"
 	"strings"
@@ -71,6 +72,37 @@ func TestAnHourOfFailures(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Which key is missing is news, and whether it is not there or refused decides what to do. What a peer says of itself can be
+// searched for as it is, and does no harm.
+func TestFailuresNameKeys(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		logs := &logBuffer{}
+		f := newFailures(slog.New(slog.NewJSONHandler(logs, nil)))
+		unknown := fmt.Errorf("%w: x", envelope.ErrUnknownKey)
+		refused := fmt.Errorf("%w: x %w: y", envelope.ErrUnknownKey, envelope.ErrKeyRefused)
+		for range 10 {
+			f.note(t.Context(), &Operation{RequestUID: "5f2c-1", KeyID: "ring/a/1"}, problem.Of(refused), refused)
+			f.note(t.Context(), &Operation{RequestUID: "u\n\x1b[31m\u202e", KeyID: "ring/b/2"}, problem.Of(unknown), unknown)
+		}
+		f.stop()
+		lines := strings.Split(strings.TrimSpace(logs.String()), "\n")
+		if len(lines) != 3 {
+			t.Fatalf("%d lines:\n%s", len(lines), logs)
+		}
+		for i, want := range [][]string{
+			{`"requestUID":"5f2c-1"`, `"keyID":"ring/a/1"`, `"hint":"if refuseKeys`},
+			{`"requestUID":"\"u\\n\\x1b[31m\\u202e\""`, `"keyID":"ring/b/2"`, `"hint":"copy the key`},
+		} {
+			for _, text := range want {
+				if !strings.Contains(lines[i], text) {
+					t.Errorf("line %d lacks %s: %s", i, text, lines[i])
+				}
+			}
+		}
+	})
 }
 
 // Another cause is said at once, also under the same code, but not without bound; and what was not said is at the end.

@@ -12,12 +12,11 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 )
 
 // Bounds of the server: it is for a scraper and a supervisor, and must not become a way to use memory up.
 const (
-	maxConnections = 16
+	maxConnections = 64
 	maxHeader      = 8 << 10 // bytes
 	headerTimeout  = 2 * time.Second
 	readTimeout    = 5 * time.Second
@@ -75,9 +74,9 @@ func Listen(ctx context.Context, address string, handler http.Handler) (*Server,
 		return nil, hint.Wrap(fmt.Errorf("opening http.address: %w", err), `choose another address or port, or "" for none`)
 	}
 	return &Server{
-		listener: netutil.LimitListener(listener, maxConnections),
+		listener: &crowd{Listener: listener, most: maxConnections},
 		server: &http.Server{
-			Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
+			Handler: marking(handler), ConnContext: withGuest, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
 			WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 			ErrorLog: log.New(io.Discard, "", 0), // what a port scanner sends is no news
 		},

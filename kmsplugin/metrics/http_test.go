@@ -104,6 +104,61 @@ func TestHeaderLimit(t *testing.T) {
 	}
 }
 
+// Whoever holds connections, with nothing sent, half a request, or a whole one and the answer not read, leaves /livez and
+// /metrics to others: a supervisor ends a plugin that does not answer.
+func TestOthersHoldConnections(t *testing.T) {
+	t.Parallel()
+	address := serve(t, func() bool { return true }, func() bool { return true })
+	for i := range 4 * maxConnections {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, []string{"", "GET /livez HTTP/1.1\r\nHost: x\r\n", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"}[i%3])
+	}
+	start := time.Now()
+	for _, path := range []string{"/livez", "/metrics"} {
+		if code, _ := request(t, "GET", "http://"+address+path); code != 200 {
+			t.Errorf("%s: %d", path, code)
+		}
+	}
+	if took := time.Since(start); took > headerTimeout/2 {
+		t.Errorf("it took %s: they were waited for", took)
+	}
+}
+
+// The newest is let in for the oldest that is not being answered, and if all are, for the oldest.
+func TestCrowd(t *testing.T) {
+	t.Parallel()
+	c := &crowd{most: 3}
+	var guests []*guest
+	enter := func() *guest {
+		conn, other := net.Pipe()
+		t.Cleanup(func() { _ = other.Close() })
+		guests = append(guests, &guest{Conn: conn, crowd: c})
+		return c.admit(guests[len(guests)-1])
+	}
+	for range 3 {
+		if leaves := enter(); leaves != nil {
+			t.Fatal("one had to go with room for all")
+		}
+	}
+	guests[0].answering(1)
+	if leaves := enter(); leaves != guests[1] || leaves.Close() != nil {
+		t.Fatal("not the oldest that is not being answered")
+	}
+	guests[2].answering(1)
+	guests[3].answering(1)
+	if leaves := enter(); leaves != guests[0] || leaves.Close() != nil {
+		t.Fatal("not the oldest, with all being answered")
+	}
+	_ = guests[0].Close() // again
+	if len(c.open) != 3 {
+		t.Errorf("%d are counted", len(c.open))
+	}
+}
+
 func TestListen(t *testing.T) {
 	t.Parallel()
 	first, err := Listen(t.Context(), "127.0.0.1:0", http.NotFoundHandler())

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	kmsapi "k8s.io/kms/apis/v2"
 )
 
@@ -67,6 +68,15 @@ func floods() map[string]func(i int) [][]byte {
 			return [][]byte{[]byte(preface), bytes.Repeat(frame(6, 0, 0, make([]byte, 8)), 2000)}
 		},
 		"endless settings": func(int) [][]byte { return [][]byte{[]byte(preface), bytes.Repeat(frame(4, 0, 0, nil), 5000)} },
+		"answers not read": func(int) [][]byte { // whole requests, as many as there may be on a connection
+			parts := [][]byte{[]byte(preface)}
+			message, _ := proto.Marshal(&kmsapi.EncryptRequest{Plaintext: make([]byte, 32)}) // it can be
+			for stream := uint32(1); stream < 2*512; stream += 2 {
+				body := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...) // as gRPC frames it
+				parts = append(parts, headers(stream), frame(0, 1, stream, body))                          // DATA, END_STREAM
+			}
+			return [][]byte{bytes.Join(parts, nil)}
+		},
 		"endless headers": func(int) [][]byte { // CVE-2023-45288: CONTINUATION without end
 			return [][]byte{[]byte(preface), frame(1, 0, 1, nil), bytes.Repeat(frame(9, 0, 1, bytes.Repeat([]byte{0, 1, 'a', 1, 'b'}, 100)), 100)}
 		},

@@ -63,7 +63,7 @@ func demonstrate(ctx context.Context, bin string) int {
 func (d *demo) play(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
 		d.findTools, d.makeToken, d.makeKey, d.startPlugin, d.startKubernetes,
-		d.writeObjects, d.readEtcd, d.killPlugin, d.restartAPIServer, d.rotate,
+		d.writeObjects, d.readEtcd, d.killPlugin, d.restartAPIServer, d.rotate, d.migrate, d.report,
 	} {
 		if err := step(ctx); err != nil {
 			return err

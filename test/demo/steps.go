@@ -260,7 +260,7 @@ Done. What was shown:
    - the Secret went through a real API server; etcd holds it encrypted, under key_id
      %s
    - a killed plugin and a restarted API server lost nothing: the Secret was read again
-   - the master key was rotated without a restart; what is written now is under key_id
+   - the master key was rotated without a restart, and all Secrets were rewritten under key_id
      %s
    - no process and no file is left behind
 Next: README.md says how to run it on a control plane; bin/hsm-kms -h lists the commands.

@@ -13,6 +13,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 func main() {
@@ -36,6 +39,7 @@ func demonstrate(ctx context.Context, bin string) int {
 	}
 	d := &demo{bin: bin, dir: dir}
 	err = d.play(ctx)
+	awaitSignal(ctx, err)
 	interrupted := ctx.Err() != nil
 	switch {
 	case interrupted:
@@ -57,6 +61,19 @@ func demonstrate(ctx context.Context, bin string) int {
 	}
 	d.summary()
 	return 0
+}
+
+// awaitSignal waits a moment for the signal of which a command has died: a terminal sends it to the whole group, and the
+// command's end may be known here before the signal is.
+func awaitSignal(ctx context.Context, err error) {
+	exit, ok := errors.AsType[*plugin.ExitError](err)
+	if !ok || exit.Code != -1 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Second):
+	}
 }
 
 // play goes through the steps and stops at the first that fails.

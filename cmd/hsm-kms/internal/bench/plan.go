@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/load"
 )
 
 // SealBudget is the most seals of one run, everything included. Each spends a nonce of the key that a cluster lives on, which
@@ -47,14 +48,14 @@ type Ring interface {
 func (p Plan) Run(stop context.Context, ring Ring, id envelope.KeyID, count *Counter) ([]Row, error) {
 	// What has begun is brought to its end, which the token's call time-out bounds.
 	ctx := context.WithoutCancel(stop)
-	seal := func(int) error { return sealed(ctx, ring, id, nil) }
+	seal := func(_, _ int) error { return sealed(ctx, ring, id, nil) }
 	var envelopes [][]byte
 	for range openedDEKs {
 		if err := sealed(ctx, ring, id, &envelopes); err != nil {
 			return nil, fmt.Errorf("sealing a DEK to open later: %w", err)
 		}
 	}
-	open := func(n int) error {
+	open := func(_, n int) error {
 		dek, err := ring.Open(ctx, id.String(), envelopes[n%len(envelopes)])
 		clear(dek)
 		return err
@@ -63,10 +64,10 @@ func (p Plan) Run(stop context.Context, ring Ring, id envelope.KeyID, count *Cou
 	for _, clients := range p.Clients {
 		for _, op := range []struct {
 			name string
-			do   func(int) error
+			do   func(client, call int) error
 			most int
 		}{{OpSeal, seal, (SealBudget - reserve) / len(p.Clients)}, {OpOpen, open, math.MaxInt}} {
-			row, err := p.row(stop, op.name, load{clients, p.Time, op.most}, count, op.do)
+			row, err := p.row(stop, op.name, load.Load{Clients: clients, Time: p.Time, Ops: op.most}, count, op.do)
 			if err != nil {
 				return rows, fmt.Errorf("measuring %s with %d clients: %w", op.name, clients, err)
 			}
@@ -77,18 +78,18 @@ func (p Plan) Run(stop context.Context, ring Ring, id envelope.KeyID, count *Cou
 }
 
 // row measures one row. Sessions are opened by the first operations, which do not count.
-func (p Plan) row(stop context.Context, op string, l load, count *Counter, do func(int) error) (Row, error) {
+func (p Plan) row(stop context.Context, op string, l load.Load, count *Counter, do func(client, call int) error) (Row, error) {
 	warm := l
-	warm.most = l.clients
-	if _, _, err := drive(stop, warm, do); err != nil {
+	warm.Ops = l.Clients
+	if _, _, err := load.Drive(stop, warm, do); err != nil {
 		return Row{}, err
 	}
 	before := count.Calls()
-	took, elapsed, err := drive(stop, l, do)
+	took, elapsed, err := load.Drive(stop, l, do)
 	if err != nil {
 		return Row{}, err
 	}
-	return RowOf(op, l.clients, took, elapsed, count.Calls()-before), nil
+	return RowOf(op, l.Clients, took, elapsed, count.Calls()-before), nil
 }
 
 // sealed seals a DEK that nobody uses, and keeps the envelope if it is told where.

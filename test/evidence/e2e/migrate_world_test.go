@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -151,9 +150,8 @@ func (w *world) populate(t *testing.T, secrets, configMaps, widgets int) {
 		})
 	}
 	for i := 1; i < widgets; i++ {
-		object := map[string]any{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": map[string]any{"name": fmt.Sprintf("widget-%d", i)}, "spec": "canary"}
 		do(func() error {
-			return w.cluster.Do(t.Context(), http.MethodPost, "/apis/example.com/v1/namespaces/"+namespace+"/widgets", object, nil)
+			return w.cluster.CreateWidget(t.Context(), namespace, fmt.Sprintf("widget-%d", i), "canary")
 		})
 	}
 	wg.Wait()

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,7 +79,7 @@ func newWorld(t *testing.T) *world {
 	w.members, err = kube.NewMembers(bin.kube, filepath.Join(dir, "kube"), 1)
 	must(t, err)
 	w.cluster, err = kube.New(kube.Options{
-		Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", "widgets.example.com"}, Etcd: w.members,
+		Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", kube.Widgets}, Etcd: w.members,
 	})
 	must(t, err)
 	t.Cleanup(func() { w.stop(t) })
@@ -114,7 +113,7 @@ func (w *world) under(t *testing.T, providers ...map[string]any) {
 	t.Helper()
 	config := map[string]any{
 		"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
-		"resources": []any{map[string]any{"resources": []string{"secrets", "widgets.example.com"}, "providers": providers}},
+		"resources": []any{map[string]any{"resources": []string{"secrets", kube.Widgets}, "providers": providers}},
 	}
 	data, err := json.Marshal(config)
 	must(t, err)
@@ -171,27 +170,17 @@ func (w *world) secret(t *testing.T, name string) {
 	must(t, w.cluster.CreateSecret(t.Context(), namespace, name, map[string][]byte{"password": []byte("canary-" + name)}))
 }
 
-// customResource makes the CRD and waits until it is served.
+// customResource makes the CRD; widget waits until it is served.
 func (w *world) customResource(t *testing.T) {
 	t.Helper()
-	crd := map[string]any{
-		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": "widgets.example.com"},
-		"spec": map[string]any{
-			"group": "example.com", "scope": "Namespaced", "names": map[string]any{"plural": "widgets", "kind": "Widget"},
-			"versions": []any{map[string]any{"name": "v1", "served": true, "storage": true, "schema": map[string]any{
-				"openAPIV3Schema": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-			}}},
-		},
-	}
-	must(t, w.cluster.Do(t.Context(), http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd, nil))
+	must(t, w.cluster.DefineWidgets(t.Context()))
 }
 
 func (w *world) widget(t *testing.T, name string) {
 	t.Helper()
-	object := map[string]any{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": map[string]any{"name": name}, "spec": "canary-" + name}
 	deadline := time.After(patience)
 	for {
-		err := w.cluster.Do(t.Context(), http.MethodPost, "/apis/example.com/v1/namespaces/"+namespace+"/widgets", object, nil)
+		err := w.cluster.CreateWidget(t.Context(), namespace, name, "canary-"+name)
 		if err == nil {
 			return
 		}

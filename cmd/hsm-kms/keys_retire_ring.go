@@ -5,17 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
 // withdrawMargin is the least time before its activation at which a pending key may still be withdrawn: later,
@@ -130,7 +129,7 @@ func nobodyListens(ctx context.Context, path string) bool {
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+		return socket.NobodyListens(err)
 	}
 	_ = conn.Close()
 	return false

@@ -64,6 +64,12 @@ func clearTheWay(path string) error {
 	return nil
 }
 
+// NobodyListens tells whether the error of connecting to a socket's path says for certain that nobody is there: no file, or
+// one that was left behind. With any other error somebody may be.
+func NobodyListens(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+}
+
 // mustBeDead succeeds only if the system says that nobody listens. Everything else, a full backlog or a refusal to
 // look, may be a live plugin.
 func mustBeDead(path string) error {

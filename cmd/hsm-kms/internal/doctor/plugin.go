@@ -3,17 +3,14 @@ package doctor
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
 // askWait is kube-apiserver's own default for a call.
@@ -27,7 +24,7 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+	case socket.NobodyListens(err):
 		if d.Socket != "" {
 			d.fail(check, "", "nobody answers on "+path, "start it with hsm-kms serve, or give the socket.path of the one that runs with --socket")
 			return

@@ -115,10 +115,7 @@ func (c *command) recover(ctx context.Context, cfg *config.Config, f *getFlags, 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
-	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
-		return nil, err
-	}
-	trail, err := audit.OpenBeside(cfg.Audit.Path, "etcd-get", nil)
+	trail, err := openTrailBeside(cfg, "etcd-get")
 	if err != nil {
 		return nil, err
 	}
@@ -205,12 +202,6 @@ func codeOf(err error) codes.Code {
 		return codes.FailedPrecondition
 	}
 	return problem.Of(err).Code
-}
-
-// ourselves is this process, as the trail names peers. The executable is best effort.
-func ourselves() audit.Peer {
-	executable, _ := os.Executable()
-	return audit.Peer{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), Executable: executable} //nolint:gosec // both fit
 }
 
 // writeNew writes a file that did not exist, for its owner alone.

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/user"
-	"strconv"
 	"strings"
 	"time"
 
@@ -87,10 +85,7 @@ func (r *retirement) toTrail(write func(recorder) error) error {
 	if r.cfg.Audit.Path == "" {
 		return nil
 	}
-	if err := prepareAuditFolder(r.cfg.Audit.Path); err != nil {
-		return err
-	}
-	writer, err := audit.OpenBeside(r.cfg.Audit.Path, retireTrailName, nil)
+	writer, err := openTrailBeside(r.cfg, retireTrailName)
 	if err != nil {
 		return err
 	}
@@ -192,12 +187,4 @@ func (r *retirement) judgeGone() error {
 		r.refuse(hint.Wrap(fmt.Errorf("%w: %s is not in the ring", envelope.ErrUnknownKey, r.id), "see what is there with: hsm-kms keys list"))
 	}
 	return nil
-}
-
-// userName is who runs the command, for people who read the trail.
-func userName() string {
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return "uid " + strconv.Itoa(os.Getuid())
 }

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +47,14 @@ func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger, count 
 	count.ObserveAudit(writer.Stats)
 	t.reopenAtHangup(ctx)
 	return t, nil
+}
+
+// openTrailBeside opens the trail of a command, beside the plugin's: audit.path is set.
+func openTrailBeside(cfg *config.Config, name string) (*audit.Writer, error) {
+	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
+		return nil, err
+	}
+	return audit.OpenBeside(cfg.Audit.Path, name, nil)
 }
 
 func prepareAuditFolder(path string) error {
@@ -94,4 +104,18 @@ func (t *trail) close() {
 	if err := t.writer.Close(); err != nil {
 		t.log.Error("the audit trail's last records may be lost", "error", err)
 	}
+}
+
+// ourselves is this process, as the trail names peers. The executable is best effort.
+func ourselves() audit.Peer {
+	executable, _ := os.Executable()
+	return audit.Peer{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), Executable: executable} //nolint:gosec // both fit
+}
+
+// userName is who runs the command, for people who read the trail.
+func userName() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "uid " + strconv.Itoa(os.Getuid())
 }

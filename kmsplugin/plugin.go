@@ -86,7 +86,7 @@ func New(o Options) *Plugin {
 		Probed:            o.Metrics.Probed,
 		Changed:           p.tellManager,
 	})
-	p.service = &service{ring: o.Ring, health: p.health, logger: o.Logger}
+	p.service = &service{ring: o.Ring, health: p.health}
 	p.guard = newGuard(p.service, &p.options)
 	return p
 }

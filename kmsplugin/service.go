@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 
 	kmsapi "k8s.io/kms/apis/v2"
@@ -36,7 +35,6 @@ type service struct {
 	kmsapi.UnimplementedKeyManagementServiceServer
 	ring   Ring
 	health *health.Health
-	logger *slog.Logger
 	named  atomic.Pointer[namedKey]
 }
 

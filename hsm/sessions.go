@@ -22,18 +22,18 @@ func (t *Token) session(gen *generation, fresh bool) (p11.Session, error) {
 		if t.atWork()+gen.leftOpen() > t.cfg.MaxSessions {
 			return 0, errUnclosed
 		}
-		return t.openSession(t.api, gen)
+		return t.openSession(gen)
 	}
 	if !fresh {
 		return s, nil
 	}
 	t.discard(gen, s)
-	return t.openSession(t.api, gen)
+	return t.openSession(gen)
 }
 
 // openSession opens a working session; where the token has no more to give, one of ours that has become idle meanwhile does.
-func (t *Token) openSession(api p11.API, gen *generation) (p11.Session, error) {
-	s, err := api.OpenSession(gen.slot, false)
+func (t *Token) openSession(gen *generation) (p11.Session, error) {
+	s, err := t.api.OpenSession(gen.slot, false)
 	if hasRV(err, pkcs11.CKR_SESSION_COUNT) {
 		if idle, ok := gen.takeIdle(); ok {
 			return idle, nil

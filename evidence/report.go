@@ -78,10 +78,13 @@ func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, 
 	t := newTally(opts.Resources)
 	report := &Report{Time: opts.Now().UTC().Format(time.RFC3339Nano), Restricted: append([]string{}, opts.Resources...)}
 	for _, source := range sources {
+		t.cluster = cluster{}
 		reading, err := source.Read(ctx, t.add)
 		if err != nil {
 			return nil, err
 		}
+		t.cluster.into(&reading)
+		reading.Unreadable = append([]string{}, reading.Unreadable...)
 		report.Sources = append(report.Sources, reading)
 	}
 	if len(report.Sources) > 0 {
@@ -112,6 +115,7 @@ type tally struct {
 	rows     map[place]*row
 	broken   map[place]int64 // undecodable, by resource
 	problems []Problem
+	cluster  cluster // of the source at hand
 }
 
 func newTally(resources []string) *tally {
@@ -128,6 +132,7 @@ func (t *tally) add(page []Object) error {
 }
 
 func (t *tally) count(o *Object) error {
+	t.cluster.look(o)
 	resource, wanted := t.filter.of(o.Path)
 	if !wanted {
 		return nil

@@ -50,8 +50,11 @@ func TestReport(t *testing.T) {
 			}},
 			{Resource: "widgets.example.com", Total: 1, Plaintext: 1, Keys: []evidence.Key{}},
 		},
-		History:            []evidence.Resource{{Resource: "secrets", Total: 1, Plaintext: 1, Keys: []evidence.Key{}}},
-		Sources:            []evidence.Reading{{Name: "memory", Revision: 307, Prefixes: []string{"/registry"}}, {Name: "memory", Revision: 1, Prefixes: []string{"/registry"}}},
+		History: []evidence.Resource{{Resource: "secrets", Total: 1, Plaintext: 1, Keys: []evidence.Key{}}},
+		Sources: []evidence.Reading{
+			{Name: "memory", Revision: 307, Prefixes: []string{"/registry"}, Unreadable: []string{}, ClusterUIDs: []string{}},
+			{Name: "memory", Revision: 1, Prefixes: []string{"/registry"}, Unreadable: []string{}, ClusterUIDs: []string{}},
+		},
 		Restricted:         []string{},
 		UndecodableObjects: []evidence.Problem{{Key: "/registry/secrets/ns/cut", Reason: "EncryptedObject: reading field 1: unexpected EOF"}},
 		Findings:           []evidence.Finding{},

@@ -53,9 +53,33 @@ type Reading struct {
 	Changed int64 `json:"changed,omitempty"`
 	// Elsewhere counts objects that an API server has encrypted (k8s:enc:) and that are not below Prefixes: they are in no
 	// other number. Of a snapshot, older revisions are in it.
-	Elsewhere int64    `json:"elsewhere,omitempty"`
-	Notes     []string `json:"notes,omitempty"` // what a reader of the report must know
+	Elsewhere int64 `json:"elsewhere,omitempty"`
+	// Unreadable are the ranges of etcd's keys that this client may not read, each as RangeText gives it. What lies there
+	// is in no number: a report with such a range is no evidence for it.
+	Unreadable []string `json:"unreadable"`
+	// Members are what the members of a live etcd that answered said of themselves.
+	Members []Member `json:"members,omitempty"`
+	// ClusterUIDs are the UIDs of the kube-system namespaces below Prefixes, which name the Kubernetes clusters that keep
+	// their objects here; UnknownCluster stands for a namespace that is encrypted or cannot be decoded.
+	ClusterUIDs []string `json:"clusterUIDs"`
+	// Clock is the newest renewTime of a Lease in kube-system, RFC 3339: what the clock of the control-plane node said
+	// that is furthest ahead. Empty: there is no such Lease in plain text.
+	Clock string   `json:"clock,omitempty"`
+	Notes []string `json:"notes,omitempty"` // what a reader of the report must know
 }
+
+// Member is what a member of etcd said of itself in one answer. RaftIndex and RaftTerm never fall, save by a restore,
+// which begins both again. Field names are a contract.
+type Member struct {
+	ID        string `json:"id"`        // hex
+	Revision  int64  `json:"revision"`  // newest that it has applied
+	RaftIndex uint64 `json:"raftIndex"` // applied
+	RaftTerm  uint64 `json:"raftTerm"`
+}
+
+// RangeText is a range of etcd's keys, from (included) to to (excluded), as Reading.Unreadable has it: FROM..TO. An empty
+// from is the lowest key, an empty to is no end.
+func RangeText(from, to string) string { return Printable(from) + ".." + Printable(to) }
 
 // Progress is told how far a piece of work is; total 0: nobody knows. It is called from one goroutine at a time.
 type Progress func(stage string, done, total int64)

@@ -1,0 +1,101 @@
+package evidence
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	cbor "k8s.io/apimachinery/pkg/runtime/serializer/cbor/direct"
+)
+
+// UnknownCluster stands in Reading.ClusterUIDs for a kube-system namespace whose UID cannot be read.
+const UnknownCluster = "unknown"
+
+// maxUID bounds the UID of a namespace in bytes; Kubernetes gives 36.
+const maxUID = 128
+
+// Where the API server keeps, below its prefix, what tells one cluster from another, and its nodes' clocks.
+const (
+	systemNamespace = "namespaces/kube-system"
+	systemLeases    = "leases/kube-system/"
+)
+
+// cluster is what the objects of one source say of the Kubernetes clusters whose they are.
+type cluster struct {
+	uids  []string
+	clock time.Time
+}
+
+// look takes note of the objects that say something. Older revisions say nothing of now.
+func (c *cluster) look(o *Object) {
+	switch {
+	case o.Past:
+	case string(o.Path) == systemNamespace:
+		c.uids = append(c.uids, uidOf(o.Value))
+	case bytes.HasPrefix(o.Path, []byte(systemLeases)):
+		var lease coordinationv1.Lease
+		if decode(o.Value, "Lease", &lease) != nil || lease.Spec.RenewTime == nil {
+			return
+		}
+		if at := lease.Spec.RenewTime.Time; at.After(c.clock) {
+			c.clock = at
+		}
+	}
+}
+
+func (c *cluster) into(reading *Reading) {
+	slices.Sort(c.uids)
+	reading.ClusterUIDs = append([]string{}, slices.Compact(c.uids)...)
+	if !c.clock.IsZero() {
+		reading.Clock = c.clock.UTC().Format(time.RFC3339Nano)
+	}
+}
+
+func uidOf(value []byte) string {
+	var namespace corev1.Namespace
+	if decode(value, "Namespace", &namespace) != nil || namespace.UID == "" || len(namespace.UID) > maxUID {
+		return UnknownCluster
+	}
+	return string(namespace.UID)
+}
+
+var errOtherKind = errors.New("not an object of that kind in plain text")
+
+// decode reads an object of a built-in kind from the forms in which an API server stores it in plain text.
+func decode(value []byte, kind string, into interface{ Unmarshal([]byte) error }) error {
+	if rest, ok := bytes.CutPrefix(value, []byte("k8s\x00")); ok {
+		var object runtime.Unknown
+		if err := object.Unmarshal(rest); err != nil {
+			return err
+		}
+		if object.Kind != kind {
+			return errOtherKind
+		}
+		return into.Unmarshal(object.Raw)
+	}
+	if bytes.HasPrefix(value, []byte{0xd9, 0xd9, 0xf7}) { // CBOR, self-described
+		var object map[string]any
+		if err := cbor.Unmarshal(value, &object); err != nil {
+			return err
+		}
+		var err error
+		if value, err = json.Marshal(object); err != nil {
+			return err
+		}
+	}
+	var is struct {
+		Kind string `json:"kind"`
+	}
+	if err := json.Unmarshal(value, &is); err != nil {
+		return err
+	}
+	if is.Kind != kind {
+		return errOtherKind
+	}
+	return json.Unmarshal(value, into)
+}

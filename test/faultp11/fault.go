@@ -12,10 +12,13 @@ const (
 	skipShift    = 46
 	modeShift    = 60
 
-	modeBefore   = 0
-	modeAfter    = 1
-	modeTruncate = 2
-	modeCorrupt  = 3
+	modeBefore    = 0
+	modeAfter     = 1
+	modeTruncate  = 2
+	modeCorrupt   = 3
+	modeDelay     = 4
+	modeHang      = 5
+	modeHangAfter = 6
 )
 
 // Plan is a fault that is described but not yet set: Once, Times or UntilCleared sets it. A function has one fault at
@@ -54,6 +57,19 @@ func (c *Control) Truncate(fn string) *Plan { return c.plan(modeTruncate, 0, fn)
 // Corrupt flips a bit of the first byte of fn's output, under the conditions of Truncate.
 func (c *Control) Corrupt(fn string) *Plan { return c.plan(modeCorrupt, 0, fn) }
 
+// DelayCall makes calls of fn take d longer (whole microseconds, up to an hour). Unlike Delay it is for single calls:
+// After and Once choose them. Length queries are let pass and do not count, as with HangCall and HangCallAfter.
+func (c *Control) DelayCall(fn string, d time.Duration) *Plan {
+	return c.plan(modeDelay, uint64(d.Microseconds()), fn)
+}
+
+// HangCall makes calls of fn block before the real call, as Hang, but After and Once choose them. They go on when fn
+// gets another fault, or none: Clear or ClearFunction.
+func (c *Control) HangCall(fn string) *Plan { return c.plan(modeHang, 0, fn) }
+
+// HangCallAfter is HangCall after the real call.
+func (c *Control) HangCallAfter(fn string) *Plan { return c.plan(modeHangAfter, 0, fn) }
+
 // After lets n calls (0 to 16383) pass first.
 func (p *Plan) After(n int) *Plan {
 	if n < 0 || n > 0x3fff {
@@ -80,6 +96,7 @@ func (p *Plan) set(times uint64) {
 	for _, fn := range p.fns {
 		p.c.slot(fn).fault.Store(p.word | times<<timesShift)
 	}
+	p.c.changedHang() // calls that hung in an earlier HangCall go on
 }
 
 // Delay makes every call of fn take d longer (whole microseconds; 0: no longer). A delay that has begun is not cut

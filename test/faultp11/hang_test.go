@@ -150,3 +150,45 @@ func TestWaitSaysWhatItSaw(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// One call out of many hangs, before or after the real one, and the others go on.
+func TestHangOfOneCall(t *testing.T) {
+	t.Parallel()
+	m, pin := newModule(t, faultp11.Options{})
+	c := connect(t, m.Path(), pin)
+	other := c.open(t)
+	for name, plan := range map[string]*faultp11.Plan{"before": m.HangCall("C_EncryptInit"), "after": m.HangCallAfter("C_EncryptInit")} {
+		plan.After(1).Once()
+		if _, err := c.seal(c.session, []byte("x")); err != nil {
+			t.Fatalf("%s: the call before: %v", name, err)
+		}
+		done := c.sealAsync(c.session)
+		if err := m.WaitHung(soon(t), "C_EncryptInit", 1); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if _, err := c.seal(other, []byte("x")); err != nil {
+			t.Errorf("%s: the call after: %v", name, err)
+		}
+		m.ClearFunction("C_EncryptInit")
+		if err := <-done; err != nil {
+			t.Errorf("%s: when it goes on: %v", name, err)
+		}
+	}
+}
+
+func TestDelayOfOneCall(t *testing.T) {
+	t.Parallel()
+	m, pin := newModule(t, faultp11.Options{})
+	c := connect(t, m.Path(), pin)
+	const late = 50 * time.Millisecond
+	m.DelayCall("C_EncryptInit", late).Once()
+	start := time.Now()
+	if _, err := c.seal(c.session, []byte("x")); err != nil || time.Since(start) < late {
+		t.Errorf("after %s: %v", time.Since(start), err)
+	}
+	wantCount(t, "injected", m.Injected("C_EncryptInit"), 1)
+	if _, err := c.seal(c.session, []byte("x")); err != nil {
+		t.Error(err)
+	}
+	wantCount(t, "injected", m.Injected("C_EncryptInit"), 1)
+}

@@ -31,7 +31,7 @@ enum function {
 /*
  * A fault is one word, so that a call always takes a whole fault, never half of the old one and half of the new:
  *
- *   bits  0..31  the CK_RV to return
+ *   bits  0..31  the CK_RV to return; FAULT_DELAY: microseconds
  *   bits 32..45  times left: 0 off, TIMES_FOREVER until told otherwise
  *   bits 46..59  calls to let pass first
  *   bits 60..63  enum fault_mode
@@ -41,6 +41,9 @@ enum fault_mode {
     FAULT_AFTER = 1,    /* the real call is made, then the code is returned: done but reported as failed */
     FAULT_TRUNCATE = 2, /* the real call's output loses its last byte */
     FAULT_CORRUPT = 3,  /* one bit of the first byte of the real call's output is flipped */
+    FAULT_DELAY = 4,    /* the real call is made later */
+    FAULT_HANG = 5,     /* the call blocks before the real call until the slot has another fault, or none */
+    FAULT_HANG_AFTER = 6,
 };
 #define TIMES_FOREVER UINT64_C(0x3fff)
 

@@ -58,6 +58,21 @@ static void hang(struct control *c, struct slot *s, bool after)
     atomic_fetch_sub(&s->hung, 1);
 }
 
+/* Blocks while the fault that this call took is the one that the slot had last. */
+static void hang_in_fault(struct control *c, struct slot *s, const struct call *call, enum fault_mode mode)
+{
+    if (!call->injected || call->mode != mode)
+        return;
+    atomic_fetch_add(&s->hung, 1);
+    for (;;) {
+        uint64_t wake = atomic_load(&c->wake);
+        if (atomic_load(&s->fault) >> 60 != mode)
+            break;
+        wait_for_wake(c, wake);
+    }
+    atomic_fetch_sub(&s->hung, 1);
+}
+
 static void sleep_usec(uint64_t usec)
 {
     struct timespec left = {.tv_sec = (time_t)(usec / 1000000), .tv_nsec = (long)(usec % 1000000) * 1000};
@@ -145,6 +160,9 @@ bool call_enter(struct call *c, enum function fn)
     take_fault(c, s); /* after the hang, so that a test can still decide how a hung call ends */
     if (c->injected && c->mode == FAULT_BEFORE)
         return false;
+    if (c->injected && c->mode == FAULT_DELAY)
+        sleep_usec(c->code);
+    hang_in_fault(ctl, s, c, FAULT_HANG);
     if (!brackets) {
         pthread_rwlock_rdlock(&inside);
         c->real = true;
@@ -161,6 +179,7 @@ CK_RV call_leave(struct call *c)
     if (c->real)
         pthread_rwlock_unlock(&inside);
     hang(ctl, s, true);
+    hang_in_fault(ctl, s, c, FAULT_HANG_AFTER);
     if (c->injected && (c->mode == FAULT_BEFORE || c->mode == FAULT_AFTER))
         c->rv = c->code;
     atomic_fetch_sub(&s->in_flight, 1);

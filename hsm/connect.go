@@ -149,12 +149,8 @@ func orNone(seen []string) string {
 // login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
 // one C_Login is made, under the latch.
 func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) error {
-	state, err := api.SessionInfo(s)
-	if err != nil {
-		return fmt.Errorf("reading session info: %w", err)
-	}
-	if loggedIn(state) {
-		return nil
+	if in, err := isLoggedIn(api, s); err != nil || in {
+		return err
 	}
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
 		return nil // a token without a PIN; private keys are then shown to all, and it says so itself
@@ -190,20 +186,21 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	return fmt.Errorf("logging in: %w", err)
 }
 
-func loggedIn(state pkcs11.SessionInfo) bool {
-	return state.State == pkcs11.CKS_RO_USER_FUNCTIONS || state.State == pkcs11.CKS_RW_USER_FUNCTIONS
-}
-
 // mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys.
 func mustBeLoggedIn(api p11.API, s p11.Session) error {
+	in, err := isLoggedIn(api, s)
+	if err == nil && !in {
+		err = errors.New("logging in: the token reports success, and the session is not logged in")
+	}
+	return err
+}
+
+func isLoggedIn(api p11.API, s p11.Session) (bool, error) {
 	state, err := api.SessionInfo(s)
 	if err != nil {
-		return fmt.Errorf("reading session info: %w", err)
+		return false, fmt.Errorf("reading session info: %w", err)
 	}
-	if !loggedIn(state) {
-		return errors.New("logging in: the token reports success, and the session is not logged in")
-	}
-	return nil
+	return state.State == pkcs11.CKS_RO_USER_FUNCTIONS || state.State == pkcs11.CKS_RW_USER_FUNCTIONS, nil
 }
 
 // loginOutcome tells the latch what a C_Login means.

@@ -24,9 +24,16 @@ func (t *Token) onControl(ctx context.Context, what string, done func(), f func(
 		done()
 		return fmt.Errorf("%s: %w", what, errAbandoned)
 	}
+	return t.sequence(ctx, what, func() {
+		<-t.control
+		done()
+	}, f)
+}
+
+// sequence is onControl without the control session: f must open its own.
+func (t *Token) sequence(ctx context.Context, what string, done func(), f func(api p11.API, c *call) error) error {
 	c, err := t.mod.flight.begin(ctx, t.cfg.Name, what)
 	if err != nil {
-		<-t.control
 		done()
 		return err
 	}
@@ -42,7 +49,6 @@ func (t *Token) onControl(ctx context.Context, what string, done func(), f func(
 				err = fmt.Errorf("%s panicked: %v", what, p)
 			}
 			t.mod.flight.end(c)
-			<-t.control
 			done()
 			result <- err
 		}()

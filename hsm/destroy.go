@@ -4,80 +4,142 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// Destroy destroys the key on every token that holds it, in the order of the configuration, and returns the
-// names of those on which it is gone. Every token must be reachable when it begins. It stops at the first
-// failure; called again, it goes on.
-func (s *Set) Destroy(ctx context.Context, id envelope.KeyID) (destroyed []string, err error) {
-	for _, t := range s.tokens {
-		if err := t.Problem(); err != nil {
-			return nil, err
-		}
-	}
-	for _, t := range s.tokens {
-		held, err := t.destroy(ctx, id)
-		if err != nil {
-			return destroyed, err
-		}
-		if held {
-			destroyed = append(destroyed, t.cfg.Name)
-		}
-	}
-	return destroyed, nil
+// Destruction is what became of a key on one token.
+type Destruction struct {
+	Token   string
+	Outcome Outcome
+	Err     error // why the key was not destroyed; nil if it was
 }
 
-// destroy removes every object of that key_id from the token and looks that none is left. held: there was one.
-func (t *Token) destroy(ctx context.Context, id envelope.KeyID) (held bool, err error) {
+// Destroy destroys the key on every token that holds it, in the order of the configuration. It returns one Destruction
+// for each of these tokens, and for each of which it is not known whether it holds the key. The error is nil only if
+// the key is on no token afterwards.
+//
+// Every token is read first: nothing is destroyed unless all of them answer. It stops at the first token on which the
+// key was not destroyed, or on which that is unknown, because the copies that are left are the way back: those are kept.
+// Called again, it goes on.
+func (s *Set) Destroy(ctx context.Context, id envelope.KeyID) ([]Destruction, error) {
+	plan, err := s.planDestroy(ctx, id)
+	all := make([]Destruction, len(plan))
+	for i, p := range plan {
+		all[i] = Destruction{Token: p.token.cfg.Name, Outcome: Kept, Err: err}
+		if err != nil {
+			continue
+		}
+		all[i].Outcome, all[i].Err = p.token.destroy(ctx, id, p.before)
+		if all[i].Err != nil {
+			all[i].Err = fmt.Errorf("token %s: destroying %s: %w", p.token.cfg.Name, id, asUnavailable(all[i].Err))
+			err = all[i].Err
+		}
+	}
+	return all, err
+}
+
+// planned is a token that holds the key, as it was read before anything was destroyed.
+type planned struct {
+	token  *Token
+	before *sight
+}
+
+// planDestroy reads every token. After an error it returns every token that was not found to lack the key.
+func (s *Set) planDestroy(ctx context.Context, id envelope.KeyID) (plan []planned, err error) {
+	for _, t := range s.tokens {
+		before, lookErr := t.look(ctx)
+		if lookErr == nil && before.table.byID[id] == nil {
+			if before.unread(id) == 0 {
+				continue
+			}
+			lookErr = fmt.Errorf("an object with the CKA_ID of %s cannot be used, and may be that key", id)
+		}
+		if lookErr != nil && err == nil {
+			err = fmt.Errorf("token %s: looking for %s: %w", t.cfg.Name, id, asUnavailable(lookErr))
+		}
+		plan = append(plan, planned{t, before})
+	}
+	return plan, err
+}
+
+// destroy destroys every object of that key_id. The error is nil if and only if the key is gone.
+func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (Outcome, error) {
 	gen, err := t.ready(ctx)
 	if err != nil {
-		return false, err
+		return Kept, err
 	}
+	right := &claim{}
 	err = t.onControl(ctx, "destroying a key", func() {}, func(api p11.API, _ *call) error {
 		if gen.ended() {
 			return errStale
 		}
-		s, err := api.OpenSession(gen.slot, true)
-		if err != nil {
-			return fmt.Errorf("opening session: %w", err)
-		}
-		held, err = t.destroyOn(api, gen, s, id)
-		return errors.Join(err, closeSession(api, s))
+		return t.destroyOn(api, gen, id, right)
 	})
-	if err != nil {
-		return false, fmt.Errorf("token %s: destroying %s: %w", t.cfg.Name, id, asUnavailable(err))
+	if !right.abandon() && err != nil {
+		return Kept, err
 	}
-	return held, nil
+	outcome, lookErr := t.settleDestroy(id, before, right)
+	switch {
+	case outcome == Destroyed:
+		return Destroyed, nil
+	case err == nil && lookErr == nil:
+		err = errors.New("the token reports the key destroyed, and still holds it")
+	}
+	return outcome, errors.Join(err, lookErr)
 }
 
-// destroyOn reads the ring anew before and after: what is destroyed was looked at a moment ago, with its
-// fingerprint, and is gone in the end.
-func (t *Token) destroyOn(api p11.API, gen *generation, s p11.Session, id envelope.KeyID) (held bool, err error) {
+// destroyOn reads the ring again first: what is destroyed was looked at a moment ago, with its fingerprint.
+func (t *Token) destroyOn(api p11.API, gen *generation, id envelope.KeyID, right *claim) error {
 	reader := t.reader(api, gen.slot, gen.control)
-	defer func() { gen.control = reader.session }()
-	before, err := reader.read(nil)
+	table, err := reader.read(nil)
+	gen.control = reader.session
+	if reader.unclean {
+		t.noteUnclean()
+	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	for handle, key := range before.byHandle {
-		if key.key.ID != id || key.key.Refused != "" {
-			continue
-		}
-		held = true
-		if err := api.DestroyObject(s, handle); err != nil {
-			return held, err
-		}
-	}
-	after, err := reader.read(nil)
+	s, err := api.OpenSession(gen.slot, true)
 	if err != nil {
-		return held, fmt.Errorf("reading the ring after the destruction: %w", err)
+		return fmt.Errorf("opening session: %w", err)
 	}
-	gen.table.Store(after)
-	if after.byID[id] != nil {
-		return held, errors.New("the token reports the key destroyed, and still holds it")
+	for handle, key := range table.byHandle {
+		if err == nil && key.key.ID == id && key.key.Refused == "" {
+			err = right.do(func() error { return api.DestroyObject(s, handle) })
+		}
 	}
-	return held, nil
+	return errors.Join(err, closeSession(api, s))
+}
+
+// settleDestroy looks at the token until it is clear what became of the key, for a limited time: also after an error,
+// because a token may have done what it reports as failed. It does not end with its caller's context: whoever gives up
+// must be told the truth too.
+func (t *Token) settleDestroy(id envelope.KeyID, before *sight, right *claim) (Outcome, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
+	defer cancel()
+	for {
+		pending := right.pending() // before the look: a call that returns meanwhile is looked after once more
+		now, err := t.look(ctx)
+		if err == nil {
+			err = now.continues(before, id)
+		}
+		switch {
+		case err != nil:
+		case now.table.byID[id] == nil:
+			now.gen.table.Store(now.table)
+			return Destroyed, nil
+		case !pending:
+			return Kept, nil
+		default:
+			err = errors.New("C_DestroyObject has not returned, and the key is still there")
+		}
+		select {
+		case <-ctx.Done():
+			return Unknown, fmt.Errorf("looking whether the key is still there: %w", err)
+		case <-time.After(t.cfg.CallTimeout / settleCalls):
+		}
+	}
 }

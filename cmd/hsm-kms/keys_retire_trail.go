@@ -16,6 +16,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
@@ -34,14 +35,18 @@ func (r *retirement) destroy(ctx context.Context) error {
 	if err := r.toTrail(r.recordBegin); err != nil {
 		return fmt.Errorf("nothing was destroyed: %w", err)
 	}
-	destroyed, err := r.in.set.Destroy(ctx, r.id)
-	r.said.Destroyed = append(r.said.Destroyed, destroyed...)
+	outcomes, err := r.in.set.Destroy(ctx, r.id)
+	for _, o := range outcomes {
+		if o.Outcome == hsm.Destroyed {
+			r.said.Destroyed = append(r.said.Destroyed, o.Token)
+		}
+	}
 	code := codes.OK
 	if err != nil {
 		code = codes.Unavailable
-		err = hint.Wrap(fmt.Errorf("destroying %s (done on: %s): %w", r.id, orNobody(destroyed), err), "run the same command again: it goes on where it stopped")
+		err = hint.Wrap(fmt.Errorf("destroying %s (done on: %s): %w", r.id, orNobody(r.said.Destroyed), err), "run the same command again: it goes on where it stopped")
 	}
-	trailErr := r.toTrail(func(record recorder) error { return record(retireEnd, code, strings.Join(destroyed, ","), "") })
+	trailErr := r.toTrail(func(record recorder) error { return record(retireEnd, code, strings.Join(r.said.Destroyed, ","), "") })
 	if trailErr != nil {
 		trailErr = hint.Wrap(fmt.Errorf("recording the end of the destruction of %s (done on: %s): %w", r.id, orNobody(r.said.Destroyed), trailErr),
 			"mend what keeps the audit trail from being written, and run the same command again: it completes the record")

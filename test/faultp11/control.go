@@ -12,7 +12,7 @@ import (
 // The layout of the control file: module/control.h is the same structure, and says what each word means.
 const (
 	controlMagic   = 0x6661756c74703131
-	controlVersion = 1
+	controlVersion = 2
 )
 
 type slot struct {
@@ -20,11 +20,19 @@ type slot struct {
 	delayMicros atomic.Uint64
 	hang        atomic.Uint64
 	calls       atomic.Uint64
-	inFlight    atomic.Int64
 	maxInFlight atomic.Uint64
 	injected    atomic.Uint64
-	hung        atomic.Int64
 }
+
+type process struct {
+	pid           atomic.Uint64
+	openSessions  atomic.Int64
+	inFlight      atomic.Int64
+	callsInFlight [functionCount]atomic.Int64
+	callsHung     [functionCount]atomic.Int64
+}
+
+const maxProcesses = 64
 
 type block struct {
 	magic, version, size atomic.Uint64
@@ -38,24 +46,22 @@ type block struct {
 	hangSerial     atomic.Uint64
 	wake           atomic.Uint64
 
-	owner              atomic.Uint64
 	dropSessionsDone   atomic.Uint64
 	dropLoginDone      atomic.Uint64
-	openSessions       atomic.Int64
 	maxOpenSessions    atomic.Uint64
 	logins             atomic.Uint64
 	finalizedWhileBusy atomic.Uint64
-	inFlight           atomic.Int64
 	maxInFlight        atomic.Uint64
 
-	slots [functionCount]slot
+	slots     [functionCount]slot
+	processes [maxProcesses]process
 }
 
 // Control is one module's control file, mapped. All methods take effect at once, for calls that begin later and, where
 // they end a hang, for calls that wait now; all are safe from any goroutine and any number of processes. A method that
 // is given a function name panics when PKCS#11 v2.40 has no such function.
 //
-// The mapping (two pages) stays until the process ends, so that no late call can meet an unmapped page.
+// The mapping (a few pages) stays until the process ends, so that no late call can meet an unmapped page.
 type Control struct {
 	b *block
 }

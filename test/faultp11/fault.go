@@ -19,6 +19,18 @@ const (
 	modeDelay     = 4
 	modeHang      = 5
 	modeHangAfter = 6
+	modeDie       = 7
+)
+
+// Death is how a faulty module ends its process.
+type Death uint64
+
+// The deaths that Die knows.
+const (
+	Segfault Death = iota
+	Abort
+	Exit      // exit(3)
+	HeapSmash // found by free
 )
 
 // Plan is a fault that is described but not yet set: Once, Times or UntilCleared sets it. A function has one fault at
@@ -69,6 +81,9 @@ func (c *Control) HangCall(fn string) *Plan { return c.plan(modeHang, 0, fn) }
 
 // HangCallAfter is HangCall after the real call.
 func (c *Control) HangCallAfter(fn string) *Plan { return c.plan(modeHangAfter, 0, fn) }
+
+// Die makes a call of fn end the process that makes it, without the real call.
+func (c *Control) Die(fn string, how Death) *Plan { return c.plan(modeDie, uint64(how), fn) }
 
 // After lets n calls (0 to 16383) pass first.
 func (p *Plan) After(n int) *Plan {

@@ -103,8 +103,8 @@ func TestOpenRefusesOtherFiles(t *testing.T) {
 	}
 }
 
-// The module runs in a child, named by the environment; this process only has the control file. The child is killed
-// while it hangs, and the next one starts with counts of its own.
+// The module runs in children, named by the environment; this process only has the control file. One is killed while
+// it hangs, beside another that goes on: what the first had no longer counts, and what the second has still does.
 func TestOtherProcess(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("FAULTP11_TEST_PIN") != "" {
@@ -140,18 +140,17 @@ func TestOtherProcess(t *testing.T) {
 	if err := control.WaitHung(soon(t), "C_EncryptInit", 1); err != nil {
 		t.Fatal(err)
 	}
-	wantCount(t, "open sessions", control.OpenSessions(), 1)
+	second := start()
+	if err := control.WaitHung(soon(t), "C_EncryptInit", 2); err != nil {
+		t.Fatal(err)
+	}
+	wantCount(t, "open sessions of two processes", control.OpenSessions(), 2)
+	control.MaxSessions(2)
 	if err := first.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = first.Wait()
-	second := start()
-	if err := control.WaitCalls(soon(t), "C_EncryptInit", 2); err != nil {
-		t.Fatal(err)
-	}
-	if err := control.WaitHung(soon(t), "C_EncryptInit", 1); err != nil {
-		t.Fatal(err)
-	}
+	wantCount(t, "hung calls after a kill", control.Hung("C_EncryptInit"), 1)
 	wantCount(t, "open sessions after a kill", control.OpenSessions(), 1)
 	wantCount(t, "calls in flight after a kill", control.InFlight(), 1)
 	release()
@@ -159,6 +158,35 @@ func TestOtherProcess(t *testing.T) {
 		t.Errorf("second child: %v", err)
 	}
 	wantCount(t, "open sessions at the end", control.OpenSessions(), 0)
+}
+
+// Each death ends the process that makes the call, and nothing else.
+func TestDie(t *testing.T) {
+	t.Parallel()
+	for death, want := range map[faultp11.Death]string{
+		faultp11.Segfault: "", faultp11.Abort: "", faultp11.Exit: "exit status 3", faultp11.HeapSmash: "",
+	} {
+		token := softhsm.ForTest(t, "faulty")
+		pin, err := token.PIN()
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "control")
+		control, err := faultp11.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		control.Die("C_EncryptInit", death).Once()
+		cmd := exec.CommandContext(soon(t), os.Args[0], "-test.run=^TestOtherProcess$")
+		cmd.Env = append(os.Environ(), token.Env()...)
+		cmd.Env = append(cmd.Env, "FAULTP11_MODULE="+token.Module, "FAULTP11_CONTROL="+path,
+			"FAULTP11_TEST_SO="+faultp11.Build(t), "FAULTP11_TEST_PIN="+pin)
+		if err := cmd.Run(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("death %d: %v", death, err)
+		}
+		wantCount(t, "deaths", control.Injected("C_EncryptInit"), 1)
+		wantCount(t, "open sessions of the dead", control.OpenSessions(), 0)
+	}
 }
 
 func child(t *testing.T) {

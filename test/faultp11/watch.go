@@ -2,8 +2,11 @@ package faultp11
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Calls gives how often fn was entered since ResetCounters, faulty or not, length queries included.
@@ -22,23 +25,44 @@ func (c *Control) TotalCalls() int {
 func (c *Control) Injected(fn string) int { return int(c.slot(fn).injected.Load()) }
 
 // InFlight gives the number of calls, of any function, that were entered and have not returned.
-func (c *Control) InFlight() int { return int(c.b.inFlight.Load()) }
+func (c *Control) InFlight() int {
+	return c.sum(func(p *process) int64 { return p.inFlight.Load() })
+}
 
-// MaxInFlight gives the highest InFlight since ResetCounters.
+// sum adds up what the living processes have.
+func (c *Control) sum(of func(p *process) int64) int {
+	var n int64
+	for i := range c.b.processes {
+		p := &c.b.processes[i]
+		if pid := p.pid.Load(); pid != 0 && !errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
+			n += of(p)
+		}
+	}
+	return int(n)
+}
+
+// MaxInFlight gives the most calls in flight at once in one process since ResetCounters.
 func (c *Control) MaxInFlight() int { return int(c.b.maxInFlight.Load()) }
 
 // InFlightOf is InFlight for one function.
-func (c *Control) InFlightOf(fn string) int { return int(c.slot(fn).inFlight.Load()) }
+func (c *Control) InFlightOf(fn string) int {
+	i := number(fn)
+	return c.sum(func(p *process) int64 { return p.callsInFlight[i].Load() })
+}
 
 // MaxInFlightOf is MaxInFlight for one function.
 func (c *Control) MaxInFlightOf(fn string) int { return int(c.slot(fn).maxInFlight.Load()) }
 
 // Hung gives the number of calls of fn that wait in a hang now.
-func (c *Control) Hung(fn string) int { return int(c.slot(fn).hung.Load()) }
+func (c *Control) Hung(fn string) int {
+	i := number(fn)
+	return c.sum(func(p *process) int64 { return p.callsHung[i].Load() })
+}
 
-// OpenSessions gives the sessions that are open on the real module. It is right for one process at a time: a killed
-// one's are forgotten when the next one loads the module; two at once are added together.
-func (c *Control) OpenSessions() int { return int(c.b.openSessions.Load()) }
+// OpenSessions gives the sessions that all living processes have open on the real module.
+func (c *Control) OpenSessions() int {
+	return c.sum(func(p *process) int64 { return p.openSessions.Load() })
+}
 
 // MaxOpenSessions gives the highest number of sessions open in one process since ResetCounters.
 func (c *Control) MaxOpenSessions() int { return int(c.b.maxOpenSessions.Load()) }

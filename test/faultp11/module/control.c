@@ -80,22 +80,37 @@ static void find_settings(struct settings *s)
         set(&s->control, control_env);
 }
 
-/*
- * The counts of open sessions and calls in flight are those of one process at a time. A process that was killed
- * left its own behind: whoever comes next and finds it dead starts them again at 0.
- */
-static void take_over(struct control *c)
+static bool alive(uint64_t pid) { return pid != 0 && (kill((pid_t)pid, 0) == 0 || errno != ESRCH); }
+
+/* Takes an entry that is free, or that of a process that is dead. */
+static struct process *enter(struct control *c)
 {
-    uint64_t owner = atomic_load(&c->owner);
-    bool dead = owner != 0 && kill((pid_t)owner, 0) != 0 && errno == ESRCH;
-    if ((owner != 0 && !dead) || !atomic_compare_exchange_strong(&c->owner, &owner, (uint64_t)getpid()))
-        return;
-    atomic_store(&c->open_sessions, 0);
-    atomic_store(&c->in_flight, 0);
-    for (int i = 0; i < FN_COUNT; i++) {
-        atomic_store(&c->slots[i].in_flight, 0);
-        atomic_store(&c->slots[i].hung, 0);
+    for (int i = 0; i < MAX_PROCESSES; i++) {
+        struct process *p = &c->processes[i];
+        uint64_t pid = atomic_load(&p->pid);
+        if (alive(pid) || !atomic_compare_exchange_strong(&p->pid, &pid, (uint64_t)getpid()))
+            continue;
+        atomic_store(&p->open_sessions, 0);
+        atomic_store(&p->in_flight, 0);
+        for (int fn = 0; fn < FN_COUNT; fn++) {
+            atomic_store(&p->calls_in_flight[fn], 0);
+            atomic_store(&p->calls_hung[fn], 0);
+        }
+        return p;
     }
+    complain("%d processes use the module at once: raise MAX_PROCESSES", MAX_PROCESSES);
+    return NULL;
+}
+
+int64_t sessions_of_all(void)
+{
+    int64_t open = 0;
+    for (int i = 0; i < MAX_PROCESSES; i++) {
+        struct process *p = &instance.control->processes[i];
+        if (p == instance.self || alive(atomic_load(&p->pid)))
+            open += atomic_load(&p->open_sessions);
+    }
+    return open;
 }
 
 static struct control *open_control(const char *path)
@@ -116,7 +131,6 @@ static struct control *open_control(const char *path)
         complain("the control file %s is not one of this version: make a new one with faultp11.Create", path);
         return NULL;
     }
-    take_over(c);
     return c;
 }
 
@@ -145,7 +159,7 @@ static void set_up(void)
     if (!s.module || !s.control)
         complain("which module, which control file? Name both in <this file>.conf (module=, control=) or in the "
                  "environment (FAULTP11_MODULE, FAULTP11_CONTROL)");
-    else if ((instance.control = open_control(s.control)) != NULL)
+    else if ((instance.control = open_control(s.control)) != NULL && (instance.self = enter(instance.control)) != NULL)
         instance.real = open_real(s.module);
     instance.softhsm2_conf = s.softhsm2_conf;
     free(s.module);

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define CONTROL_MAGIC UINT64_C(0x6661756c74703131) /* "faultp11" */
-#define CONTROL_VERSION UINT64_C(1)
+#define CONTROL_VERSION UINT64_C(2)
 
 typedef _Atomic uint64_t word;
 typedef _Atomic int64_t sword;
@@ -44,6 +44,13 @@ enum fault_mode {
     FAULT_DELAY = 4,    /* the real call is made later */
     FAULT_HANG = 5,     /* the call blocks before the real call until the slot has another fault, or none */
     FAULT_HANG_AFTER = 6,
+    FAULT_DIE = 7,      /* the process ends, as enum death says; the real call is not made */
+};
+enum death {
+    DEATH_SEGFAULT = 0,
+    DEATH_ABORT = 1,
+    DEATH_EXIT = 2,       /* exit(3), with the exit handlers */
+    DEATH_HEAP_SMASH = 3, /* free finds the heap overwritten */
 };
 #define TIMES_FOREVER UINT64_C(0x3fff)
 
@@ -53,11 +60,22 @@ struct slot {
     word delay_usec;    /* sleep this long before the real call */
     word hang;          /* 0 off; else a value never used before, whose lowest bit says: after the real call */
     word calls;         /* entered, faulty or not */
-    sword in_flight;    /* entered and not yet returned */
-    word max_in_flight; /* the most of them at once */
+    word max_in_flight; /* the most of them in flight at once, in one process */
     word injected;      /* calls to which a fault was done */
-    sword hung;         /* calls that wait in a hang now */
 };
+
+/*
+ * What one process has open and in flight. A process that was killed leaves its entry behind: readers pass over it,
+ * and the next process that finds no free one takes it.
+ */
+struct process {
+    word pid;                     /* 0: free */
+    sword open_sessions;          /* opened minus closed, on the real module */
+    sword in_flight;              /* calls entered and not yet returned */
+    sword calls_in_flight[FN_COUNT];
+    sword calls_hung[FN_COUNT];   /* those that wait in a hang now */
+};
+#define MAX_PROCESSES 64
 
 struct control {
     word magic, version, size;
@@ -73,21 +91,19 @@ struct control {
     word wake;           /* incremented, and its lower half's futex woken, when a hang may have ended */
 
     /* What was seen. */
-    word owner;              /* process whose sessions and calls are counted; see control.c */
     word drop_sessions_done; /* the drop_sessions that was obeyed last */
     word drop_login_done;    /* the drop_login that was obeyed last */
-    sword open_sessions;     /* opened minus closed, on the real module */
-    word max_open_sessions;  /* the most of them at once, in one process */
+    word max_open_sessions;  /* the most sessions open at once, in one process */
     word logins;             /* C_Login that the real module accepted */
     word finalize_busy;      /* C_Finalize while another call of the same process was in flight */
-    sword in_flight;         /* over all functions */
-    word max_in_flight;
+    word max_in_flight;      /* over all functions, in one process */
 
     struct slot slots[FN_COUNT];
+    struct process processes[MAX_PROCESSES];
 };
 
 _Static_assert(FN_COUNT == 68, "PKCS#11 v2.40 has 68 functions");
-_Static_assert(sizeof(struct control) == 8 * (20 + 8 * FN_COUNT), "words only, no padding");
+_Static_assert(sizeof(struct control) == 8 * (17 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock would not be shared between processes");
 
 #endif

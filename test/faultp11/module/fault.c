@@ -2,6 +2,8 @@
 #include "faultp11.h"
 
 #include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #ifdef __linux__
 #include <linux/futex.h>
@@ -15,11 +17,10 @@
  * the test was about. C_Finalize under a call is counted instead (finalize_busy).
  */
 static pthread_rwlock_t inside = PTHREAD_RWLOCK_INITIALIZER;
-static atomic_int in_flight; /* of this process; the control block's may include others' */
 
 void real_lock(void) { pthread_rwlock_wrlock(&inside); }
 void real_unlock(void) { pthread_rwlock_unlock(&inside); }
-int calls_in_flight(void) { return atomic_load(&in_flight); }
+int calls_in_flight(void) { return (int)atomic_load(&module()->self->in_flight); }
 
 void raise_to(word *value, uint64_t seen)
 {
@@ -43,34 +44,38 @@ static void wait_for_wake(struct control *c, uint64_t seen)
 }
 
 /* Blocks while the slot's hang has the value it has now, if that value is meant for this side of the real call. */
-static void hang(struct control *c, struct slot *s, bool after)
+static void hang(struct control *c, enum function fn, bool after)
 {
+    struct slot *s = &c->slots[fn];
+    sword *hung = &module()->self->calls_hung[fn];
     uint64_t value = atomic_load(&s->hang);
     if (value == 0 || (value & 1) != (after ? 1 : 0))
         return;
-    atomic_fetch_add(&s->hung, 1);
+    atomic_fetch_add(hung, 1);
     for (;;) {
         uint64_t wake = atomic_load(&c->wake);
         if (atomic_load(&s->hang) != value)
             break;
         wait_for_wake(c, wake);
     }
-    atomic_fetch_sub(&s->hung, 1);
+    atomic_fetch_sub(hung, 1);
 }
 
 /* Blocks while the fault that this call took is the one that the slot had last. */
-static void hang_in_fault(struct control *c, struct slot *s, const struct call *call, enum fault_mode mode)
+static void hang_in_fault(struct control *c, const struct call *call, enum fault_mode mode)
 {
+    struct slot *s = &c->slots[call->fn];
+    sword *hung = &module()->self->calls_hung[call->fn];
     if (!call->injected || call->mode != mode)
         return;
-    atomic_fetch_add(&s->hung, 1);
+    atomic_fetch_add(hung, 1);
     for (;;) {
         uint64_t wake = atomic_load(&c->wake);
         if (atomic_load(&s->fault) >> 60 != mode)
             break;
         wait_for_wake(c, wake);
     }
-    atomic_fetch_sub(&s->hung, 1);
+    atomic_fetch_sub(hung, 1);
 }
 
 static void sleep_usec(uint64_t usec)
@@ -103,6 +108,28 @@ static void take_fault(struct call *c, struct slot *s)
     } while (!atomic_compare_exchange_weak(&s->fault, &old, new));
     if (c->injected)
         atomic_fetch_add(&s->injected, 1);
+}
+
+/* Ends the process as a faulty library would. The compiler must not see what is wrong here. */
+static void die(enum death how)
+{
+    switch (how) {
+    case DEATH_SEGFAULT: {
+        volatile int *volatile nowhere = NULL;
+        *nowhere = 1;
+        break;
+    }
+    case DEATH_ABORT:
+        abort();
+    case DEATH_EXIT:
+        exit(3);
+    case DEATH_HEAP_SMASH: {
+        char *volatile block = malloc(24);
+        memset(block - 16, 0xff, 64);
+        free(block);
+        abort(); /* an allocator that notices nothing */
+    }
+    }
 }
 
 static void close_sessions(CK_SESSION_HANDLE session, CK_SLOT_ID slot)
@@ -147,22 +174,24 @@ bool call_enter(struct call *c, enum function fn)
     if (!module()->real)
         return false;
     struct slot *s = &ctl->slots[fn];
-    atomic_fetch_add(&in_flight, 1);
-    raise_to(&ctl->max_in_flight, (uint64_t)atomic_fetch_add(&ctl->in_flight, 1) + 1);
-    raise_to(&s->max_in_flight, (uint64_t)atomic_fetch_add(&s->in_flight, 1) + 1);
+    struct process *self = module()->self;
+    raise_to(&ctl->max_in_flight, (uint64_t)atomic_fetch_add(&self->in_flight, 1) + 1);
+    raise_to(&s->max_in_flight, (uint64_t)atomic_fetch_add(&self->calls_in_flight[fn], 1) + 1);
     atomic_fetch_add(&s->calls, 1); /* last: whoever waits for this count finds the call in flight */
 
     bool brackets = fn == FN_C_Initialize || fn == FN_C_Finalize; /* they take the lock for writing themselves */
     if (!brackets)
         obey(ctl);
     sleep_usec(atomic_load(&ctl->delay_all_usec) + atomic_load(&s->delay_usec));
-    hang(ctl, s, false);
+    hang(ctl, fn, false);
     take_fault(c, s); /* after the hang, so that a test can still decide how a hung call ends */
+    if (c->injected && c->mode == FAULT_DIE)
+        die((enum death)c->code);
     if (c->injected && c->mode == FAULT_BEFORE)
         return false;
     if (c->injected && c->mode == FAULT_DELAY)
         sleep_usec(c->code);
-    hang_in_fault(ctl, s, c, FAULT_HANG);
+    hang_in_fault(ctl, c, FAULT_HANG);
     if (!brackets) {
         pthread_rwlock_rdlock(&inside);
         c->real = true;
@@ -175,16 +204,15 @@ CK_RV call_leave(struct call *c)
     struct control *ctl = module()->control;
     if (!module()->real)
         return CKR_GENERAL_ERROR;
-    struct slot *s = &ctl->slots[c->fn];
+    struct process *self = module()->self;
     if (c->real)
         pthread_rwlock_unlock(&inside);
-    hang(ctl, s, true);
-    hang_in_fault(ctl, s, c, FAULT_HANG_AFTER);
+    hang(ctl, c->fn, true);
+    hang_in_fault(ctl, c, FAULT_HANG_AFTER);
     if (c->injected && (c->mode == FAULT_BEFORE || c->mode == FAULT_AFTER))
         c->rv = c->code;
-    atomic_fetch_sub(&s->in_flight, 1);
-    atomic_fetch_sub(&ctl->in_flight, 1);
-    atomic_fetch_sub(&in_flight, 1);
+    atomic_fetch_sub(&self->calls_in_flight[c->fn], 1);
+    atomic_fetch_sub(&self->in_flight, 1);
     return c->rv;
 }
 

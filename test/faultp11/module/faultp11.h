@@ -28,6 +28,7 @@
 /* One instance of the module: a file loaded once into one process. */
 struct module {
     struct control *control;
+    struct process *self;      /* this process's entry in control */
     CK_FUNCTION_LIST_PTR real; /* NULL: setting up failed, and every call says CKR_GENERAL_ERROR */
     char *softhsm2_conf;       /* SOFTHSM2_CONF for the real C_Initialize; NULL: leave the environment alone */
 };
@@ -68,6 +69,9 @@ void real_unlock(void);
 
 /* Calls of this process in flight, the caller's own included. */
 int calls_in_flight(void);
+
+/* Sessions that all living processes have open together: what a token's own limit would count. */
+int64_t sessions_of_all(void);
 
 /* value = max(value, seen), atomically. */
 void raise_to(word *value, uint64_t seen);

@@ -15,17 +15,17 @@ static size_t used, room;
 
 bool sessions_reserve(void)
 {
-    struct control *c = module()->control;
-    uint64_t most = atomic_load(&c->max_sessions);
-    int64_t open = atomic_load(&c->open_sessions);
-    do {
-        if (most != 0 && open >= (int64_t)most)
-            return false;
-    } while (!atomic_compare_exchange_weak(&c->open_sessions, &open, open + 1));
-    return true;
+    uint64_t most = atomic_load(&module()->control->max_sessions);
+    bool room_left;
+    pthread_mutex_lock(&mutex); /* two of one process: two processes may go beyond the limit together, by one */
+    room_left = most == 0 || sessions_of_all() < (int64_t)most;
+    if (room_left)
+        atomic_fetch_add(&module()->self->open_sessions, 1);
+    pthread_mutex_unlock(&mutex);
+    return room_left;
 }
 
-void sessions_unreserve(void) { atomic_fetch_sub(&module()->control->open_sessions, 1); }
+void sessions_unreserve(void) { atomic_fetch_sub(&module()->self->open_sessions, 1); }
 
 void sessions_add(CK_SESSION_HANDLE session, CK_SLOT_ID slot)
 {
@@ -50,7 +50,7 @@ static void sift(bool (*keep)(const struct session *, CK_ULONG), CK_ULONG which)
     for (size_t i = 0; i < used; i++)
         if (keep(&table[i], which))
             table[kept++] = table[i];
-    atomic_fetch_sub(&module()->control->open_sessions, (int64_t)(used - kept));
+    atomic_fetch_sub(&module()->self->open_sessions, (int64_t)(used - kept));
     used = kept;
     pthread_mutex_unlock(&mutex);
 }
@@ -74,7 +74,7 @@ void sessions_remove(CK_SESSION_HANDLE session)
         if (table[i].handle != session)
             continue;
         table[i] = table[--used];
-        atomic_fetch_sub(&module()->control->open_sessions, 1);
+        atomic_fetch_sub(&module()->self->open_sessions, 1);
         break;
     }
     pthread_mutex_unlock(&mutex);

@@ -188,6 +188,23 @@ func TestPathOf(t *testing.T) {
 	}
 }
 
+// A range has one text, and a text one range.
+func TestRangeText(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, c := range []struct{ from, to, want string }{
+		{"", "/registry/", "../registry/"}, {"/registry0", "", "/registry0.."}, {"", "", ".."}, {"a.b", "a.c", "a.b..a.c"},
+		{"a.", ".b", `a\x2e..\x2eb`}, {"a..b", "c", `a\x2e\x2eb..c`}, {"a", "b\x00", `a..b\x00`}, {"a\x1b[2J", "é", `a\x1b[2J..\xc3\xa9`}, {`a\x00`, "b", `a\x5cx00..b`},
+		{"a", "b..c", `a..b\x2e\x2ec`}, {"a..b", "", `a\x2e\x2eb..`}, {"a b", "c", `a\x20b..c`},
+	} {
+		got := evidence.RangeText(c.from, c.to)
+		if got != c.want || seen[got] {
+			t.Errorf("RangeText(%q, %q) = %s, want %s", c.from, c.to, got, c.want)
+		}
+		seen[got] = true
+	}
+}
+
 func TestPrintable(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

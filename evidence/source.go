@@ -54,8 +54,8 @@ type Reading struct {
 	// Elsewhere counts objects that an API server has encrypted (k8s:enc:) and that are not below Prefixes: they are in no
 	// other number. Of a snapshot, older revisions are in it.
 	Elsewhere int64 `json:"elsewhere,omitempty"`
-	// Unreadable are the ranges of etcd's keys that this client may not read, each as RangeText gives it. What lies there
-	// is in no number: a report with such a range is no evidence for it.
+	// Unreadable are the ranges of etcd's keys that were not read because etcd refuses them to this client, each as RangeText
+	// gives it, in order. What lies there is in no number: a report with such a range is no evidence for it. A snapshot has none.
 	Unreadable []string `json:"unreadable"`
 	// Members are what the members of a live etcd that answered said of themselves.
 	Members []Member `json:"members,omitempty"`
@@ -68,8 +68,9 @@ type Reading struct {
 	Notes []string `json:"notes,omitempty"` // what a reader of the report must know
 }
 
-// Member is what a member of etcd said of itself in one answer. RaftIndex and RaftTerm never fall, save by a restore,
-// which begins both again. Field names are a contract.
+// Member is what a member of etcd said of itself in one answer, at the end of the reading. RaftIndex and RaftTerm never
+// fall, save by a restore, which begins both again, and for a moment after a crash: what a member had applied and not yet
+// written to its disk it applies again. Field names are a contract.
 type Member struct {
 	ID        string `json:"id"`        // hex
 	Revision  int64  `json:"revision"`  // newest that it has applied
@@ -78,8 +79,23 @@ type Member struct {
 }
 
 // RangeText is a range of etcd's keys, from (included) to to (excluded), as Reading.Unreadable has it: FROM..TO. An empty
-// from is the lowest key, an empty to is no end.
-func RangeText(from, to string) string { return Printable(from) + ".." + Printable(to) }
+// from is the lowest key, an empty to is no end. What is not printable ASCII, backslashes, and dots beside another dot or
+// at an end are \xNN: each range has one text and each text one range, so that texts can be compared.
+func RangeText(from, to string) string { return rangeEnd(from) + ".." + rangeEnd(to) }
+
+func rangeEnd(key string) string {
+	var b strings.Builder
+	for i := range len(key) {
+		c := key[i]
+		lonely := i > 0 && i < len(key)-1 && key[i-1] != '.' && key[i+1] != '.'
+		if c <= ' ' || c > '~' || c == '\\' || c == '.' && !lonely {
+			fmt.Fprintf(&b, `\x%02x`, c)
+			continue
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
+}
 
 // Progress is told how far a piece of work is; total 0: nobody knows. It is called from one goroutine at a time.
 type Progress func(stage string, done, total int64)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -178,12 +179,13 @@ func TestElsewhere(t *testing.T) {
 	}
 	f.term = 7
 	got, reading := read(t, f)
-	if reading.Elsewhere != 4 || len(reading.Notes) != 1 || len(got) != 4 || reading.Term != 7 {
+	if reading.Elsewhere != 4 || len(reading.Unreadable) != 0 || reading.Unreadable == nil || len(reading.Notes) != 1 || len(got) != 4 || reading.Term != 7 {
 		t.Errorf("read %d objects, %+v", len(got), reading)
 	}
 	f.denied = "/registry/"
 	got, reading = read(t, f)
-	if reading.Elsewhere != 2 || len(got) != 4 || len(reading.Notes) != 2 || !strings.Contains(reading.Notes[1], "may not read all keys") {
+	if reading.Elsewhere != 2 || len(got) != 4 || len(reading.Notes) != 2 || !strings.Contains(reading.Notes[1], "may not read all keys") ||
+		!slices.Equal(reading.Unreadable, []string{"../registry/"}) {
 		t.Errorf("a client that may not read all: read %d objects, %+v", len(got), reading)
 	}
 }

@@ -1,15 +1,18 @@
 package live
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -19,31 +22,67 @@ const askTimeout = 3 * time.Second
 // asker asks one endpoint about itself.
 type asker func(ctx context.Context, endpoint string) (*clientv3.StatusResponse, error)
 
+// statuses are what the endpoints say of themselves, in their order; nil: no answer.
+func (e *Etcd) statuses(ctx context.Context) []*clientv3.StatusResponse {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	said := make([]*clientv3.StatusResponse, len(e.addresses))
+	var wg sync.WaitGroup
+	for i, address := range e.addresses {
+		wg.Go(func() {
+			if status, err := e.ask(ctx, address); err == nil && status.Header != nil {
+				said[i] = status
+			}
+		})
+	}
+	wg.Wait()
+	return said
+}
+
 // sameCluster asks every endpoint that answers which cluster it belongs to. The client takes them in turn: of two
 // clusters it would read a part of each, or one of them alone, and nobody could tell from what it read.
 func (e *Etcd) sameCluster(ctx context.Context) error {
 	if e.ask == nil || len(e.addresses) < 2 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	clusters := make([]uint64, len(e.addresses)) // 0: no answer
-	var wg sync.WaitGroup
-	for i, address := range e.addresses {
-		wg.Go(func() {
-			if status, err := e.ask(ctx, address); err == nil {
-				clusters[i] = status.Header.GetClusterId()
-			}
-		})
-	}
-	wg.Wait()
-	first := slices.IndexFunc(clusters, func(id uint64) bool { return id != 0 })
-	for i, id := range clusters {
-		if id != 0 && id != clusters[first] {
-			return otherCluster(clusters[first], id, e.addresses[i])
+	first := uint64(0)
+	for i, status := range e.statuses(ctx) {
+		id := uint64(0)
+		if status != nil {
+			id = status.Header.GetClusterId()
+		}
+		if first == 0 {
+			first = id
+		}
+		if id != 0 && id != first {
+			return otherCluster(first, id, e.addresses[i])
 		}
 	}
 	return nil
+}
+
+// members are what the members say of themselves, each once, in order of their ids, and the endpoints that said nothing.
+// A store that is no etcd has neither an id nor a log, and is left out.
+func (e *Etcd) members(ctx context.Context) (members []evidence.Member, silent []string) {
+	if e.ask == nil {
+		return nil, nil
+	}
+	for i, status := range e.statuses(ctx) {
+		if status == nil {
+			silent = append(silent, e.addresses[i])
+			continue
+		}
+		member := evidence.Member{
+			ID: strconv.FormatUint(status.Header.GetMemberId(), 16), Revision: status.Header.GetRevision(),
+			RaftIndex: cmp.Or(status.RaftAppliedIndex, status.RaftIndex), RaftTerm: status.RaftTerm,
+		}
+		known := slices.ContainsFunc(members, func(m evidence.Member) bool { return m.ID == member.ID })
+		if !known && (status.Header.GetMemberId() != 0 || member.RaftIndex != 0) {
+			members = append(members, member)
+		}
+	}
+	slices.SortFunc(members, func(a, b evidence.Member) int { return strings.Compare(a.ID, b.ID) })
+	return members, silent
 }
 
 // otherCluster is about endpoints that are not members of one etcd.

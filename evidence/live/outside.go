@@ -16,12 +16,26 @@ import (
 // must not look as if there were nothing.
 type outside struct {
 	elsewhere int64
-	hidden    bool // this client may not read there
+	hidden    []string // refused to this client
+}
+
+// etcd's words: the lowest key, and, as the end of a range, that there is none.
+const first, unbounded = "\x00", "\x00"
+
+// text is the range, from a key on, as a report names it.
+func (r keyRange) text(from string) string {
+	end := r.end
+	if from == first {
+		from = ""
+	}
+	if end == unbounded {
+		end = ""
+	}
+	return evidence.RangeText(from, end)
 }
 
 // gapsOf are all keys of etcd that are in none of the ranges.
 func gapsOf(ranges []keyRange) []keyRange {
-	const first, unbounded = "\x00", "\x00" // etcd's words: the lowest key, and no end
 	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b keyRange) int { return strings.Compare(a.start, b.start) })
 	gaps, from := []keyRange(nil), first
 	for _, r := range sorted {
@@ -41,7 +55,7 @@ func (r *reader) look(ctx context.Context) error {
 		for next := gap.start; next != ""; {
 			page, after, err := r.page(ctx, next, gap.end)
 			if errors.Is(err, rpctypes.ErrPermissionDenied) {
-				r.hidden = true
+				r.hidden = append(r.hidden, gap.text(next))
 				break
 			}
 			if err != nil {
@@ -63,7 +77,7 @@ func (o *outside) notes() []string {
 	if o.elsewhere > 0 {
 		notes = append(notes, evidence.ElsewhereNote(o.elsewhere, "in this etcd"))
 	}
-	if o.hidden {
+	if len(o.hidden) > 0 {
 		notes = append(notes, "this client of etcd may not read all keys: whether an API server with another --etcd-prefix keeps something there was not seen")
 	}
 	return notes

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -40,6 +41,8 @@ type reader struct {
 	term     uint64 // of the first answer
 	known    bool   // cluster and term are
 	outside
+	members  []evidence.Member
+	silent   []string // endpoints that said nothing of themselves
 	segments []segment
 	done     int64
 	total    int64
@@ -57,6 +60,7 @@ func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 		if err := r.run(ctx); err != nil {
 			return fmt.Errorf("reading etcd: %w", err)
 		}
+		r.members, r.silent = e.members(ctx)
 		return nil
 	}
 	if err := evidence.Ahead(ctx, read, each); err != nil {
@@ -68,7 +72,10 @@ func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 func (r *reader) reading() evidence.Reading {
 	reading := evidence.Reading{
 		Name: r.etcd.name, Revision: r.revision, Cluster: strconv.FormatUint(r.cluster, 16), Term: r.term, Prefixes: r.etcd.prefixes,
-		Elsewhere: r.elsewhere,
+		Elsewhere: r.elsewhere, Members: r.members, Unreadable: append([]string{}, r.hidden...),
+	}
+	if len(r.silent) > 0 {
+		reading.Notes = append(reading.Notes, "not all members of etcd said how far their logs go: "+evidence.Printable(strings.Join(r.silent, ", ")))
 	}
 	reading.Notes = append(reading.Notes, r.outside.notes()...)
 	if len(r.segments) > 0 && r.segments[0].revision != r.revision {

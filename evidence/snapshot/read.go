@@ -55,7 +55,7 @@ func (f *File) Read(ctx context.Context, each func([]evidence.Object) error) (ev
 	if err := evidence.Ahead(ctx, read, each); err != nil {
 		return evidence.Reading{}, err
 	}
-	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256, Prefixes: f.opts.Prefixes, Elsewhere: r.elsewhere}
+	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256, Prefixes: f.opts.Prefixes, Elsewhere: r.elsewhere, Unreadable: []string{}}
 	if r.elsewhere > 0 {
 		reading.Notes = append(reading.Notes, evidence.ElsewhereNote(r.elsewhere, "in the file"))
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/boltfile"
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -70,7 +71,7 @@ func (f *File) check(ctx context.Context) error {
 		return hint.Wrap(errors.New("it is not a file"), "of etcd's data folder give the file member/snap/db")
 	}
 	// etcd holds an exclusive lock on its own file: read while it writes, the file would be torn.
-	if err := unix.Flock(int(f.file.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+	if err := filelock.TryShared(f.file); errors.Is(err, filelock.ErrHeld) {
 		return hint.Wrap(errors.New("a running etcd has it open"), "ask that etcd with --endpoints, or save a snapshot of it with: etcdctl snapshot save FILE")
 	}
 	f.size = info.Size()

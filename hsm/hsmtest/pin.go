@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 )
 
 // testWrongPIN: a PIN that the token refused is tried once, whatever is started anew, and a mended file heals.
@@ -63,10 +64,7 @@ const WrongPIN = "00000001"
 // WritePIN replaces a PIN file as an operator should: another file, renamed over it.
 func WritePIN(t *testing.T, path, pin string) {
 	t.Helper()
-	if err := os.WriteFile(path+".new", []byte(pin), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := atomicfile.WriteState(path, []byte(pin)); err != nil {
 		t.Fatal(err)
 	}
 }

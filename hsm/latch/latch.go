@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 )
 
 // ErrStands: an earlier attempt with this very PIN file did not succeed, and no other is made.
@@ -42,9 +44,6 @@ const (
 
 // maxRecord bounds the latch file in bytes.
 const maxRecord = 4096
-
-// lockPoll is how often a lock that another process holds is asked for again. flock has no deadline.
-const lockPoll = 50 * time.Millisecond
 
 // Latch keeps the latch files of one folder. Safe for concurrent use, also between processes.
 type Latch struct{ dir string }
@@ -155,30 +154,14 @@ func (l *Latch) path(token string, file pinfile.Identity) string {
 
 // lock takes the folder's lock for the time of one attempt.
 func (l *Latch) lock(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(l.dir, "pin-latch.lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
+	lock, err := filelock.Wait(ctx, filepath.Join(l.dir, "pin-latch.lock"))
+	switch {
+	case errors.Is(err, filelock.ErrHeld):
+		return nil, fmt.Errorf("waiting for another process's login: %w", ctx.Err())
+	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrState, err)
 	}
-	if err := giveToOwner(f, l.dir); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, fmt.Errorf("%w: locking %s: %w", ErrState, f.Name(), err)
-		}
-		select {
-		case <-time.After(lockPoll):
-		case <-ctx.Done():
-			_ = f.Close()
-			return nil, fmt.Errorf("waiting for another process's login: %w", ctx.Err())
-		}
-	}
+	return func() { _ = lock.Unlock() }, nil
 }
 
 // read returns nil when there is no latch. One that cannot be understood stands for every PIN file: it may be
@@ -209,41 +192,7 @@ func write(path string, r record) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".pin-latch-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, giveToOwner(f, filepath.Dir(path)), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("%w: %w", ErrState, err)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
-	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
-	}
-	return nil
-}
-
-// giveToOwner gives a file that root made to the owner of the folder: a command run by root must not leave
-// behind what the plugin under its own user cannot read.
-func giveToOwner(f *os.File, dir string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	var owner unix.Stat_t
-	if err := unix.Stat(dir, &owner); err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
-	}
-	if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+	if err := atomicfile.WriteState(path, append(b, '\n')); err != nil {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return nil

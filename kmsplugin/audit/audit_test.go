@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 )
 
 // sample is the n-th record of a test.
@@ -86,7 +88,7 @@ func crash(w *Writer) {
 	w.closed = true
 	w.mu.Unlock()
 	_ = w.flush.stop()
-	_ = release(w.file)
+	_ = filelock.Release(w.file)
 }
 
 func readLines(t testing.TB, path string) []string {

@@ -1,27 +1,41 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
 // ErrInUse: another process writes this trail.
 var ErrInUse = errors.New("another process writes this audit trail")
 
-// writeFlags open a file to append to. O_NOFOLLOW: a link in its place would have us write where somebody else
-// chose. O_NONBLOCK: a FIFO in its place would make the open wait for ever. Reading is for the file's end.
-const writeFlags = os.O_RDWR | os.O_APPEND | os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+// writeFlags open a file to append to. Reading is for the file's end.
+const writeFlags = os.O_RDWR | os.O_APPEND
 
 const readFlags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+
+// opener opens a trail's file to append to.
+type opener func(path string) (*os.File, error)
+
+// openOrNew opens the file at path, or makes it.
+func openOrNew(path string) (*os.File, error) {
+	file, _, err := ownedfile.OpenOrMake(path, writeFlags, 0o600)
+	return file, err
+}
+
+// openNew makes the file at path, which must not be there.
+func openNew(path string) (*os.File, error) { return ownedfile.Make(path, writeFlags, 0o600) }
 
 // checkFolder refuses a folder in which anybody may rename the trail away and put another in its place.
 func checkFolder(path string) error {
@@ -39,11 +53,11 @@ func checkFolder(path string) error {
 }
 
 // openFile opens path to append to, makes it with mode 0600 when it is not there, checks it and locks it.
-// wait bounds how long another's lock is waited for; then the error is ErrInUse. extra is added to the flags.
-func openFile(path string, extra int, wait time.Duration) (*os.File, error) {
+// wait bounds how long another's lock is waited for; then the error is ErrInUse.
+func openFile(path string, open opener, wait time.Duration) (*os.File, error) {
 	const attempts = 5
 	for range attempts {
-		file, err := os.OpenFile(path, writeFlags|extra, 0o600)
+		file, err := open(path)
 		if err != nil {
 			return nil, openError(path, err)
 		}
@@ -54,11 +68,11 @@ func openFile(path string, extra int, wait time.Duration) (*os.File, error) {
 		if err != nil {
 			return nil, errors.Join(err, file.Close()) // not locked
 		}
-		if isAt(file, path) {
+		if filelock.IsAt(file, path) {
 			return file, nil
 		}
 		// Renamed by the process that had the lock until now: what is at the path is another file.
-		if err := release(file); err != nil {
+		if err := filelock.Release(file); err != nil {
 			return nil, fmt.Errorf("closing the audit trail: %w", err)
 		}
 	}
@@ -66,13 +80,10 @@ func openFile(path string, extra int, wait time.Duration) (*os.File, error) {
 }
 
 func openError(path string, err error) error {
-	switch {
-	case errors.Is(err, syscall.ELOOP):
+	if errors.Is(err, syscall.ELOOP) {
 		err = hint.Wrap(fmt.Errorf("%s is a symbolic link", path), "name the file itself in audit.path")
-	case errors.Is(err, fs.ErrPermission):
-		err = hint.Wrap(err, "let the plugin's user write to "+path+" and its folder")
 	}
-	return fmt.Errorf("opening the audit trail: %w", err)
+	return fmt.Errorf("opening the audit trail: %w", ownedfile.Explain(path, err))
 }
 
 // checkFile looks at what was opened, not at the path again, which may have changed since.
@@ -100,46 +111,13 @@ func checkFile(file *os.File) error {
 // lock takes the writer's lock. A check of the file holds a shared one for an instant, and a restart may
 // overlap with the end of the process before, so a short wait is no error.
 func lock(file *os.File, wait time.Duration) error {
-	deadline := time.Now().Add(wait)
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, unix.EINTR):
-			continue
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("locking the audit trail %s: %w", file.Name(), err)
-		case time.Now().After(deadline):
-			return hint.Wrap(fmt.Errorf("%w: %s", ErrInUse, file.Name()), "stop that process, or give this one another audit.path")
-		}
-		time.Sleep(5 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	err := filelock.WaitFile(ctx, file)
+	if errors.Is(err, filelock.ErrHeld) {
+		return hint.Wrap(fmt.Errorf("%w: %s", ErrInUse, file.Name()), "stop that process, or give this one another audit.path")
 	}
-}
-
-// release gives the lock up and closes the file. Closing alone would do it only when no child process, forked
-// and not yet at its exec, shares the open file for an instant.
-func release(file *os.File) error {
-	return errors.Join(unix.Flock(int(file.Fd()), unix.LOCK_UN), file.Close())
-}
-
-// isWritten tells whether a process holds the writer's lock on the file.
-func isWritten(file *os.File) bool {
-	err := unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if err == nil {
-		_ = unix.Flock(int(file.Fd()), unix.LOCK_UN) // closing the file does it too
-	}
-	return errors.Is(err, unix.EWOULDBLOCK)
-}
-
-// isAt tells whether the open file is the one at path.
-func isAt(file *os.File, path string) bool {
-	opened, err := file.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(path)
-	return err == nil && os.SameFile(opened, there)
+	return err
 }
 
 // latestSibling finds where the chain of a file that is gone or empty goes on from: the last record of the
@@ -177,7 +155,7 @@ func siblingTail(path string) (tail, error) {
 		return tail{}, fmt.Errorf("reading the audit trail's older file: %w", err)
 	}
 	defer file.Close() // read only: nothing to lose
-	if isWritten(file) {
+	if filelock.IsHeld(file) {
 		return tail{}, hint.Wrap(fmt.Errorf("%w: it was renamed to %s", ErrInUse, path), "stop that process, or send it SIGHUP first")
 	}
 	t, err := tailOfFile(file)

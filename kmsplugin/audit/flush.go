@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 )
 
 // flusher brings what was written to the disk, a second after it was written at the latest, and off the path
@@ -82,7 +84,7 @@ func (f *flusher) flush() error {
 
 	err := f.sync(file)
 	for _, o := range old {
-		err = errors.Join(err, f.sync(o), release(o))
+		err = errors.Join(err, f.sync(o), filelock.Release(o))
 	}
 	if folder {
 		err = errors.Join(err, syncFolder(filepath.Dir(w.path)))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -47,13 +48,13 @@ func (w *Writer) nextFile(older string) (*os.File, error) {
 	if _, err := os.Lstat(older); !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("renaming the audit trail: %s exists", older), err)
 	}
-	if !isAt(w.file, w.path) {
+	if !filelock.IsAt(w.file, w.path) {
 		return nil, hint.Wrap(fmt.Errorf("renaming the audit trail: %s is another file by now", w.path), "send SIGHUP after renaming the file")
 	}
 	if err := os.Rename(w.path, older); err != nil {
 		return nil, fmt.Errorf("renaming the audit trail: %w", err)
 	}
-	file, err := openFile(w.path, os.O_EXCL, checkWait)
+	file, err := openFile(w.path, openNew, checkWait)
 	if err == nil {
 		return file, nil
 	}
@@ -87,7 +88,7 @@ func (w *Writer) Reopen() error {
 		return errClosed
 	}
 	ended := w.look()
-	if isAt(w.file, w.path) {
+	if filelock.IsAt(w.file, w.path) {
 		return w.settle(errors.Join(ended, w.writePending())) // not renamed, or removed and replaced just now
 	}
 	file, err := w.openEmpty()
@@ -124,7 +125,7 @@ func (w *Writer) replace(cause string) error {
 
 // openEmpty opens the file at the path, which must be new or empty.
 func (w *Writer) openEmpty() (*os.File, error) {
-	file, err := openFile(w.path, 0, checkWait)
+	file, err := openFile(w.path, openOrNew, checkWait)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +134,7 @@ func (w *Writer) openEmpty() (*os.File, error) {
 		err = hint.Wrap(fmt.Errorf("%s is another file that holds something", w.path), "move it away and keep it: it may be the trail, written anew by an editor; after a rename of your own send SIGHUP again")
 	}
 	if err != nil {
-		return nil, errors.Join(err, release(file))
+		return nil, errors.Join(err, filelock.Release(file))
 	}
 	return file, nil
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 )
 
 // How a chain ends.
@@ -89,7 +91,7 @@ func openAll(paths []string) ([]*input, error) {
 		if !info.Mode().IsRegular() {
 			return files, fmt.Errorf("opening the audit trail: %s is not a regular file", path)
 		}
-		in.live = isWritten(file)
+		in.live = filelock.IsHeld(file)
 		if in.first, err = firstSequence(file); err != nil {
 			return files, fmt.Errorf("reading the audit trail %s: %w", path, err)
 		}

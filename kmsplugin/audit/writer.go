@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -86,14 +87,14 @@ func Open(opts Options) (*Writer, error) {
 	if opts.LockWait <= 0 {
 		opts.LockWait = 500 * time.Millisecond
 	}
-	file, err := openFile(path, 0, opts.LockWait)
+	file, err := openFile(path, openOrNew, opts.LockWait)
 	if err != nil {
 		return nil, err
 	}
 	w := &Writer{opts: opts, path: path, previous: noRecord(), buf: make([]byte, 0, maxLine)}
 	w.file, w.fd = file, int(file.Fd())
 	if err := w.resume(); err != nil {
-		return nil, errors.Join(err, release(file))
+		return nil, errors.Join(err, filelock.Release(file))
 	}
 	w.flush.start(w)
 	w.mu.Lock()
@@ -253,5 +254,5 @@ func (w *Writer) Close() error {
 	w.mu.Unlock()
 	err = errors.Join(err, w.flush.stop())
 	w.opts.Logger.Info("audit trail closed", "path", w.path, "sequence", w.sequence, "hash", string(w.previous[:]))
-	return errors.Join(err, release(w.file))
+	return errors.Join(err, filelock.Release(w.file))
 }

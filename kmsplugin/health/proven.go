@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 )
 
 // ProvenFile is the name of the file in stateDir that holds the last proven key_id. Nothing in it is secret.
@@ -92,23 +93,5 @@ func saveProven(stateDir string, proven Proven) (err error) {
 	if err != nil {
 		return err
 	}
-	// One name, used again: a process killed here leaves one file behind and not one for each time.
-	path := filepath.Join(stateDir, ProvenFile)
-	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(append(text, '\n'))
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	folder, err := os.Open(stateDir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return atomicfile.WriteState(filepath.Join(stateDir, ProvenFile), append(text, '\n'))
 }

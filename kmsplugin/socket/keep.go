@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -93,7 +94,7 @@ func (l *Listener) renew() error {
 		err = errors.Join(os.ErrClosed, b.listener.Close(), b.remove(l.cfg.Path))
 	}
 	if err != nil && lock != nil {
-		err = errors.Join(err, lock.Close())
+		err = errors.Join(err, lock.Unlock())
 	}
 	if err != nil {
 		return fmt.Errorf("making the socket anew: %w", err)
@@ -103,18 +104,16 @@ func (l *Listener) renew() error {
 
 // lockAnew takes the lock beside the path, unless it is the one that is held: with the folder, the lock file is gone too,
 // and another plugin may have made one of its own. nil: it is held.
-func (l *Listener) lockAnew() (*os.File, error) {
+func (l *Listener) lockAnew() (*filelock.Lock, error) {
 	path := l.cfg.Path + ".lock"
-	if there, err := os.Lstat(path); err == nil {
-		if held, err := l.lock.Stat(); err == nil && os.SameFile(there, held) {
-			return nil, nil
-		}
+	if l.lock.IsAt(path) {
+		return nil, nil
 	}
 	return takeLock(path)
 }
 
 // adopt goes on with b; lock, if not nil, in place of the lock so far. false: Close was called.
-func (l *Listener) adopt(b bound, lock *os.File) bool {
+func (l *Listener) adopt(b bound, lock *filelock.Lock) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -123,7 +122,7 @@ func (l *Listener) adopt(b bound, lock *os.File) bool {
 	old := l.bound.listener
 	l.bound = b
 	if lock != nil {
-		_ = l.lock.Close() // of a file that is gone
+		_ = l.lock.Unlock() // of a file that is gone
 		l.lock = lock
 	}
 	l.state.renewals.Add(1)

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -52,7 +53,7 @@ type Listener struct {
 
 	mu     sync.Mutex
 	bound  bound
-	lock   *os.File
+	lock   *filelock.Lock
 	closed bool
 }
 
@@ -91,7 +92,7 @@ func listen(cfg Config) (*Listener, error) {
 	}
 	b, err := bind(cfg)
 	if err != nil {
-		_ = lock.Close()
+		_ = lock.Unlock()
 		return nil, err
 	}
 	return &Listener{cfg: cfg, bound: b, lock: lock}, nil
@@ -195,7 +196,7 @@ func (l *Listener) Release() error {
 	l.release.Do(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		err = errors.Join(l.bound.remove(l.cfg.Path), l.lock.Close())
+		err = errors.Join(l.bound.remove(l.cfg.Path), l.lock.Unlock())
 	})
 	if err != nil {
 		return fmt.Errorf("removing the socket: %w", err)

@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -18,20 +20,15 @@ import (
 const answerWait = time.Second
 
 // takeLock takes the lock that one plugin holds for its life. flock goes with the process: SIGKILL leaves none behind.
-func takeLock(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-	if err != nil {
-		return nil, hint.Wrap(fmt.Errorf("opening its lock file: %w", err), "see that this user can write to the socket's folder")
-	}
-	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return file, nil
-	}
-	_ = file.Close()
-	if errors.Is(err, unix.EWOULDBLOCK) {
+func takeLock(path string) (*filelock.Lock, error) {
+	lock, err := filelock.Try(path)
+	switch {
+	case errors.Is(err, filelock.ErrHeld):
 		return nil, hint.Wrap(fmt.Errorf("%w: another plugin holds %s", ErrInUse, path), "stop the other plugin, or give this one another socket.path")
+	case err != nil:
+		return nil, hint.Wrap(err, cmp.Or(hint.Of(err), "see that this user can write to the socket's folder"))
 	}
-	return nil, fmt.Errorf("locking %s: %w", path, err)
+	return lock, nil
 }
 
 // clearTheWay removes a socket that a killed plugin left at path, and refuses everything else that lies there. The

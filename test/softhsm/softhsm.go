@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
@@ -150,10 +151,7 @@ func copyInto(path, folder string, replace bool) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(target+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(target+".new", target)
+	return atomicfile.WriteState(target, data)
 }
 
 // TakeAway moves the store away, as if the HSM had been unplugged: a process that has the module open sees

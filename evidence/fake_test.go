@@ -16,8 +16,9 @@ import (
 
 // memory is a source of given objects.
 type memory struct {
-	objects []evidence.Object
-	err     error
+	objects  []evidence.Object
+	prefixes []string // empty: /registry
+	err      error
 }
 
 func (m *memory) put(path string, value []byte) {
@@ -38,7 +39,14 @@ func (m *memory) Read(ctx context.Context, each func([]evidence.Object) error) (
 			return evidence.Reading{}, err
 		}
 	}
-	return evidence.Reading{Name: "memory", Revision: int64(len(m.objects)), Prefixes: []string{"/registry"}}, m.err
+	return evidence.Reading{Name: "memory", Revision: int64(len(m.objects)), Prefixes: m.read()}, m.err
+}
+
+func (m *memory) read() []string {
+	if m.prefixes == nil {
+		return []string{"/registry"}
+	}
+	return m.prefixes
 }
 
 func (m *memory) Find(_ context.Context, key string) (evidence.Object, error) {

@@ -7,43 +7,47 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 )
 
-// filter names the resource of an object and tells whether it is wanted. It is used by one goroutine: it remembers the
+// filter names the resource of an object and reports whether it is wanted. It is used by one goroutine: it remembers the
 // last answer, because etcd's keys come by resource.
 type filter struct {
 	known     *stored.Resources
 	resources []string // empty: all
-	lastPath  []byte   // up to the second slash
-	last      string
+	lastHead  []byte   // of the key, up to the path's second slash; nil: nothing is remembered
+	last      stored.Place
 	wanted    bool
 }
 
-func newFilter(resources []string) filter {
-	return filter{known: stored.NewResources(), resources: resources}
-}
-
-func (f *filter) of(path []byte) (resource string, wanted bool) {
-	head := head(path)
-	if f.lastPath != nil && bytes.Equal(head, f.lastPath) {
-		return f.last, f.wanted
+func newFilter(known *stored.Resources, resources []string) filter {
+	if known == nil {
+		known = stored.Kubernetes()
 	}
-	f.lastPath = append(f.lastPath[:0], head...)
-	f.last = f.known.Of(path)
-	f.wanted = len(f.resources) == 0 || slices.ContainsFunc(f.resources, func(entry string) bool {
-		return f.known.Matches(entry, f.last)
-	})
-	return f.last, f.wanted
+	return filter{known: known, resources: resources}
 }
 
-// head is a path's first two parts: all that its resource depends on. What follows a second part's slash does not
-// matter, but that there is one does.
-func head(path []byte) []byte {
-	first := bytes.IndexByte(path, '/')
+// of returns the resource. What is encrypted and cannot be attributed is wanted always: it may be what was asked for.
+func (f *filter) of(o *Object) (place stored.Place, wanted bool) {
+	head := head(o)
+	if f.lastHead == nil || !bytes.Equal(head, f.lastHead) {
+		f.last = f.known.Of(o.Key, o.Path)
+		f.wanted = len(f.resources) == 0 || slices.ContainsFunc(f.resources, func(entry string) bool { return stored.Matches(entry, f.last.Resource) })
+		f.lastHead = append(f.lastHead[:0], head...)
+		if f.known.HasLayouts() { // theirs may be longer than two parts
+			f.lastHead = nil
+		}
+	}
+	return f.last, f.wanted || !f.last.Known && stored.IsEncrypted(o.Value)
+}
+
+// head is a key up to its path's second slash: all that its resource depends on. What follows does not matter, but that
+// there is a slash does.
+func head(o *Object) []byte {
+	first := bytes.IndexByte(o.Path, '/')
 	if first < 0 {
-		return path
+		return o.Key
 	}
-	second := bytes.IndexByte(path[first+1:], '/')
+	second := bytes.IndexByte(o.Path[first+1:], '/')
 	if second < 0 {
-		return path
+		return o.Key
 	}
-	return path[:first+1+second+1]
+	return o.Key[:len(o.Key)-len(o.Path)+first+1+second+1]
 }

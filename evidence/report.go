@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -28,12 +29,18 @@ type Report struct {
 	Restricted []string `json:"restricted"`
 	// UndecodableObjects names the first MaxNamed of them.
 	UndecodableObjects []Problem `json:"undecodableObjects"`
-	Findings           []Finding `json:"findings"` // of the requirements that were given; empty: all are met
+	Findings           []Finding `json:"findings"` // empty: there are none, and all requirements are met
+	// Required is what was required of all objects of some resources; nil: nothing was.
+	Required *Required `json:"required,omitempty"`
+	// Names are the keys that stand in etcd under more than one provider name.
+	Names []KeyNames `json:"providerNames,omitempty"`
 }
 
 // Resource is what is held of one resource.
 type Resource struct {
-	Resource    string `json:"resource"` // as in an EncryptionConfiguration: secrets, widgets.example.com
+	// Resource is named as in an EncryptionConfiguration: secrets, widgets.example.com. What cannot be attributed to a
+	// resource is named by the beginning of its keys, such as /openshift.io/routes.
+	Resource    string `json:"resource"`
 	Total       int64  `json:"total"`
 	Plaintext   int64  `json:"plaintext"`
 	Undecodable int64  `json:"undecodable"`
@@ -63,11 +70,21 @@ const MaxNamed = 10_000
 // wrote to etcd.
 const maxRows = 100_000
 
+// KeyNames is a key of a KMS provider that objects name by more than one provider name: the provider was renamed in an
+// EncryptionConfiguration, or API servers differ in what they call it.
+type KeyNames struct {
+	KeyID     string   `json:"keyID"`
+	Providers []string `json:"providers"`
+}
+
 // ReportOptions say what to count.
 type ReportOptions struct {
 	Resources []string // only these, as an EncryptionConfiguration names them; empty: all
-	Now       func() time.Time
-	Progress  Progress // nil: nobody watches
+	// AllowEmpty: a resource of that name, a prefix or a whole store without any object is no finding.
+	AllowEmpty bool
+	Known      *stored.Resources // nil: what kube-apiserver stores
+	Now        func() time.Time
+	Progress   Progress // nil: nobody watches
 }
 
 // Build reads the sources one after the other and counts. No HSM is asked. Errors are the sources'.
@@ -75,7 +92,7 @@ func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, 
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	t := newTally(opts.Resources)
+	t := newTally(opts)
 	report := &Report{Time: opts.Now().UTC().Format(time.RFC3339Nano), Restricted: append([]string{}, opts.Resources...)}
 	for _, source := range sources {
 		t.cluster = cluster{}
@@ -91,6 +108,9 @@ func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, 
 		report.Revision = report.Sources[0].Revision
 	}
 	t.into(report)
+	if !opts.AllowEmpty {
+		report.found(t.missing(report, opts.Resources))
+	}
 	return report, nil
 }
 
@@ -115,11 +135,16 @@ type tally struct {
 	rows     map[place]*row
 	broken   map[place]int64 // undecodable, by resource
 	problems []Problem
-	cluster  cluster // of the source at hand
+	cluster  cluster          // of the source at hand
+	unknown  map[string]int64 // encrypted and of no known resource, by where it is
+	prefixes map[string]bool  // those below which there is an object
 }
 
-func newTally(resources []string) *tally {
-	return &tally{filter: newFilter(resources), rows: map[place]*row{}, broken: map[place]int64{}}
+func newTally(opts ReportOptions) *tally {
+	return &tally{
+		filter: newFilter(opts.Known, opts.Resources), rows: map[place]*row{}, broken: map[place]int64{}, unknown: map[string]int64{},
+		prefixes: map[string]bool{},
+	}
 }
 
 func (t *tally) add(page []Object) error {
@@ -133,11 +158,17 @@ func (t *tally) add(page []Object) error {
 
 func (t *tally) count(o *Object) error {
 	t.cluster.look(o)
-	resource, wanted := t.filter.of(o.Path)
+	if prefix := o.Key[:max(0, len(o.Key)-len(o.Path)-1)]; !t.prefixes[string(prefix)] {
+		t.prefixes[string(prefix)] = true
+	}
+	where, wanted := t.filter.of(o)
 	if !wanted {
 		return nil
 	}
-	at := place{resource: resource, past: o.Past}
+	at := place{resource: where.Resource, past: o.Past}
+	if !where.Known && stored.IsEncrypted(o.Value) {
+		t.unknown[where.Resource]++
+	}
 	value, err := stored.Parse(o.Value)
 	if err != nil {
 		t.broken[at]++
@@ -205,6 +236,30 @@ func (t *tally) into(report *Report) {
 	}
 	report.UndecodableObjects = append([]Problem{}, t.problems...)
 	report.Findings = []Finding{}
+	report.Names = names(report)
+	for _, where := range slices.Sorted(maps.Keys(t.unknown)) {
+		report.found([]Finding{{where, "encrypted, and of no known resource: --resource-path RESOURCE=" + Printable(where) + " names it", t.unknown[where]}})
+	}
+}
+
+// names lists the keys that have more than one provider name.
+func names(report *Report) []KeyNames {
+	providers := map[string][]string{}
+	for _, resource := range report.Resources {
+		for _, key := range resource.Keys {
+			if key.KeyID != "" && !slices.Contains(providers[key.KeyID], key.Provider) {
+				providers[key.KeyID] = append(providers[key.KeyID], key.Provider)
+			}
+		}
+	}
+	var list []KeyNames
+	for _, keyID := range slices.Sorted(maps.Keys(providers)) {
+		if is := providers[keyID]; len(is) > 1 {
+			slices.Sort(is)
+			list = append(list, KeyNames{keyID, is})
+		}
+	}
+	return list
 }
 
 func inOrder(m map[string]*Resource) []Resource {

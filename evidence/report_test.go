@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
@@ -102,33 +104,120 @@ func TestRequireKey(t *testing.T) {
 	mixed.put("secrets/ns/c", []byte("k8s:enc:secretbox:v1:k:x"))
 	mixed.put("secrets/ns/d", []byte("{}"))
 	mixed.put("secrets/ns/e", []byte("k8s:enc:"))
+	plain := &memory{}
+	plain.put("secrets/ns/a", []byte("{}"))
+	plain.put("pods/ns/p", []byte("{}"))
+	no := func(names ...string) evidence.Finding {
+		return evidence.Finding{Problem: "no object at all is of " + strings.Join(names, ", ")}
+	}
 	for _, c := range []struct {
 		name      string
 		source    *memory
 		key       string
 		resources []string
+		empty     bool
 		want      []evidence.Finding
 	}{
-		{"all under it", clean, "new", []string{"secrets"}, nil},
-		{"another", clean, "newer", []string{"secrets"}, []evidence.Finding{{"secrets", "under another key: new", 1}}},
-		{"no key_id", clean, "", []string{"secrets"}, []evidence.Finding{{"secrets", "under another key: new", 1}}},
-		{"other resource", clean, "new", []string{"pods"}, []evidence.Finding{{"pods", "plain text", 1}}},
-		{"all resources", clean, "new", []string{"*.*"}, []evidence.Finding{{"pods", "plain text", 1}}},
-		{"mixed", mixed, "new", []string{"secrets"}, []evidence.Finding{
+		{"all under it", clean, "new", []string{"secrets"}, false, nil},
+		{"another", clean, "newer", []string{"secrets"}, false, []evidence.Finding{{"secrets", "under another key: new", 1}}},
+		{"no key_id", clean, "", []string{"secrets"}, false, []evidence.Finding{{"secrets", "under another key: new", 1}}},
+		{"other resource", clean, "new", []string{"pods"}, false, []evidence.Finding{{"pods", "plain text", 1}}},
+		{"all resources", clean, "new", []string{"*.*"}, false, []evidence.Finding{{"pods", "plain text", 1}}},
+		{"mixed", mixed, "new", []string{"secrets"}, false, []evidence.Finding{
 			{"secrets", "plain text", 1}, {"secrets", "undecodable", 1}, {"secrets", "under another key: old", 1},
 			{"secrets", "under another provider: secretbox:v1:k", 1},
 		}},
-		{"nothing found", &memory{}, "new", []string{"secrets"}, []evidence.Finding{{"", "no object at all was found in 1 places: is the prefix right?", 0}}},
+		{"nothing found", &memory{}, "new", []string{"secrets"}, false, []evidence.Finding{{"", "no object at all was found in 1 places: is the prefix right?", 0}}},
+		{"a mistyped name over plain text", plain, "new", []string{"sercets"}, false, []evidence.Finding{{"sercets", "there is none; did you mean secrets?", 0}}},
+		{"a mistyped name beside a right one", clean, "new", []string{"secrets", "secret"}, false, []evidence.Finding{{"secret", "there is none; did you mean secrets?", 0}}},
+		{"the order does not matter", clean, "new", []string{"*.", "widgets.example.com"}, false, []evidence.Finding{{"widgets.example.com", "there is none", 0}, {"pods", "plain text", 1}}},
+		{"a wildcard demands nothing", clean, "new", []string{"secrets", "*.apps"}, false, nil},
+		{"a wildcard alone that has nothing", clean, "new", []string{"*.exmaple.com"}, false, []evidence.Finding{no("*.exmaple.com")}},
+		{"empty, and allowed", clean, "new", []string{"widgets.example.com"}, true, nil},
+		{"empty, allowed, and a key that nothing shows", clean, "made-up", []string{"widgets.example.com"}, true,
+			[]evidence.Finding{{"", "no object at all is under made-up, so nothing shows that there is such a key", 0}}},
+		{"a made-up key over plain text", plain, "made-up", []string{"secrets"}, true, []evidence.Finding{{"secrets", "plain text", 1}}},
 	} {
-		r := build(t, evidence.ReportOptions{}, c.source)
-		got := r.RequireKey(c.key, c.resources)
+		r := build(t, evidence.ReportOptions{AllowEmpty: true}, c.source)
+		got := r.RequireKey(evidence.Required{KeyID: c.key, Resources: c.resources}, c.empty)
 		less := func(a, b evidence.Finding) bool { return a.Problem < b.Problem }
 		if diff := cmp.Diff(c.want, got, sortFindings(less)); diff != "" {
 			t.Errorf("%s: %s", c.name, diff)
 		}
-		if len(r.Findings) != len(got) {
-			t.Errorf("%s: the report has the findings %v", c.name, r.Findings)
+		if len(r.Findings) != len(got) || r.Required == nil || r.Required.KeyID != c.key || r.Required.Newer == nil {
+			t.Errorf("%s: the report has the findings %v of %+v", c.name, r.Findings, r.Required)
 		}
+	}
+	// The ring itself said which key is current: no object needs to show that there is such a key.
+	r := build(t, evidence.ReportOptions{AllowEmpty: true}, clean)
+	if got := r.RequireKey(evidence.Required{KeyID: "newer", Resources: []string{"widgets.example.com"}, Current: true}, true); got != nil {
+		t.Errorf("current: %v", got)
+	}
+}
+
+// What a report was told to look at and did not find is a finding: a prefix, a resource, the whole.
+func TestNothingThere(t *testing.T) {
+	t.Parallel()
+	m := &memory{prefixes: []string{"/registry", "/kubernetes.io"}}
+	m.put("pods/ns/p", []byte("{}"))
+	for name, c := range map[string]struct {
+		source *memory
+		opts   evidence.ReportOptions
+		want   []evidence.Finding
+	}{
+		"a prefix":   {m, evidence.ReportOptions{}, []evidence.Finding{{"", "no object at all is below /kubernetes.io: is the prefix right?", 0}}},
+		"a resource": {m, evidence.ReportOptions{Resources: []string{"*.apps", "pod"}}, []evidence.Finding{{"", "no object at all is below /kubernetes.io: is the prefix right?", 0}, {"pod", "there is none; did you mean pods?", 0}}},
+		"all":        {&memory{}, evidence.ReportOptions{}, []evidence.Finding{{"", "no object at all was found in 1 places: is the prefix right?", 0}}},
+		"allowed":    {m, evidence.ReportOptions{Resources: []string{"pod"}, AllowEmpty: true}, []evidence.Finding{}},
+	} {
+		if diff := cmp.Diff(c.want, build(t, c.opts, c.source).Findings); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// An encrypted object that cannot be attributed is a finding whatever was asked for; a layout makes it what it is.
+func TestUnattributed(t *testing.T) {
+	t.Parallel()
+	h := newHSM()
+	m := &memory{}
+	m.put("secrets/ns/a", sealed(t, h.dek("new", 1), "secrets/ns/a"))
+	m.put("routes/shop/web", sealed(t, h.dek("old", 1), "routes/shop/web"))
+	m.put("routes/shop/plain", []byte("{}"))
+	m.put("others/shop/plain", []byte("{}"))
+	unknown := evidence.Finding{"/registry/routes", "encrypted, and of no known resource: --resource-path RESOURCE=/registry/routes names it", 1}
+	for _, resources := range [][]string{nil, {"secrets"}, {"*.*"}} {
+		r := build(t, evidence.ReportOptions{Resources: resources}, m)
+		if diff := cmp.Diff([]evidence.Finding{unknown}, r.Findings); diff != "" {
+			t.Errorf("%q: %s", resources, diff)
+		}
+	}
+	known, err := stored.NewResources(stored.Layout{Resource: "routes.route.openshift.io", Prefix: "/registry/routes"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := build(t, evidence.ReportOptions{Known: known}, m)
+	r.RequireKey(evidence.Required{KeyID: "new", Resources: []string{"secrets", "routes.route.openshift.io"}}, false)
+	if diff := cmp.Diff([]evidence.Finding{{"routes.route.openshift.io", "plain text", 1}, {"routes.route.openshift.io", "under another key: old", 1}}, r.Findings); diff != "" {
+		t.Error(diff)
+	}
+	if v, err := evidence.Verify(t.Context(), []evidence.Source{m}, h, evidence.VerifyOptions{Known: known, Resources: []string{"routes.route.openshift.io", "secret"}}); err != nil ||
+		v.Objects != 2 || v.Verified != 1 || !slices.Equal(v.Missing, []string{"secret"}) {
+		t.Errorf("verification = %+v, %v", v, err)
+	}
+}
+
+// One key under two names of the provider is told.
+func TestProviderNames(t *testing.T) {
+	t.Parallel()
+	h := newHSM()
+	m := store(t, h, 2)
+	renamed := h.dek("ring/x02/new", 0)
+	renamed.Provider = "kms-b"
+	m.put("secrets/ns/z", sealed(t, renamed, "secrets/ns/z"))
+	r := build(t, evidence.ReportOptions{}, m)
+	if diff := cmp.Diff([]evidence.KeyNames{{"ring/x02/new", []string{"kms:v2:hsm-kms", "kms:v2:kms-b"}}}, r.Names); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -3,6 +3,7 @@ package evidence
 import (
 	"cmp"
 	"context"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -33,6 +34,8 @@ type Verification struct {
 	// Failures names what failed and what is undecodable: the first MaxNamed, in the order of the source.
 	Failures []Problem `json:"failures"`
 	Sources  []Reading `json:"sources"`
+	// Missing are the resources that were asked for by name and of which there is no object.
+	Missing []string `json:"missing"`
 }
 
 // VerifiedKey is what came of the objects of one key.
@@ -49,9 +52,10 @@ type VerifiedKey struct {
 
 // VerifyOptions say what to look at.
 type VerifyOptions struct {
-	Resources []string // only these; empty: all
-	Sample    int64    // objects to decrypt under each DEK; 0: all
-	Parallel  int      // how many DEKs and objects are opened at once; 0: as many as there are CPUs, at least 8
+	Resources []string          // only these; empty: all
+	Known     *stored.Resources // nil: what kube-apiserver stores
+	Sample    int64             // objects to decrypt under each DEK; 0: all
+	Parallel  int               // how many DEKs and objects are opened at once; 0: as many as there are CPUs, at least 8
 	Now       func() time.Time
 }
 
@@ -71,7 +75,7 @@ func Verify(ctx context.Context, sources []Source, opener Opener, opts VerifyOpt
 	if opts.Parallel <= 0 {
 		opts.Parallel = max(minParallel, runtime.GOMAXPROCS(0))
 	}
-	v := &verifier{opener: opener, opts: opts, filter: newFilter(opts.Resources), keys: map[keyName]*VerifiedKey{}, deks: map[stored.DEK]*openedDEK{}}
+	v := &verifier{opener: opener, opts: opts, filter: newFilter(opts.Known, opts.Resources), seen: map[string]bool{}, keys: map[keyName]*VerifiedKey{}, deks: map[stored.DEK]*openedDEK{}}
 	v.out.Time = opts.Now().UTC().Format(time.RFC3339Nano)
 	defer v.wipe()
 	for _, source := range sources {
@@ -96,7 +100,8 @@ type openedDEK struct {
 type verifier struct {
 	opener Opener
 	opts   VerifyOptions
-	filter filter // of the goroutine that reads
+	filter filter          // of the goroutine that reads
+	seen   map[string]bool // resources with an object, of the goroutine that reads
 
 	mu   sync.Mutex
 	out  Verification
@@ -142,7 +147,10 @@ func (v *verifier) run(ctx context.Context, source Source) error {
 // wanted are the page's newest revisions of the resources asked for.
 func (v *verifier) wanted(page []Object) []Object {
 	return slices.DeleteFunc(page, func(o Object) bool {
-		_, wanted := v.filter.of(o.Path)
+		place, wanted := v.filter.of(&o)
+		if !o.Past && wanted {
+			v.seen[place.Resource] = true
+		}
 		return o.Past || !wanted
 	})
 }
@@ -258,6 +266,7 @@ func (v *verifier) result() *Verification {
 		return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.KeyID, b.KeyID))
 	})
 	out.Failures = append([]Problem{}, out.Failures...)
+	out.Missing = append([]string{}, absent(v.opts.Resources, slices.Collect(maps.Keys(v.seen)))...)
 	slices.SortFunc(out.Failures, func(a, b Problem) int { return cmp.Compare(a.Key, b.Key) })
 	out.Revision = out.Sources[0].Revision
 	out.OK = out.Failed == 0 && out.Undecodable == 0

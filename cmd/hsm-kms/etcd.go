@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/live"
 	"github.com/hsm-kms/hsm-kms/evidence/snapshot"
@@ -46,6 +47,7 @@ type etcdFlags struct {
 	caFile, cert, key string
 	overrides         []string
 	prefixes          []string
+	layouts           []string
 	snapshots         []string
 }
 
@@ -66,7 +68,62 @@ func (f *etcdFlags) addLive(cmd *cobra.Command) {
 	flags.StringVar(&f.key, "key", "", "the client certificate's key (default: kubeadm's, if it is there)")
 	flags.StringSliceVar(&f.overrides, "etcd-servers-overrides", nil, "other etcds, as kube-apiserver takes them: GROUP/RESOURCE#SERVER;SERVER")
 	flags.StringSliceVar(&f.prefixes, "prefix", []string{defaultEtcdPrefix}, "kube-apiserver's --etcd-prefix; more than one is fine")
+	flags.StringArrayVar(&f.layouts, "resource-path", nil, "`RESOURCE=PREFIX`: another API server keeps this resource below PREFIX in etcd; \"openshift\" names all of OpenShift's; may be given again")
 	cmd.MarkFlagsRequiredTogether("cert", "key")
+}
+
+// openshift is what --resource-path takes for all resources of OpenShift's own API servers.
+const openshift = "openshift"
+
+// read returns the prefixes, and where each resource is below them.
+func (f *etcdFlags) read() (prefixes []string, known *stored.Resources, err error) {
+	for _, prefix := range f.prefixes {
+		cleaned := evidence.CleanPrefix(prefix)
+		if strings.TrimSpace(cleaned) != cleaned || cleaned == "/" {
+			return nil, nil, hint.Wrap(fmt.Errorf("--prefix: %q is no prefix", prefix), "give kube-apiserver's --etcd-prefix, such as "+defaultEtcdPrefix)
+		}
+		prefixes = append(prefixes, cleaned)
+	}
+	var layouts []stored.Layout
+	for _, text := range f.layouts {
+		more, err := layoutOf(text)
+		if err != nil {
+			return nil, nil, err
+		}
+		layouts = append(layouts, more...)
+	}
+	for _, l := range layouts {
+		if _, below := evidence.PathOf(prefixes, []byte(l.Prefix)); !below {
+			advice := "name the prefix too: --prefix " + strings.Join(f.prefixes, ",") + ",/OTHER"
+			if slices.Contains(f.layouts, openshift) {
+				advice = "OpenShift has two prefixes: --prefix /kubernetes.io," + stored.OpenShiftPrefix
+			}
+			return nil, nil, hint.Wrap(fmt.Errorf("--resource-path: %s is not below --prefix (%s), so nothing there is read", l.Prefix, strings.Join(prefixes, ", ")), advice)
+		}
+	}
+	if known, err = stored.NewResources(layouts...); err != nil {
+		return nil, nil, hint.Wrap(fmt.Errorf("--resource-path: %w", err), "give each resource the prefix of its own keys")
+	}
+	return prefixes, known, nil
+}
+
+// layoutOf reads one --resource-path.
+func layoutOf(text string) ([]stored.Layout, error) {
+	if text == openshift {
+		return stored.OpenShift(), nil
+	}
+	resource, prefix, found := strings.Cut(text, "=")
+	wrong := errors.New("the form is RESOURCE=PREFIX, or " + openshift)
+	switch {
+	case !found || !strings.HasPrefix(prefix, "/") || evidence.CleanPrefix(prefix) == "/":
+	case stored.IsWildcard(resource):
+		wrong = errors.New("it must name one resource")
+	default:
+		if wrong = stored.CheckEntry(resource); wrong == nil {
+			return []stored.Layout{{Resource: resource, Prefix: evidence.CleanPrefix(prefix)}}, nil
+		}
+	}
+	return nil, hint.Wrap(fmt.Errorf("--resource-path %q: %w", text, wrong), "such as --resource-path routes.route.openshift.io=/openshift.io/routes")
 }
 
 // withKubeadm fills in kubeadm's files where nothing was said and they are there.
@@ -96,9 +153,9 @@ func (f *etcdFlags) open(ctx context.Context, progress evidence.Progress) (sourc
 		}
 		return errors.Join(errs...)
 	}
-	prefixes := make([]string, 0, len(f.prefixes))
-	for _, prefix := range f.prefixes {
-		prefixes = append(prefixes, evidence.CleanPrefix(prefix))
+	prefixes, _, err := f.read()
+	if err != nil {
+		return nil, nil, err
 	}
 	for _, path := range f.snapshots {
 		file, err := snapshot.Open(ctx, path, snapshot.Options{Prefixes: prefixes, Progress: progress})

@@ -51,6 +51,7 @@ writes under it; 2 when it could not be found out.`,
 	flags.StringVar(&f.kube.ServerName, "tls-server-name", "", "name in the API servers' certificates (default: the kubeconfig's, or their address)")
 	flags.StringVar(&f.requireKey, "require-key", currentKey, "`KEYID` under which everything is to be, or \"current\"")
 	flags.StringSliceVar(&f.opts.Resources, "resources", f.opts.Resources, "what to migrate, as an EncryptionConfiguration names it")
+	flags.BoolVar(&f.opts.AllowEmpty, "allow-empty", false, "a resource of --resources without any object is no finding")
 	flags.StringVar(&f.opts.Namespace, "namespace", f.opts.Namespace, "where the Secrets and ConfigMaps are made and deleted that show what an API server writes")
 	flags.Float64Var(&f.opts.Rate, "rate", f.opts.Rate, "objects per second at most, over all API servers")
 	flags.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "requests at a time")
@@ -62,6 +63,9 @@ writes under it; 2 when it could not be found out.`,
 func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	if f.opts.Rate <= 0 || f.opts.Parallel <= 0 || f.opts.Wait < 0 || len(f.opts.Resources) == 0 {
 		return errors.New("--rate and --parallel must be above 0, --wait must not be negative, --resources must name one")
+	}
+	if err := checkResources(f.opts.Resources); err != nil {
+		return err
 	}
 	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--namespace %q is no name", f.opts.Namespace), "name a namespace that is there, such as default")
@@ -85,12 +89,14 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 // migrate connects and runs. Without an outcome it did not come to anything.
 func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Outcome, err error) {
 	opts := f.opts
-	opts.RequiredKey = f.requireKey
-	if opts.RequiredKey == currentKey {
-		if opts.RequiredKey, err = c.askCurrentKey(ctx); err != nil {
-			return nil, err
-		}
+	if opts.Prefixes, opts.Known, err = f.read(); err != nil {
+		return nil, err
 	}
+	var required evidence.Required
+	if err := c.require(ctx, f.requireKey, &required); err != nil {
+		return nil, err
+	}
+	opts.RequiredKey, opts.Current, opts.Newer = required.KeyID, required.Current, required.Newer
 	f.kube.UserAgent = "hsm-kms/" + version
 	servers, err := kubeapi.Connect(ctx, f.kube)
 	if err != nil {
@@ -103,9 +109,6 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 		if n, err := kubeapi.Published(ctx, f.kube); err == nil && n > len(servers) {
 			fmt.Fprintf(c.errOut, "hsm-kms: warning: the cluster publishes %d API servers, and %d is what --server names: what the others write is not proven\n", n, len(servers))
 		}
-	}
-	for _, prefix := range f.prefixes {
-		opts.Prefixes = append(opts.Prefixes, evidence.CleanPrefix(prefix))
 	}
 	watch := c.watchMigration()
 	defer watch.clear()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,19 +22,22 @@ type reportFlags struct {
 	requireKey       string
 	resources        []string
 	encryptionConfig string
+	allowEmpty       bool
 }
 
 func (c *command) etcdReport() *cobra.Command {
 	f := &reportFlags{}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "report",
-		Short: "Tell what etcd or a snapshot holds under which key, and in plain text",
-		Long: `Reads every object below /registry at one revision and tells, per resource, how many are plain text, under another
-provider, and under each key_id with how many DEKs. No HSM is asked, and no configuration file is needed, unless
---require-key current asks which key is current. Exits 1 when a requirement is not met, 2 when a snapshot is damaged.`,
+		Short: "Report what etcd or a snapshot holds under which key, and in plain text",
+		Long: `Reads every object below /registry at one revision and reports, for each resource, how many are plain text, under
+another provider, and under each key_id with how many DEKs. No HSM is asked, and no configuration file is needed, unless
+--require-key current asks which key is current. Exits 1 on a finding: a requirement that is not met, a resource or prefix
+that was named and has no object, an encrypted object of no known resource. Exits 2 when it could not be found out.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db -o json
   hsm-kms etcd report --require-key current --resources secrets,widgets.example.com
+  hsm-kms etcd report --prefix /kubernetes.io,/openshift.io --resource-path openshift
   hsm-kms etcd report --encryption-config /etc/kubernetes/encryption.yaml
   hsm-kms etcd report --endpoints https://10.0.0.1:2379 --cacert ca.crt --cert client.crt --key client.key`,
 		Args: cobra.NoArgs,
@@ -43,30 +47,32 @@ provider, and under each key_id with how many DEKs. No HSM is asked, and no conf
 	flags := cmd.Flags()
 	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, or \"current\"")
 	flags.StringSliceVar(&f.resources, "resources", nil, "which resources --require-key is about (default secrets); without it, what to report on (default all)")
+	flags.BoolVar(&f.allowEmpty, "allow-empty", false, "a resource or --prefix without any object is no finding")
 	flags.StringVar(&f.encryptionConfig, "encryption-config", "", "exit 1 unless everything is as this EncryptionConfiguration `file` would write it")
 	return cmd
 }
 
 func (c *command) runReport(ctx context.Context, f *reportFlags) error {
-	opts := evidence.ReportOptions{}
-	required := f.resources
+	opts := evidence.ReportOptions{AllowEmpty: f.allowEmpty}
+	if err := checkResources(f.resources); err != nil {
+		return err
+	}
+	required := evidence.Required{Resources: f.resources}
 	switch {
 	case f.requireKey == "":
 		opts.Resources = f.resources
-	case len(required) == 0:
-		required = []string{"secrets"}
+	case len(f.resources) == 0:
+		required.Resources = []string{"secrets"}
 	}
 	var expected *encconfig.Config
 	if f.encryptionConfig != "" {
 		var err error
-		if expected, err = encconfig.Load(f.encryptionConfig); err != nil {
-			return hint.Wrap(err, "give the file that kube-apiserver's --encryption-provider-config names")
+		if expected, err = loadEncryptionConfig(f.encryptionConfig); err != nil {
+			return err
 		}
 	}
-	keyID := f.requireKey
-	if keyID == currentKey {
-		var err error
-		if keyID, err = c.askCurrentKey(ctx); err != nil {
+	if f.requireKey != "" {
+		if err := c.require(ctx, f.requireKey, &required); err != nil {
 			return err
 		}
 	}
@@ -74,8 +80,8 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 	if err != nil {
 		return err
 	}
-	if keyID != "" {
-		report.RequireKey(keyID, required)
+	if f.requireKey != "" {
+		report.RequireKey(required, f.allowEmpty)
 	}
 	if expected != nil {
 		expected.Compare(report)
@@ -93,6 +99,9 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 func (c *command) buildReport(ctx context.Context, f *reportFlags, opts evidence.ReportOptions) (report *evidence.Report, err error) {
 	progress, done := c.progress()
 	defer done()
+	if _, opts.Known, err = f.read(); err != nil {
+		return nil, err
+	}
 	sources, closeAll, err := f.open(ctx, progress)
 	if err != nil {
 		return nil, err
@@ -101,15 +110,41 @@ func (c *command) buildReport(ctx context.Context, f *reportFlags, opts evidence
 	return evidence.Build(ctx, sources, opts)
 }
 
-// askCurrentKey asks the token which key of the ring is current, as keys list does.
-func (c *command) askCurrentKey(ctx context.Context) (string, error) {
+// checkResources looks at the form of --resources before anything is read.
+func checkResources(entries []string) error {
+	if err := evidence.CheckResources(entries); err != nil {
+		return hint.Wrap(fmt.Errorf("--resources: %w", err), hint.Of(err))
+	}
+	return nil
+}
+
+func loadEncryptionConfig(path string) (*encconfig.Config, error) {
+	expected, err := encconfig.Load(path)
+	return expected, hint.Wrap(err, "give the file that kube-apiserver's --encryption-provider-config names")
+}
+
+// require finds out which key --require-key means. A key_id that was typed must have the form of one; that objects bear it is
+// for the report to show.
+func (c *command) require(ctx context.Context, key string, required *evidence.Required) error {
+	if key == currentKey {
+		return c.askCurrentKey(ctx, required)
+	}
+	if _, err := envelope.ParseKeyID(key); err != nil {
+		return hint.Wrap(fmt.Errorf("--require-key %q: %w", key, err), "give "+currentKey+", or copy the whole KEY ID from: hsm-kms keys list -o json")
+	}
+	required.KeyID = key
+	return nil
+}
+
+// askCurrentKey asks the token which key of the ring is current, as keys list does, and which are newer.
+func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required) error {
 	cfg, err := c.load()
 	if err != nil {
-		return "", err
+		return err
 	}
 	in, err := c.connectAll(ctx, cfg)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer in.stop()
 	exerciseErr := in.ring.Exercise(ctx)
@@ -119,9 +154,20 @@ func (c *command) askCurrentKey(ctx context.Context) (string, error) {
 		if problem == nil {
 			problem = envelope.ErrNotProven
 		}
-		return "", fmt.Errorf("asking which key is current: %w", problem)
+		return fmt.Errorf("asking which key is current: %w", problem)
 	}
-	return view.Current.ID.String(), nil
+	required.KeyID, required.Current = view.Current.ID.String(), true
+	for _, v := range view.Versions {
+		if v.State != envelope.Pending {
+			continue
+		}
+		newer := evidence.NewerKey{KeyID: v.ID.String(), State: "pending", From: v.Activation.UTC().Format(time.RFC3339)}
+		if !v.Activation.After(time.Now()) {
+			newer.State = "deferred"
+		}
+		required.Newer = append(required.Newer, newer)
+	}
+	return nil
 }
 
 // summary is the first finding, for the line of an error; all of them are in the report.
@@ -137,6 +183,9 @@ func summary(findings []evidence.Finding) string {
 func describe(f evidence.Finding) string {
 	if f.Resource == "" {
 		return f.Problem
+	}
+	if f.Objects == 0 {
+		return evidence.Printable(f.Resource) + ": " + f.Problem
 	}
 	return fmt.Sprintf("%s of %s: %s", counted(int(f.Objects), "object"), evidence.Printable(f.Resource), f.Problem)
 }

@@ -34,6 +34,11 @@ func (c *command) printReport(r *evidence.Report) error {
 		w.add("\nUndecodable:")
 		w.problems(r.UndecodableObjects, r.Undecodable)
 	}
+	w.names(r.Names)
+	if r.Required != nil {
+		w.add("\nRequired of %s: %s", evidence.Printable(strings.Join(r.Required.Resources, ", ")), evidence.Printable(r.Required.KeyID))
+		w.newer(r.Required.Newer)
+	}
 	if len(r.Findings) > 0 {
 		w.add("\nFindings:")
 		for _, f := range r.Findings {
@@ -115,5 +120,23 @@ func (l *lines) notes(sources []evidence.Reading) {
 			}
 			l.add("note: %s", strings.TrimSpace(evidence.Printable(note)))
 		}
+	}
+}
+
+// names says which keys have several provider names.
+func (l *lines) names(keys []evidence.KeyNames) {
+	for _, key := range keys {
+		l.add("\nnote: one key has several provider names, %s: %s", evidence.Printable(strings.Join(key.Providers, ", ")), evidence.Printable(key.KeyID))
+	}
+}
+
+// newer names the keys that will follow the current one.
+func (l *lines) newer(keys []evidence.NewerKey) {
+	for _, key := range keys {
+		when := "becomes current at"
+		if key.State == "deferred" {
+			when = "not on every token; was to become current at"
+		}
+		l.add("note: a newer key is %s (%s %s): %s", key.State, when, key.From, evidence.Printable(key.KeyID))
 	}
 }

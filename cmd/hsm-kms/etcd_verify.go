@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,8 @@ import (
 
 type verifyFlags struct {
 	etcdFlags
-	opts evidence.VerifyOptions
+	opts       evidence.VerifyOptions
+	allowEmpty bool
 }
 
 func (c *command) etcdVerify() *cobra.Command {
@@ -33,6 +35,7 @@ keys are in the EncryptionConfiguration. Exits 1 when an object could not be ope
 	f.add(cmd)
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.opts.Resources, "resources", nil, "only these (default all)")
+	flags.BoolVar(&f.allowEmpty, "allow-empty", false, "a resource of --resources without any object is no finding")
 	flags.Int64Var(&f.opts.Sample, "sample", 0, "decrypt only so many objects under each DEK (default all); every DEK is opened")
 	flags.IntVar(&f.opts.Parallel, "parallel", 0, "how many to open at once (default: the CPUs, at least 8)")
 	return cmd
@@ -41,6 +44,13 @@ keys are in the EncryptionConfiguration. Exits 1 when an object could not be ope
 func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 	if f.opts.Sample < 0 || f.opts.Parallel < 0 {
 		return errors.New("--sample and --parallel must not be negative")
+	}
+	if err := checkResources(f.opts.Resources); err != nil {
+		return err
+	}
+	var err error
+	if _, f.opts.Known, err = f.read(); err != nil {
+		return err
 	}
 	cfg, err := c.load()
 	if err != nil {
@@ -62,7 +72,9 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 	case !outcome.OK:
 		return finding(hint.Wrap(fmt.Errorf("%s could not be opened and %s undecodable", counted(int(outcome.Failed), "object"), grouped(outcome.Undecodable)),
 			"restore the keys that are missing to the HSM, or take another backup; docs/restore.md"))
-	case outcome.Objects == 0:
+	case len(outcome.Missing) > 0 && !f.allowEmpty:
+		return finding(hint.Wrap(fmt.Errorf("no object was found of %s", strings.Join(outcome.Missing, ", ")), "see --prefix and --resources; --allow-empty accepts it"))
+	case outcome.Objects == 0 && !f.allowEmpty:
 		return finding(hint.Wrap(errors.New("no object was found: nothing was verified"), "see --prefix and --resources"))
 	}
 	return nil

@@ -54,14 +54,14 @@ func newFakeEtcd() (f *fakeEtcd, stop func(), err error) {
 }
 
 // put writes what stands below /registry: under keyID, or plain text without one.
-func (f *fakeEtcd) put(path, keyID string) error { return f.putAt("/registry/"+path, keyID) }
+func (f *fakeEtcd) put(path, keyID string) error { return f.putAt("/registry/"+path, keyID, "hsm-kms") }
 
-func (f *fakeEtcd) putAt(key, keyID string) error {
+func (f *fakeEtcd) putAt(key, keyID, provider string) error {
 	value := []byte("k8s\x00plain")
 	if keyID != "" {
 		// Of the right form, and what no HSM can open.
 		wrapped := envelope.Envelope{Profile: envelope.AESGCM, Unique: make([]byte, envelope.NonceSize), Sealed: make([]byte, 32+envelope.TagSize)}
-		dek := &kubestore.DEK{Provider: "hsm-kms", KeyID: keyID, Wrapped: wrapped.Marshal(), Plain: make([]byte, 32)}
+		dek := &kubestore.DEK{Provider: provider, KeyID: keyID, Wrapped: wrapped.Marshal(), Plain: make([]byte, 32)}
 		var err error
 		if value, err = dek.Value(key, []byte("data")); err != nil {
 			return err
@@ -168,7 +168,7 @@ func (f *fakeEtcd) save(path string) error {
 func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	f, _ := ts.Value(etcdValue{}).(*fakeEtcd)
 	if neg || f == nil || len(args) == 0 {
-		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | save FILE | compact | back N | cluster N | term N")
+		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | plain KEY | named PATH KEYID PROVIDER | save FILE | compact | back N | cluster N | term N")
 	}
 	switch verb, rest := args[0], args[1:]; verb + " " + strconv.Itoa(len(rest)) {
 	case "put 1", "put 2":
@@ -183,10 +183,14 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.history = f.newest()
+	case "plain 1":
+		ts.Check(f.putAt("/"+rest[0], "", ""))
+	case "named 3":
+		ts.Check(f.putAt("/registry/"+rest[0], rest[1], rest[2]))
 	case "other 1":
 		f.write("/"+rest[0], nil)
 	case "other 2":
-		ts.Check(f.putAt("/"+rest[0], rest[1]))
+		ts.Check(f.putAt("/"+rest[0], rest[1], "hsm-kms"))
 	case "back 1", "cluster 1", "term 1":
 		n, err := strconv.Atoi(rest[0])
 		ts.Check(err)

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/manifests"
 )
@@ -96,6 +97,12 @@ func (c *command) fillIn(v *manifests.Values, needed bool) error {
 	v.Version = version
 	if !needed {
 		return nil
+	}
+	if err := checkResources(v.Resources); err != nil {
+		return err
+	}
+	if wide, covered, overlap := stored.Overlap(v.Resources); overlap {
+		return hint.Wrap(fmt.Errorf("--resources: %s covers %s too, and kube-apiserver refuses that in one list", wide, covered), "name "+covered+" or "+wide)
 	}
 	cfg, err := config.Load(c.configPath)
 	if err != nil {

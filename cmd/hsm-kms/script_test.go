@@ -38,10 +38,12 @@ import (
 //	keyid NAME STATE            sets $NAME to the key_id of the ring's last key in that state, or of the latest one
 //	taken NAME                  sets $NAME to a TCP address that is in use until the script ends
 //	term                        sends SIGTERM to all commands that run in the background
-//	etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | save FILE | compact | back N | cluster N | term N
+//	etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | plain KEY | named PATH KEYID PROVIDER | save FILE |
+//	     compact | back N | cluster N | term N
 //	                            writes to the etcd at $ETCD (see fake_etcd_test.go), an undecodable object too; saves a
 //	                            snapshot; forgets the past; goes back by N revisions; has another cluster id or raft term;
-//	                            other writes outside /registry, or deletes there
+//	                            other writes outside /registry, or deletes there;
+//	                            plain writes plain text anywhere; named has another name of the provider
 //	otherelf FROM TO            copies a shared library and makes it one for another processor
 //
 // In MESSAGE and PATTERN, $NAME is the environment's; in MESSAGE and HINT, … stands for anything.

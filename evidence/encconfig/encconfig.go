@@ -24,7 +24,6 @@ const maxSize = 1 << 20
 // Config is which providers are configured for which resources.
 type Config struct {
 	entries []entry
-	known   *stored.Resources
 }
 
 // entry is one item of resources in the file.
@@ -102,7 +101,7 @@ func Parse(data []byte) (*Config, error) {
 	if d.Kind != "EncryptionConfiguration" {
 		return nil, fmt.Errorf("its kind is %q, not EncryptionConfiguration", d.Kind)
 	}
-	c := &Config{known: stored.NewResources()}
+	c := &Config{}
 	for i, item := range d.Resources {
 		e := entry{resources: item.Resources}
 		for j, p := range item.Providers {
@@ -115,9 +114,30 @@ func Parse(data []byte) (*Config, error) {
 		if len(e.resources) == 0 || len(e.providers) == 0 {
 			return nil, fmt.Errorf("resources[%d] names no resources or no providers", i)
 		}
+		if err := c.masked(e.resources); err != nil {
+			return nil, fmt.Errorf("resources[%d]: %w", i, err)
+		}
 		c.entries = append(c.entries, e)
 	}
 	return c, nil
+}
+
+// masked refuses what kube-apiserver refuses: a name that the same list or an earlier entry covers already with a wildcard.
+// The earlier entry would win, and the later one would say what nobody does.
+func (c *Config) masked(resources []string) error {
+	if wide, covered, overlap := stored.Overlap(resources); overlap {
+		return fmt.Errorf("%q covers %q in the same list: kube-apiserver refuses this file", wide, covered)
+	}
+	for _, name := range resources {
+		for _, earlier := range c.entries {
+			for _, wide := range earlier.resources {
+				if stored.Covers(wide, name) {
+					return fmt.Errorf("%q is covered by %q of an earlier entry: kube-apiserver refuses this file", name, wide)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // withoutValues cuts a YAML error to the lines that it is about: its text can quote the file, which holds keys.
@@ -181,7 +201,7 @@ func (c *Config) providers(resource string) []string {
 	} {
 		var found []string
 		for _, e := range c.entries {
-			if slices.ContainsFunc(e.resources, func(name string) bool { return specific(name) && c.known.Matches(name, resource) }) {
+			if slices.ContainsFunc(e.resources, func(name string) bool { return specific(name) && stored.Matches(name, resource) }) {
 				found = append(found, e.providers...)
 			}
 		}

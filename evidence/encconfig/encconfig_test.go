@@ -69,6 +69,32 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// Where kube-apiserver refuses to start, nothing is compared: of two entries for a resource the earlier would win.
+func TestMasked(t *testing.T) {
+	t.Parallel()
+	entry := func(names string) string { return "  - {resources: [" + names + "], providers: [{identity: {}}]}\n" }
+	const head = "kind: EncryptionConfiguration\nresources:\n"
+	for names, says := range map[string]string{
+		`"*.*", secrets`:    "in the same list",
+		`secrets, secrets`:  "in the same list",
+		`"*."|secrets`:      `"secrets" is covered by "*." of an earlier entry`,
+		`"*.*"|"*.apps"`:    `"*.apps" is covered by "*.*" of an earlier entry`,
+		`"*.apps"|"*.apps"`: "covered",
+	} {
+		first, second, _ := strings.Cut(names, "|")
+		text := head + entry(first)
+		if second != "" {
+			text += entry(second)
+		}
+		if _, err := encconfig.Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", names, err)
+		}
+	}
+	if _, err := encconfig.Parse([]byte(head + entry("secrets") + entry("secrets, configmaps") + entry(`"*."`) + entry(`"*.*"`))); err != nil {
+		t.Error(err)
+	}
+}
+
 // A resource that no entry names is plain text.
 func TestUnnamed(t *testing.T) {
 	t.Parallel()

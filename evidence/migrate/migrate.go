@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
@@ -20,13 +21,17 @@ type Options struct {
 	Sources     []evidence.Source // what is live; a snapshot cannot be rewritten
 	Prefixes    []string          // of the API server, as evidence.CleanPrefix gives them
 	Servers     []Server          // every API server of the cluster
+	Known       *stored.Resources // where each resource is in etcd
 	RequiredKey string            // key_id
 	Resources   []string          // as an EncryptionConfiguration names them, wildcards included
-	Namespace   string            // where canaries are planted
-	Rate        float64           // objects per second, over all servers
-	Parallel    int               // requests at a time
-	Wait        time.Duration     // how long to wait for every server to write under the key
-	Patience    time.Duration     // how long no server may answer
+	Current     bool              // RequiredKey was asked of the ring
+	Newer       []evidence.NewerKey
+	AllowEmpty  bool          // that there is no object of a resource in Resources is no finding
+	Namespace   string        // where canaries are planted
+	Rate        float64       // objects per second, over all servers
+	Parallel    int           // requests at a time
+	Wait        time.Duration // how long to wait for every server to write under the key
+	Patience    time.Duration // how long no server may answer
 	// Retry is the pause before what failed in passing is tried again; it is doubled three times.
 	Retry    time.Duration
 	DryRun   bool
@@ -37,7 +42,7 @@ type Options struct {
 // Defaults are those of the command.
 func Defaults() Options {
 	return Options{
-		Resources: []string{"secrets"}, Namespace: "default", Rate: 50, Parallel: 4,
+		Known: stored.Kubernetes(), Resources: []string{"secrets"}, Namespace: "default", Rate: 50, Parallel: 4,
 		Wait: 5 * time.Minute, Patience: time.Minute, Retry: time.Second, Say: func(string) {},
 	}
 }
@@ -99,24 +104,24 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 	if err := newRewriter(opts, total, out).run(ctx); err != nil {
 		return fmt.Errorf("rewriting: %w", err)
 	}
-	report, err := evidence.Build(ctx, opts.Sources, evidence.ReportOptions{})
+	report, err := evidence.Build(ctx, opts.Sources, evidence.ReportOptions{Known: opts.Known, AllowEmpty: opts.AllowEmpty})
 	if err != nil {
 		return fmt.Errorf("looking at the end: %w", err)
 	}
-	report.RequireKey(opts.RequiredKey, opts.Resources)
+	report.RequireKey(evidence.Required{KeyID: opts.RequiredKey, Resources: opts.Resources, Current: opts.Current, Newer: opts.Newer}, opts.AllowEmpty)
 	out.Report = report
 	return nil
 }
 
 // withPlanted adds the resources that can be proven without an object of somebody else's, if they were asked for.
 func (o *Options) withPlanted(resources []*surveyed) []*surveyed {
-	s := newSelector(o.Resources, o.RequiredKey)
+	s := newSelector(o)
 	for _, name := range Plantable() {
 		known := false
 		for _, r := range resources {
 			known = known || r.Resource.Resource == name
 		}
-		if _, ok := s.of(&evidence.Object{Path: []byte(name + "/namespace/name")}); ok && !known {
+		if s.wants(name) && !known {
 			resources = append(resources, &surveyed{Resource: Resource{Resource: name}})
 		}
 	}

@@ -160,7 +160,7 @@ func TestCustomResources(t *testing.T) {
 	}
 	s.put("example.com/unknown/ns/one", "")
 	opts := options(t, s, newAPI(t, s, newKey, nil), newAPI(t, s, newKey, nil))
-	opts.Resources = []string{"widgets.example.com", "gadgets.example.com"}
+	opts.Resources = []string{"widgets.example.com"}
 	out, err := migrate.Run(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)

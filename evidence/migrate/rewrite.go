@@ -34,7 +34,7 @@ func newRewriter(opts *Options, total int64, out *Outcome) *rewriter {
 // run reads all sources and rewrites what is not under the key, then tries again what failed in passing. The error is the
 // context's, a source's, or wraps ErrLost; that objects failed is no error.
 func (r *rewriter) run(ctx context.Context) error {
-	s := newSelector(r.opts.Resources, r.opts.RequiredKey)
+	s := newSelector(r.opts)
 	err := r.feed(ctx, func(ctx context.Context, work chan<- selected) error {
 		for _, source := range r.opts.Sources {
 			_, err := source.Read(ctx, func(page []evidence.Object) error {

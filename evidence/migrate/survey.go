@@ -26,8 +26,8 @@ type selector struct {
 	wanted   map[string]bool // by resource
 }
 
-func newSelector(entries []string, required string) *selector {
-	return &selector{known: stored.NewResources(), entries: entries, required: required, wanted: map[string]bool{}}
+func newSelector(opts *Options) *selector {
+	return &selector{known: opts.Known, entries: opts.Resources, required: opts.RequiredKey, wanted: map[string]bool{}}
 }
 
 // selected is an object of etcd that the work is about.
@@ -66,22 +66,27 @@ func (u under) full() string { return strings.TrimSpace(u.text() + " " + u.keyID
 
 // of returns ok false for an object of another resource.
 func (s *selector) of(o *evidence.Object) (object selected, ok bool) {
-	resource, namespace, name, addressable := s.known.Split(o.Path)
-	wanted, seen := s.wanted[resource]
-	if !seen {
-		wanted = slices.ContainsFunc(s.entries, func(entry string) bool { return s.known.Matches(entry, resource) })
-		if len(s.wanted) < maxResources {
-			s.wanted[resource] = wanted
-		}
-	}
-	if !wanted {
+	place := s.known.Of(o.Key, o.Path)
+	if !s.wants(place.Resource) {
 		return selected{}, false
 	}
 	u, err := underOf(o.Value)
 	return selected{
-		Object: Object{resource, namespace, name}, Key: string(o.Key), Revision: o.Revision, addressable: addressable,
+		Object: Object{place.Resource, place.Namespace, place.Name}, Key: string(o.Key), Revision: o.Revision, addressable: place.Known && place.Name != "",
 		broken: err, under: u, found: err != nil || !u.meets(s.required),
 	}, true
+}
+
+// wants reports whether a resource was asked for.
+func (s *selector) wants(resource string) bool {
+	wanted, seen := s.wanted[resource]
+	if !seen {
+		wanted = slices.ContainsFunc(s.entries, func(entry string) bool { return stored.Matches(entry, resource) })
+		if len(s.wanted) < maxResources {
+			s.wanted[resource] = wanted
+		}
+	}
+	return wanted
 }
 
 // surveyed is what is known of one resource.
@@ -99,7 +104,7 @@ type sample struct {
 // survey counts what there is and what is to be done, and keeps a few objects of each resource.
 func survey(ctx context.Context, opts *Options) ([]*surveyed, error) {
 	found := map[string]*surveyed{}
-	s := newSelector(opts.Resources, opts.RequiredKey)
+	s := newSelector(opts)
 	for _, source := range opts.Sources {
 		_, err := source.Read(ctx, func(page []evidence.Object) error {
 			for i := range page {

@@ -1,5 +1,6 @@
 // Package hint carries "what to do next" beside an error, out of the error's text, so that the command line can print
-// it on a line of its own and a log can hold it in a field of its own. Only that belongs here: no texts, no codes.
+// it on a line of its own and a log can hold it in a field of its own. Only that and what finds advice, such as the name
+// that was meant, belong here: no texts, no codes.
 package hint
 
 import "errors"

@@ -1,15 +1,24 @@
 package hsm
 
-import "sync"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
 
 // Outcome is what became of an act on a token that cannot be taken back.
 type Outcome string
 
-// The outcomes of a destruction. Kept is a promise: no call of this process destroys the key later. Unknown says that
-// the act was begun and that the token could not be read since: the key may be there or not, and may still go.
+// The outcomes of a destruction (destroyed, kept) and of a creation (made, not made). Kept and NotMade are promises: no
+// call of this process does it later. Unknown says that the act was begun, and that the token could not be read since or
+// that the call has not returned: it may be done, and may be done later.
 const (
 	Destroyed Outcome = "destroyed"
 	Kept      Outcome = "kept"
+	Made      Outcome = "made"
+	NotMade   Outcome = "not made"
 	Unknown   Outcome = "unknown"
 )
 
@@ -52,4 +61,36 @@ func (c *claim) pending() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.inside
+}
+
+// settleCalls bounds the time in which it must become clear what an act has come to, in callTimeouts.
+const settleCalls = 5
+
+// errPending: the token shows that the act is not done, and the call that does it has not returned.
+var errPending = errors.New("the call has not returned, and the token does not show that it was done")
+
+// settle looks at the token until it is clear whether an act was done, for a limited time: also after an error, because
+// a token may have done what it reports as failed. An error means that it is unknown. It does not end with its
+// caller's context: a caller who gives up must be told the truth too.
+func (t *Token) settle(right *claim, isDone func(*sight) (bool, error)) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
+	defer cancel()
+	for {
+		pending := right.pending() // before the look: a call that returns meanwhile is looked after once more
+		now, err := t.look(ctx)
+		if err == nil {
+			done, err = isDone(now)
+		}
+		switch {
+		case err == nil && (done || !pending):
+			return done, nil
+		case err == nil:
+			err = errPending
+		}
+		select {
+		case <-ctx.Done():
+			return false, fmt.Errorf("looking at the token again: %w", err)
+		case <-time.After(t.cfg.CallTimeout / settleCalls):
+		}
+	}
 }

@@ -37,7 +37,7 @@ func (f *fleet) generateOn(token *softhsm.Token, ckaID []byte) {
 	cfg := f.cfg
 	cfg.Module = faultp11.New(f.t, token.Module, faultp11.Options{SoftHSMConf: token.Conf()}).Path()
 	cfg.PINFile = token.PINFile
-	if err := hsm.Generate(f.t.Context(), f.common, cfg, ckaID); err != nil {
+	if _, err := hsm.Generate(f.t.Context(), f.common, cfg, ckaID); err != nil {
 		f.t.Fatal(err)
 	}
 }

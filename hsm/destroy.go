@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
@@ -81,14 +80,25 @@ func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (
 	if !right.abandon() && err != nil {
 		return Kept, err
 	}
-	outcome, lookErr := t.settleDestroy(id, before, right)
+	gone, lookErr := t.settle(right, func(now *sight) (bool, error) {
+		if now.unread(id) > before.unread(id) {
+			return false, fmt.Errorf("an object with the CKA_ID of %s cannot be used, and may be that key", id)
+		}
+		if err := now.continues(before, id.Version); err != nil || now.table.byID[id] != nil {
+			return false, err
+		}
+		now.gen.table.Store(now.table)
+		return true, nil
+	})
 	switch {
-	case outcome == Destroyed:
+	case lookErr != nil:
+		return Unknown, errors.Join(err, lookErr)
+	case gone:
 		return Destroyed, nil
-	case err == nil && lookErr == nil:
+	case err == nil:
 		err = errors.New("the token reports the key destroyed, and still holds it")
 	}
-	return outcome, errors.Join(err, lookErr)
+	return Kept, err
 }
 
 // destroyOn reads the ring again first: what is destroyed was looked at a moment ago, with its fingerprint.
@@ -112,34 +122,4 @@ func (t *Token) destroyOn(api p11.API, gen *generation, id envelope.KeyID, right
 		}
 	}
 	return errors.Join(err, closeSession(api, s))
-}
-
-// settleDestroy looks at the token until it is clear what became of the key, for a limited time: also after an error,
-// because a token may have done what it reports as failed. It does not end with its caller's context: whoever gives up
-// must be told the truth too.
-func (t *Token) settleDestroy(id envelope.KeyID, before *sight, right *claim) (Outcome, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
-	defer cancel()
-	for {
-		pending := right.pending() // before the look: a call that returns meanwhile is looked after once more
-		now, err := t.look(ctx)
-		if err == nil {
-			err = now.continues(before, id)
-		}
-		switch {
-		case err != nil:
-		case now.table.byID[id] == nil:
-			now.gen.table.Store(now.table)
-			return Destroyed, nil
-		case !pending:
-			return Kept, nil
-		default:
-			err = errors.New("C_DestroyObject has not returned, and the key is still there")
-		}
-		select {
-		case <-ctx.Done():
-			return Unknown, fmt.Errorf("looking whether the key is still there: %w", err)
-		case <-time.After(t.cfg.CallTimeout / settleCalls):
-		}
-	}
 }

@@ -97,6 +97,13 @@ func (f *flight) progress(c *call, next string) {
 	c.since, c.what = time.Now(), next
 }
 
+// grant notes that the next step is many C calls that report no progress: it has extra time beyond that of one.
+func (f *flight) grant(c *call, next string, extra time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.since, c.what = time.Now().Add(extra), next
+}
+
 func (f *flight) sinceProgress(c *call) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()

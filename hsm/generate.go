@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -12,64 +11,216 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// Generate makes a key of the ring on the token, with the CKA_ID ckaID, through crypto11, which is closed
-// again before it returns. The module must not be in use in this process: crypto11 initialises and finalises
-// it. The caller reads the key back and looks at what became of it, also after an error: a token may have done
-// what it reports as failed.
-func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte) error {
+// Creation is what became of a key that was to be made.
+type Creation struct {
+	Outcome Outcome
+	// Key is the key as the token shows it: served, or refused and why. Unless it was made it has its CKA_ID and its
+	// activation alone.
+	Key envelope.Key
+}
+
+// Generate makes a key of the ring on the token, with the CKA_ID ckaID, after the profile was proven on the token. The
+// error is nil if and only if the key was made. It returns by ctx, and some callTimeouts later at the latest, whatever
+// the module does. While a call hangs, the module must not be used again in this process. It must not be in use before:
+// crypto11, which makes the key, initialises and finalises it.
+func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte) (Creation, error) {
+	made := Creation{Outcome: NotMade, Key: envelope.Key{CKAID: ckaID}}
+	made.Key.Activation, _ = envelope.ActivationOf(ckaID)
 	set, err := Open(common, []TokenConfig{cfg})
 	if err != nil {
-		return err
+		return made, err
 	}
-	t := set.tokens[0]
-	slot, info, err := t.lookUp()
+	m := &maker{t: set.tokens[0], ckaID: ckaID}
+	ended := make(chan struct{})
+	err = m.t.onControl(ctx, "making a key", func() { close(ended) }, func(api p11.API, c *call) error {
+		m.api = api
+		return m.run(ctx, c)
+	})
+	if m.right.abandon() {
+		made, err = m.settle(made, err)
+	}
+	select {
+	case <-ended:
+		m.close()
+	default: // it hangs, and C_Finalize under a call crashes modules
+	}
+	return made, err
+}
+
+// maker makes one key. Its fields belong to the sequence until that has ended; before is set before the right is used.
+type maker struct {
+	t      *Token
+	ckaID  []byte
+	right  claim
+	api    p11.API
+	open   *crypto11.Context
+	gen    *generation
+	before *sight
+	shared bool // crypto11's login is ours too
+}
+
+// crypto11Calls bounds a call of crypto11, which makes several to the module, in callTimeouts.
+const crypto11Calls = 5
+
+// run is the sequence: crypto11 logs in and makes keys, and all that is looked at is looked at with our own calls.
+func (m *maker) run(ctx context.Context, c *call) error {
+	slot, info, err := m.t.lookUp(m.api)
 	if err != nil {
 		return err
 	}
 	if err := mayLogin(info); err != nil {
 		return err
 	}
-	pin, file, err := pinfile.Read(cfg.PINFile)
+	if err := m.configure(ctx, c, slot, info); err != nil {
+		return err
+	}
+	if err := m.connect(ctx, slot, info); err != nil {
+		return err
+	}
+	from, err := m.prove(c)
+	if err != nil {
+		return err
+	}
+	if m.shared { // otherwise our login would end with it
+		m.gen.mu.Lock()
+		m.gen.idle = append(m.gen.idle, m.gen.control) // the look takes its place: with crypto11's two, three sessions at once
+		m.gen.mu.Unlock()
+	}
+	_, err = m.generate(c, m.t.common.Profile, true, from, m.right.do)
+	return err
+}
+
+// lookUp finds the slot, with the module initialised for just as long.
+func (t *Token) lookUp(api p11.API) (slot uint, info pkcs11.TokenInfo, err error) {
+	if err := t.mod.initialize(api); err != nil {
+		return 0, info, err
+	}
+	slot, info, err = t.findSlot(api)
+	if endErr := api.Finalize(); endErr != nil && err == nil {
+		err = fmt.Errorf("finalising module %s: %w", t.mod.path, endErr)
+	}
+	t.mod.initialized = false
+	return slot, info, err
+}
+
+// configure logs in through crypto11, under the latch.
+func (m *maker) configure(ctx context.Context, c *call, slot uint, info pkcs11.TokenInfo) error {
+	t := m.t
+	pin, file, err := pinfile.Read(t.cfg.PINFile)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	defer pin.Wipe()
-	var context11 *crypto11.Context
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
 		t.warnOfCounter(clean)
+		t.mod.flight.grant(c, "making a key, logging in", crypto11Calls*t.cfg.CallTimeout)
 		number := int(slot)
 		// crypto11 takes the PIN as a string, which nobody can wipe; this process ends soon.
-		context11, err = crypto11.Configure(&crypto11.Config{
-			Path: cfg.Module, SlotNumber: &number, Pin: string(pin.Bytes()), MaxSessions: 2,
+		m.open, err = crypto11.Configure(&crypto11.Config{
+			Path: t.cfg.Module, SlotNumber: &number, Pin: string(pin.Bytes()), MaxSessions: 2,
 		})
 		return configureOutcome(err)
 	})
 	if err != nil {
 		return refusedOr(err, "opening the token for key generation")
 	}
-	err = generate(context11, common, ckaID)
-	if closeErr := context11.Close(); closeErr != nil && err == nil {
-		return fmt.Errorf("closing the token after key generation: %w", closeErr)
+	return nil
+}
+
+// connect takes part in crypto11's connection: login and session keys belong to all sessions of a process. p11-kit's
+// client gives crypto11 and us a connection each; ours then has a login of its own, and sees no session keys.
+func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) error {
+	if err := m.t.mod.initialize(m.api); err != nil {
+		return err
 	}
+	s, err := m.api.OpenSession(slot, false)
+	if err != nil {
+		return fmt.Errorf("opening session: %w", err)
+	}
+	m.gen = &generation{slot: slot, control: s}
+	if m.shared, err = isLoggedIn(m.api, s); err != nil {
+		return err
+	}
+	if err := m.t.login(ctx, m.api, slot, s, info); err != nil {
+		return err
+	}
+	m.t.change(func() { m.t.gen = m.gen }) // for the look afterwards
+	reader := m.t.reader(m.api, slot, s)
+	m.before, err = m.t.see(reader, m.gen)
+	m.gen.control = reader.session
 	return err
 }
 
-// lookUp finds the slot, with the module initialised for just as long.
-func (t *Token) lookUp() (slot uint, info pkcs11.TokenInfo, err error) {
-	if err := t.mod.initialize(t.api); err != nil {
-		return 0, info, err
+// generate makes a key with every attribute that the token accepts, of the optional ones from that index on: those are
+// left out step by step. One that stays is a version of the ring. It returns the index of what was accepted.
+func (m *maker) generate(c *call, profile envelope.Profile, stays bool, from int, do func(func() error) error) (int, error) {
+	cipher := crypto11.CipherAES
+	if profile == envelope.HMACKDF {
+		cipher = crypto11.CipherGeneric
 	}
-	slot, info, err = t.findSlot(t.api)
-	if endErr := t.api.Finalize(); endErr != nil && err == nil {
-		err = fmt.Errorf("finalising module %s: %w", t.mod.path, endErr)
+	label := trialLabel
+	if stays {
+		label = m.t.common.Ring
 	}
-	t.mod.initialized = false
-	return slot, info, err
+	choices := optional(profile)
+	for i := from; ; i++ {
+		template := crypto11.NewAttributeSet()
+		template.AddIfNotPresent(append(required(profile, label, m.ckaID, stays), choices[i]...))
+		m.t.mod.flight.grant(c, "making a key, in C_GenerateKey", crypto11Calls*m.t.cfg.CallTimeout)
+		err := do(func() error {
+			_, err := m.open.GenerateSecretKeyWithAttributes(template, 256, cipher)
+			return err
+		})
+		if err == nil {
+			return i, nil
+		}
+		if !refusesTemplate(err) || i == len(choices)-1 {
+			return i, fmt.Errorf("generating a key: %w", err)
+		}
+	}
+}
+
+// settle finds out what became of the key when its making had begun.
+func (m *maker) settle(made Creation, err error) (Creation, error) {
+	is, lookErr := m.t.settle(&m.right, func(now *sight) (bool, error) {
+		if key := now.find(m.ckaID); key != nil {
+			made.Key = *key
+			return true, nil
+		}
+		return false, now.continues(m.before, string(m.ckaID))
+	})
+	switch {
+	case lookErr != nil:
+		made.Outcome = Unknown
+		return made, errors.Join(err, lookErr)
+	case is:
+		made.Outcome = Made
+		return made, nil
+	case err == nil:
+		err = errors.New("the token reports that it made the key, and does not hold it")
+	}
+	return made, err
+}
+
+// close ends what the sequence began; what it cannot end ends with the process.
+func (m *maker) close() {
+	_ = m.t.sequence(context.Background(), "closing the token after key generation", func() {}, func(api p11.API, c *call) error {
+		m.t.mod.flight.grant(c, "closing the token after key generation", crypto11Calls*m.t.cfg.CallTimeout)
+		var err error
+		if m.open != nil {
+			err = m.open.Close()
+		}
+		if m.t.mod.initialized {
+			_ = api.Finalize() // a second time, but for p11-kit's client
+		}
+		return err
+	})
 }
 
 // refusedOr gives a refused PIN the error and the hint that it has everywhere.
@@ -98,70 +249,3 @@ func configureOutcome(err error) (latch.Outcome, error) {
 }
 
 func mentionsPIN(err error) bool { return strings.Contains(err.Error(), "CKR_PIN_") }
-
-// generate makes the key with every attribute that the token accepts. Those beyond the required are left out
-// step by step: opencryptoki, for one, refuses several of them.
-func generate(c *crypto11.Context, common Config, ckaID []byte) error {
-	cipher := crypto11.CipherAES
-	if common.Profile == envelope.HMACKDF {
-		cipher = crypto11.CipherGeneric
-	}
-	var err error
-	for _, optional := range [][]*pkcs11.Attribute{
-		{allowedMechanisms(common.Profile), unset(pkcs11.CKA_MODIFIABLE), unset(pkcs11.CKA_COPYABLE)},
-		{unset(pkcs11.CKA_MODIFIABLE), unset(pkcs11.CKA_COPYABLE)},
-		{unset(pkcs11.CKA_MODIFIABLE)},
-		nil,
-	} {
-		template := crypto11.NewAttributeSet()
-		template.AddIfNotPresent(append(required(common, ckaID), optional...))
-		_, err = c.GenerateSecretKeyWithAttributes(template, 256, cipher)
-		if err == nil {
-			return nil
-		}
-		if !refusesTemplate(err) {
-			break
-		}
-	}
-	return fmt.Errorf("generating a key: %w", err)
-}
-
-// refusesTemplate tells the errors that say that nothing was made because of an attribute.
-func refusesTemplate(err error) bool {
-	text := err.Error()
-	return strings.Contains(text, "CKR_ATTRIBUTE_") || strings.Contains(text, "CKR_TEMPLATE_")
-}
-
-func unset(attribute uint) *pkcs11.Attribute { return pkcs11.NewAttribute(attribute, false) }
-
-// required is the template that every key of ours has (PKCS#11 v2.40, sections 4.4, 4.6.2 and 4.9.2).
-// CKA_DESTROYABLE keeps its default, true: keys retire needs it.
-func required(common Config, ckaID []byte) []*pkcs11.Attribute {
-	gcm := common.Profile == envelope.AESGCM
-	return []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_ID, ckaID),
-		pkcs11.NewAttribute(pkcs11.CKA_LABEL, common.Ring),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
-		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
-		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
-		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, gcm),
-		pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, gcm),
-		pkcs11.NewAttribute(pkcs11.CKA_SIGN, !gcm),
-		pkcs11.NewAttribute(pkcs11.CKA_VERIFY, !gcm),
-		pkcs11.NewAttribute(pkcs11.CKA_WRAP, false),
-		pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, false),
-		pkcs11.NewAttribute(pkcs11.CKA_DERIVE, false),
-	}
-}
-
-// allowedMechanisms limits the key to its profile's mechanism: AES-ECB of a zero block would give the GCM hash
-// key away to whoever can use the token.
-func allowedMechanisms(p envelope.Profile) *pkcs11.Attribute {
-	mechanism := uint64(pkcs11.CKM_AES_GCM)
-	if p == envelope.HMACKDF {
-		mechanism = pkcs11.CKM_SHA256_HMAC
-	}
-	return pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, binary.NativeEndian.AppendUint64(nil, mechanism))
-}

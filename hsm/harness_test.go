@@ -56,7 +56,7 @@ func (b *bench) generate(activation time.Time) []byte {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := hsm.Generate(b.t.Context(), b.common, b.cfg, id); err != nil {
+	if _, err := hsm.Generate(b.t.Context(), b.common, b.cfg, id); err != nil {
 		b.t.Fatal(err)
 	}
 	return id

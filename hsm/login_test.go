@@ -45,7 +45,7 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 	if n := b.module.Calls("C_Login") - before; n != 1 {
 		t.Errorf("the wrong PIN was tried %d times over five starts", n)
 	}
-	if err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t)); !errors.Is(err, envelope.ErrPINRefused) {
+	if _, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t)); !errors.Is(err, envelope.ErrPINRefused) {
 		t.Errorf("a command with the latched PIN: %v", err)
 	}
 	if n := b.module.Calls("C_Login") - before; n != 1 {

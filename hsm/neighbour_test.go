@@ -49,7 +49,7 @@ func newNeighbours(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) *ne
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := hsm.Generate(t.Context(), n.common, cfg, id); err != nil {
+	if _, err := hsm.Generate(t.Context(), n.common, cfg, id); err != nil {
 		t.Fatal(err)
 	}
 	n.others = []hsm.TokenConfig{cfg}

@@ -5,13 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
-
-// settleCalls bounds the time in which it must become clear what an act has come to, in callTimeouts.
-const settleCalls = 5
 
 // sight is the ring as a session of its own shows it, read from scratch, with every fingerprint.
 type sight struct {
@@ -60,15 +58,21 @@ func (t *Token) lookOn(api p11.API, gen *generation) (*sight, error) {
 		return nil, fmt.Errorf("opening session: %w", err)
 	}
 	reader := t.reader(api, gen.slot, s)
-	table, err := reader.read(nil)
-	seen := &sight{gen: gen, table: table}
-	if err == nil {
-		seen.loggedIn, err = isLoggedIn(api, reader.session)
-	}
+	seen, err := t.see(reader, gen)
 	if closeErr := closeSession(api, reader.session); closeErr != nil || reader.unclean {
 		t.noteUnclean()
 	}
 	return seen, err
+}
+
+// see reads the ring by a reader.
+func (t *Token) see(reader *keyReader, gen *generation) (*sight, error) {
+	table, err := reader.read(nil)
+	if err != nil {
+		return nil, err
+	}
+	in, err := isLoggedIn(reader.api, reader.session)
+	return &sight{gen: gen, table: table, loggedIn: in}, err
 }
 
 // unread counts the objects with the key's CKA_ID that are not served and have no fingerprint: each may be the key.
@@ -81,29 +85,33 @@ func (s *sight) unread(id envelope.KeyID) (n int) {
 	return n
 }
 
-// continues returns an error if what the token shows now cannot be compared with what it showed before: a key that is
-// missing may then be there.
-func (s *sight) continues(before *sight, id envelope.KeyID) error {
-	if s.unread(id) > before.unread(id) {
-		return fmt.Errorf("an object with the CKA_ID of %s cannot be used, and may be that key", id)
-	}
+// continues returns an error if what the token shows now cannot be compared with what it showed before: what is missing
+// may then be there. version is the key that the act was about.
+func (s *sight) continues(before *sight, version string) error {
 	if before.loggedIn && !s.loggedIn {
 		return errors.New("the login is lost")
 	}
 	others := 0
 	for _, was := range before.table.keys {
-		if was.ID.Version == id.Version {
+		if was.ID.Version == version {
 			continue
 		}
 		others++
-		for _, is := range s.table.keys {
-			if bytes.Equal(was.CKAID, is.CKAID) {
-				return nil
-			}
+		if s.find(was.CKAID) != nil {
+			return nil
 		}
 	}
 	if others > 0 {
 		return errVanished
 	}
 	return nil
+}
+
+// find returns the key with that CKA_ID, served or not; nil: there is none.
+func (s *sight) find(ckaID []byte) *envelope.Key {
+	i := slices.IndexFunc(s.table.keys, func(k envelope.Key) bool { return bytes.Equal(k.CKAID, ckaID) })
+	if i < 0 {
+		return nil
+	}
+	return &s.table.keys[i]
 }

@@ -155,7 +155,7 @@ func (r *rig) hsmOf(t *rigToken) (hsm.Config, hsm.TokenConfig) {
 func (r *rig) generate(t *rigToken, id []byte) {
 	r.t.Helper()
 	common, cfg := r.hsmOf(t)
-	if err := hsm.Generate(r.t.Context(), common, cfg, id); err != nil {
+	if _, err := hsm.Generate(r.t.Context(), common, cfg, id); err != nil {
 		r.t.Fatal(err)
 	}
 }

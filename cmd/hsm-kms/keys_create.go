@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -78,42 +77,39 @@ func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config) error
 		"list what there is with: hsm-kms keys list"))
 }
 
-// makeKey generates the key and reads it back. It looks also after an error: a token may have done what it
-// reports as failed, and the key would be there.
+// makeKey makes the key and says what became of it. When a key may be on the token that is not served, or that nobody has
+// seen, it is printed with -o json beside the error.
 func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Version, error) {
 	common, tokens, err := hsmConfig(cfg)
 	if err != nil {
 		return envelope.Version{}, err
 	}
-	generateErr := hsm.Generate(ctx, common, tokens[0], id)
-	if errors.Is(generateErr, envelope.ErrPINRefused) || errors.Is(generateErr, hsm.ErrConfiguration) {
-		return envelope.Version{}, generateErr
-	}
-	in, err := connect(ctx, common, tokens[:1], envelope.RingConfig{})
-	if err != nil {
-		return envelope.Version{}, errors.Join(generateErr, fmt.Errorf("reading the key back: %w", err))
-	}
-	defer in.stop()
-	exerciseErr := in.ring.Exercise(ctx)
-	for _, v := range in.ring.View().Versions {
-		if !bytes.Equal(v.CKAID, id) {
-			continue
-		}
-		if v.Refused != "" {
-			return v, finding(hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made and is not served: %s", id, v.Refused),
-				"remove it with the vendor's tool; this token cannot make keys that are safe to serve"))
-		}
-		if exerciseErr != nil {
-			// The key is there, and whoever made it must be told so, whatever else is wrong.
-			fmt.Fprintln(c.errOut, "hsm-kms: warning: the key is made, and the ring could not be exercised:", exerciseErr)
-		}
+	made, err := hsm.Generate(ctx, common, tokens[0], id)
+	v := envelope.Version{Key: made.Key, State: envelope.Current, Tokens: []string{tokens[0].Name}}
+	switch {
+	case made.Outcome == hsm.Made && made.Key.Refused == "":
 		return v, nil
+	case made.Outcome == hsm.Made:
+		v.State = envelope.Refused
+		err = finding(hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made and is not served: %s", id, made.Key.Refused),
+			"it harms nothing where it is; see it with: hsm-kms keys list; docs/hsm-support.md says what a token must offer"))
+	case made.Outcome == hsm.Unknown:
+		v.State, v.ID.Ring, v.Tokens = unknownState, cfg.KeyRing, []string{}
+		err = hint.Wrap(fmt.Errorf("whether the key with CKA_ID %x was made is unknown: %w", id, err),
+			"when the HSM answers again, see whether it is there with: hsm-kms keys list")
+	case errors.Is(err, hsm.ErrProfile):
+		return v, finding(err)
+	default:
+		return v, err
 	}
-	if generateErr != nil {
-		return envelope.Version{}, generateErr
+	if c.output == "json" {
+		err = errors.Join(err, c.json(keyOf(v)))
 	}
-	return envelope.Version{}, fmt.Errorf("the token reported that it made the key with CKA_ID %x, and does not hold it", id)
+	return v, err
 }
+
+// unknownState is the state of a key that may have been made, in JSON.
+const unknownState envelope.State = "unknown"
 
 // load reads the configuration and checks what it names.
 func (c *command) load() (*config.Config, error) {

@@ -58,7 +58,8 @@ func (e errand) do() error {
 	case e.Do == doGenerate && e.Token.Reserved != "":
 		return e.generateReserved()
 	case e.Do == doGenerate:
-		return hsm.Generate(ctx, common, e.Token, e.CKAID)
+		_, err := hsm.Generate(ctx, common, e.Token, e.CKAID)
+		return err
 	case e.Do == doDelete:
 		return e.remove()
 	case e.Do == doByHand:

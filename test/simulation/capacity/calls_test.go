@@ -102,7 +102,7 @@ func (c *counted) addKey(t *testing.T) {
 	t.Helper()
 	id, err := envelope.NewCKAID(time.Now().Add(-time.Second))
 	if err == nil {
-		err = hsm.Generate(t.Context(), c.common, c.token, id)
+		_, err = hsm.Generate(t.Context(), c.common, c.token, id)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -21,7 +21,7 @@ func TestCounterCountsWhatTheModuleSees(t *testing.T) {
 	common := hsm.Config{Ring: "ring", Profile: envelope.AESGCM, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Observer: &count}
 	id, err := envelope.NewCKAID(time.Now().Add(-time.Minute))
 	if err == nil {
-		err = hsm.Generate(t.Context(), common, cfg, id)
+		_, err = hsm.Generate(t.Context(), common, cfg, id)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,124 @@
+package hsm_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// A C_GenerateKey that hangs does not keep its caller, and what is told of it is not "not made".
+func TestGenerateHangs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 200 * time.Millisecond })
+	b.module.HangCall("C_GenerateKey").After(1).Once() // the first one makes a key for the session
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		_ = b.module.WaitHung(ctx, "C_GenerateKey", 1)
+		cancel()
+	}()
+	start := time.Now()
+	made, err := hsm.Generate(ctx, b.common, b.cfg, mustID(t))
+	if made.Outcome != hsm.Unknown || !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v", made, err)
+	}
+	if took := time.Since(start); took > 20*b.cfg.CallTimeout {
+		t.Errorf("it took %s", took)
+	}
+	b.module.Clear()
+	if err := b.module.WaitIdle(b.within(10 * time.Second)); err != nil {
+		t.Error(err)
+	}
+}
+
+// A profile that the token cannot serve is found before a key is made, and the one that works there is named.
+func TestGenerateProvesTheProfile(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fails   []string
+		after   int // calls that look at the key that is there
+		code    uint
+		profile envelope.Profile
+		reason  string
+		hint    string
+	}{
+		"it does not encrypt with it": {[]string{"C_EncryptInit"}, 1, pkcs11.CKR_MECHANISM_INVALID, envelope.AESGCM,
+			"of a session key: the token does not use it as aes-gcm: C_EncryptInit: CKR_MECHANISM_INVALID", "set profile: hmac-kdf in the configuration: it works on this token"},
+		"it cannot open what it sealed": {[]string{"C_Decrypt"}, 1, pkcs11.CKR_FUNCTION_FAILED, envelope.AESGCM,
+			"trying a session key: ", "set profile: hmac-kdf in the configuration: it works on this token"},
+		"it has no HMAC": {[]string{"C_SignInit"}, 0, pkcs11.CKR_FUNCTION_NOT_SUPPORTED, envelope.HMACKDF,
+			"CKR_FUNCTION_NOT_SUPPORTED", "set profile: aes-gcm in the configuration: it works on this token"},
+		"it has neither": {[]string{"C_SignInit", "C_EncryptInit"}, 0, pkcs11.CKR_MECHANISM_INVALID, envelope.HMACKDF,
+			"CKR_MECHANISM_INVALID", "profile aes-gcm does not work on this token either; docs/hsm-support.md says what a token must offer"},
+		"it makes no keys": {[]string{"C_GenerateKey"}, 0, pkcs11.CKR_FUNCTION_NOT_SUPPORTED, envelope.AESGCM,
+			"it makes no keys for it: ", "profile hmac-kdf does not work on this token either; docs/hsm-support.md says what a token must offer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, nil)
+			b.common.Profile = test.profile
+			for _, fn := range test.fails {
+				b.module.Fail(fn, test.code).After(test.after).UntilCleared()
+			}
+			made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t))
+			b.module.Clear()
+			if made.Outcome != hsm.NotMade || !errors.Is(err, hsm.ErrProfile) || !containsAll(err.Error(), "the token cannot serve the profile "+test.profile.String(), test.reason) {
+				t.Errorf("%+v, %v", made, err)
+			}
+			if got := hint.Of(err); got != test.hint {
+				t.Errorf("hint: %s", got)
+			}
+			b.common.Profile = envelope.AESGCM
+			if n := b.start().keysOnToken(); n != 1 {
+				t.Errorf("%d keys are on the token: something was left behind", n)
+			}
+		})
+	}
+}
+
+// Where a key cannot be tried for the session, it is made and looked at.
+func TestGenerateWithoutSessionKeys(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	b.module.Fail("C_GenerateKey", pkcs11.CKR_TEMPLATE_INCONSISTENT).Times(4)
+	made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t))
+	if made.Outcome != hsm.Made || err != nil || made.Key.ID.Fingerprint == [8]byte{} {
+		t.Errorf("%+v, %v", made, err)
+	}
+}
+
+// One call that fails once is no verdict on the profile.
+func TestGenerateTriesTheProfileTwice(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	b.module.Fail("C_EncryptInit", pkcs11.CKR_DEVICE_ERROR).After(1).Once() // the first one is the look at the key that is there
+	if made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t)); made.Outcome != hsm.Made || err != nil {
+		t.Errorf("%+v, %v", made, err)
+	}
+}
+
+// keysOnToken counts the versions of the ring, those that are not served too.
+func (b *bench) keysOnToken() int {
+	b.t.Helper()
+	keys, err := b.set.Keys(b.within(10 * time.Second))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return len(keys)
+}
+
+func containsAll(text string, parts ...string) bool {
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			return false
+		}
+	}
+	return true
+}

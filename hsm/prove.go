@@ -1,0 +1,92 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// ErrProfile: the token cannot serve the ring's profile. Nothing was made.
+var ErrProfile = errors.New("the token cannot serve the profile")
+
+// incapable is an error by which the token says that it does not do what the profile needs.
+type incapable struct{ error }
+
+// errNoTrial: the token makes no key that ends with its session, or does not show it.
+var errNoTrial = errors.New("the token has no session keys")
+
+// trialLabel is the CKA_LABEL of the session keys with which a profile is tried. It is not the ring's: a token that
+// keeps such a key against its promise must not have one more version of the ring.
+const trialLabel = "hsm-kms trial"
+
+// prove makes sure, before a key is made that stays, that the token can serve one of its kind: a session key from the same
+// template is described, has its fingerprint taken, seals and opens. It returns the first of the optional attributes that
+// the token takes.
+//
+// On a token without session keys nothing can be proven beforehand. The key is then made all the same and looked at
+// afterwards: one that does not work stays on the token and is never served.
+func (m *maker) prove(c *call) (from int, err error) {
+	profile := m.t.common.Profile
+	from, err = m.try(c, profile)
+	cannot := incapable{}
+	if err != nil && !errors.Is(err, errNoTrial) && !errors.As(err, &cannot) {
+		from, err = m.try(c, profile) // what failed may have been that one call
+	}
+	if err == nil || errors.Is(err, errNoTrial) {
+		return from, nil
+	}
+	other := envelope.HMACKDF
+	if profile == other {
+		other = envelope.AESGCM
+	}
+	_, otherErr := m.try(c, other)
+	lacks, _ := offers(m.api, m.gen.slot, profile)
+	told := fmt.Errorf("token %s: %w %s: %w%s", m.t.cfg.Name, ErrProfile, profile, err, notOffered(lacks))
+	switch {
+	case otherErr == nil:
+		return 0, hint.Wrap(told, fmt.Sprintf("set profile: %s in the configuration: it works on this token", other))
+	case errors.As(err, &cannot), errors.Is(err, envelope.ErrSelfTest):
+		return 0, hint.Wrap(told, fmt.Sprintf("profile %s does not work on this token either; docs/hsm-support.md says what a token must offer", other))
+	}
+	return 0, fmt.Errorf("proving the profile %s: %w", profile, err)
+}
+
+func notOffered(lacks []string) (text string) {
+	for _, mechanism := range lacks {
+		text += "; the token does not offer " + mechanism
+	}
+	return text
+}
+
+// try makes a session key for the profile and uses it.
+func (m *maker) try(c *call, profile envelope.Profile) (from int, err error) {
+	from, err = m.generate(c, profile, false, 0, func(call func() error) error { return call() })
+	switch {
+	case err == nil:
+	case refusesTemplate(err):
+		return 0, fmt.Errorf("%w: %w", errNoTrial, err)
+	case cannotMake(err):
+		return 0, incapable{fmt.Errorf("it makes no keys for it: %w", err)}
+	default:
+		return 0, err
+	}
+	reader := m.t.reader(m.api, m.gen.slot, m.gen.control)
+	reader.ring, reader.profile = trialLabel, profile
+	defer func() { m.gen.control = reader.session }()
+	table, err := reader.read(nil)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("trying a session key: %w", err)
+	case len(table.keys) == 0:
+		return 0, errNoTrial
+	case len(table.byID) == 0:
+		return 0, incapable{fmt.Errorf("of a session key: %s", table.keys[0].Refused)}
+	}
+	if err := selfTest(context.Background(), reader, table); err != nil {
+		return 0, fmt.Errorf("trying a session key: %w", err)
+	}
+	return from, nil
+}

@@ -50,7 +50,7 @@ func filesBroken() []broken {
 			spoil: func(r *rig) { r.tokens[0].pin = r.file("pin", "\n") }},
 		{name: "PIN file with a comment", check: "pin-file", token: "hsm-a", hint: "nothing else",
 			spoil: func(r *rig) { r.tokens[0].pin = r.file("pin", "# PIN\n1234\n") }},
-		{name: "others may replace the socket", check: "socket-folder", hint: "chmod 0755",
+		{name: "others may replace the socket", check: "socket-folder", hint: "chmod go-w",
 			spoil: func(r *rig) { r.chmod(filepath.Dir(r.socket), 0o777) }},
 		{name: "something else at the socket's place", check: "socket-folder", hint: "move it away",
 			spoil: func(r *rig) { r.file("run/kms.sock", "") }},

@@ -19,6 +19,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/manifest"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
 )
@@ -205,14 +206,15 @@ func codeOf(err error) codes.Code {
 }
 
 // writeNew writes a file that did not exist, for its owner alone.
-func writeNew(path string, text []byte) (err error) {
+func writeNew(path string, text []byte) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator names it
 	if err != nil {
 		return hint.Wrap(fmt.Errorf("writing the object: %w", err), "--to names a file that must not exist yet")
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	if _, err := file.Write(text); err != nil {
-		return fmt.Errorf("writing the object: %w", err)
+	_, err = file.Write(text)
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+		// A part of the object must not pass for the whole, nor be in the way of the next attempt.
+		return fmt.Errorf("writing the object: %w", ownedfile.Explain(path, errors.Join(err, os.Remove(path))))
 	}
 	return nil
 }

@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
@@ -15,6 +15,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/modulefile"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
@@ -55,29 +56,35 @@ func preflight(cfg *config.Config) error {
 	return prepareStateDir(cfg.StateDir)
 }
 
-// prepareStateDir makes the folder if it is missing. Whoever else could write there could lift the PIN latch.
+// prepareStateDir makes the folder if it is missing. Whoever else could write there, or put another folder in its place,
+// could lift the PIN latch. A command that root runs works in a folder of the user that the plugin runs as.
 func prepareStateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return hint.Wrap(fmt.Errorf("making stateDir: %w", err), "make "+dir+" by hand for the user that runs the plugin, or set stateDir")
+	if _, err := ownedfile.MakeFolder(dir, 0o700); err != nil {
+		return hint.Wrap(fmt.Errorf("making stateDir: %w", err), cmp.Or(hint.Of(err), "make "+dir+" by hand for the user that runs the plugin, or set stateDir"))
 	}
-	info, err := os.Stat(dir)
+	owner, err := ownedfile.FolderOwner(dir)
 	if err != nil {
 		return fmt.Errorf("checking stateDir: %w", err)
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.IsDir() {
-		return fmt.Errorf("checking stateDir: %s is not a folder", dir)
+	var trusted []uint32
+	if os.Geteuid() == 0 {
+		trusted = append(trusted, owner)
 	}
-	owner := int(stat.Uid)
-	if owner != 0 && owner != os.Geteuid() && os.Geteuid() != 0 || info.Mode().Perm()&0o022 != 0 {
-		return hint.Wrap(fmt.Errorf("checking stateDir: %s belongs to uid %d with mode %04o: others could write there", dir, owner, info.Mode().Perm()),
-			fmt.Sprintf("chmod 0700 %s, and let the plugin's user own it", dir))
-	}
-	probe, err := os.CreateTemp(dir, ".writable-*")
+	openings, _, err := ownedfile.Others(dir, trusted...)
 	if err != nil {
-		return hint.Wrap(fmt.Errorf("checking stateDir: %w", err), "let the user that runs hsm-kms write to "+dir)
+		return fmt.Errorf("checking stateDir: %w", err)
 	}
-	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+	for _, o := range openings {
+		advice := fmt.Sprintf("chmod 0700 %s, and let the plugin's user own it", dir)
+		if o.Above {
+			advice = o.Fix + ", or set stateDir to a folder below /var/lib"
+		}
+		return hint.Wrap(fmt.Errorf("checking stateDir: %s", o.What), advice)
+	}
+	if err := ownedfile.MayWrite(dir); err != nil {
+		return hint.Wrap(fmt.Errorf("checking stateDir: %w", err), cmp.Or(hint.Of(err), "let the user that runs hsm-kms write to "+dir))
+	}
+	return nil
 }
 
 // tokensInUse is tokens that are kept connected for the time of a command, and the ring on them.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
@@ -59,8 +60,8 @@ func openTrailBeside(cfg *config.Config, name string) (*audit.Writer, error) {
 
 func prepareAuditFolder(path string) error {
 	folder := filepath.Dir(path)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return hint.Wrap(fmt.Errorf("making the audit trail's folder: %w", err), "make "+folder+" for the user that runs the plugin, or set audit.path")
+	if _, err := ownedfile.MakeFolder(folder, 0o700); err != nil {
+		return hint.Wrap(fmt.Errorf("making the audit trail's folder: %w", err), cmp.Or(hint.Of(err), "make "+folder+" for the user that runs the plugin, or set audit.path"))
 	}
 	return nil
 }

@@ -46,11 +46,11 @@ func Check(path string, allowUnsafe bool) (Identity, error) {
 	if !filepath.IsAbs(path) {
 		return Identity{}, failure(path, ErrAbsent, "the path is not absolute", "write the whole path in module")
 	}
-	route, err := follow(path)
+	openings, real, err := ownedfile.Others(path)
 	if err != nil {
 		return Identity{}, openFailure(path, err)
 	}
-	file, info, err := ownedfile.Open(route.file)
+	file, info, err := ownedfile.Open(real)
 	if err != nil {
 		return Identity{}, openFailure(path, err)
 	}
@@ -58,10 +58,8 @@ func Check(path string, allowUnsafe bool) (Identity, error) {
 	if !info.Regular {
 		return Identity{}, failure(path, ErrNotModule, "it is not a regular file", "point module at the vendor's shared library")
 	}
-	if !allowUnsafe {
-		if err := route.judge(path, info); err != nil {
-			return Identity{}, err
-		}
+	if !allowUnsafe && len(openings) > 0 {
+		return Identity{}, unsafeFailure(path, openings)
 	}
 	if err := checkFormat(file); err != nil {
 		return Identity{}, failure(path, ErrNotModule, err.Error(),
@@ -70,25 +68,15 @@ func Check(path string, allowUnsafe bool) (Identity, error) {
 	return Identity{Device: info.Device, Inode: info.Inode}, nil
 }
 
-// judge returns every way in which somebody else could change what is loaded, or nil.
-func (r route) judge(path string, info ownedfile.Info) error {
+// unsafeFailure reports every way in which somebody else could change what is loaded.
+func unsafeFailure(path string, openings []ownedfile.Opening) error {
 	var found []error
-	report := func(what, advice string) { found = append(found, failure(path, ErrUnsafe, what, advice)) }
-	for _, s := range r.steps {
-		switch {
-		case !s.info.OwnerTrusted():
-			report(fmt.Sprintf("%s belongs to uid %d", s.path, s.info.UID), "chown -h root "+s.path)
-		case s.link: // a link's mode means nothing
-		case s.info.OthersMayWrite() && (!s.info.Sticky() || s.path == filepath.Dir(r.file)):
-			report(fmt.Sprintf("others may write to folder %s (mode %04o, group %d)", s.path, s.info.Perm, s.info.GID),
-				fmt.Sprintf("chmod go-w %s, or move the module to /usr/lib", s.path))
+	for _, o := range openings {
+		advice := o.Fix
+		if o.Above {
+			advice += ", or move the module to /usr/lib"
 		}
-	}
-	switch {
-	case !info.OwnerTrusted():
-		report(fmt.Sprintf("%s belongs to uid %d", r.file, info.UID), "chown root "+r.file)
-	case info.OthersMayWrite():
-		report(fmt.Sprintf("others may write to %s (mode %04o, group %d)", r.file, info.Perm, info.GID), "chmod go-w "+r.file)
+		found = append(found, failure(path, ErrUnsafe, o.What, advice))
 	}
 	return errors.Join(found...)
 }

@@ -97,6 +97,12 @@ func MayWrite(folder string) error {
 	return nil
 }
 
+// FolderOwner returns the user that the folder belongs to, also behind a link.
+func FolderOwner(folder string) (uid uint32, err error) {
+	info, err := statFolder(folder)
+	return info.UID, err
+}
+
 // statFolder looks at the folder itself, also behind a link.
 func statFolder(path string) (Info, error) {
 	var st unix.Stat_t

@@ -1,6 +1,7 @@
-// Package ownedfile opens files whose owner and mode decide whether they may be believed: the configuration, a PIN, a
-// PKCS#11 module. What it reports is what the opened descriptor says, so nobody can swap the file between look and use.
-// Which owners and modes are good enough is each caller's own rule, and stays with the caller.
+// Package ownedfile is about who owns files and who may write to them. It opens files whose owner and mode decide whether
+// they may be believed, it finds everybody who could change what is at a path, and it gives what root makes to the owner
+// of the folder. What it reports of an open file is what the descriptor says, so nobody can swap the file between look
+// and use. What is good enough is each caller's own rule, and stays with the caller.
 package ownedfile
 
 import (
@@ -19,6 +20,7 @@ type Info struct {
 	UID, GID      uint32      // owner
 	Perm          fs.FileMode // the twelve permission bits as chmod takes them, 0o7777
 	Regular       bool
+	acl           acl
 }
 
 // Open opens path for reading, following links, and returns what the opened file is. It does not wait for the other
@@ -42,7 +44,9 @@ func Stat(file *os.File) (Info, error) {
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return Info{}, fmt.Errorf("looking at %s: %w", file.Name(), err)
 	}
-	return fromStat(&st), nil
+	info := fromStat(&st)
+	info.acl = aclOf(func(buf []byte) (int, error) { return unix.Fgetxattr(int(file.Fd()), aclName, buf) }, st.Uid, st.Gid)
+	return info, nil
 }
 
 // Lstat tells what path itself is, without following a link at its end, and whether it is a link. Use it for folders
@@ -52,7 +56,11 @@ func Lstat(path string) (info Info, link bool, err error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return Info{}, false, &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	return fromStat(&st), st.Mode&unix.S_IFMT == unix.S_IFLNK, nil
+	info, link = fromStat(&st), st.Mode&unix.S_IFMT == unix.S_IFLNK
+	if !link {
+		info.acl = aclOf(func(buf []byte) (int, error) { return unix.Lgetxattr(path, aclName, buf) }, st.Uid, st.Gid)
+	}
+	return info, link, nil
 }
 
 // fromStat levels the integer types, which differ between Linux and macOS.
@@ -75,9 +83,11 @@ func (i Info) OwnerTrusted() bool {
 	return i.UID == 0 || int(i.UID) == os.Geteuid()
 }
 
-// OthersMayWrite tells whether the mode lets anybody but the owner and root write. Group root counts as root.
+// OthersMayWrite reports whether the mode or an access control list lets anybody but the owner, root and our own user
+// write. Group root counts as root.
 func (i Info) OthersMayWrite() bool {
-	return i.Perm&0o002 != 0 || i.Perm&0o020 != 0 && i.GID != 0
+	groupWrites := i.acl == aclNone && i.Perm&0o020 != 0 && i.GID != 0
+	return i.Perm&0o002 != 0 || groupWrites || i.acl == aclWriters
 }
 
 // Sticky tells whether the file is a folder with the sticky bit, in which one may not remove what belongs to another.

@@ -88,22 +88,21 @@ func openError(path string, err error) error {
 
 // checkFile looks at what was opened, not at the path again, which may have changed since.
 func checkFile(file *os.File) error {
-	var st, folder unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
-		return fmt.Errorf("looking at the audit trail %s: %w", file.Name(), err)
+	info, err := ownedfile.Stat(file)
+	if err != nil {
+		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return hint.Wrap(fmt.Errorf("opening the audit trail: %s is not a regular file", file.Name()), "move it away, or give another audit.path")
-	}
-	if st.Mode&0o022 != 0 {
-		return hint.Wrap(fmt.Errorf("opening the audit trail: others may write to %s (mode %04o)", file.Name(), st.Mode&0o777), "chmod 0600 "+file.Name())
-	}
-	if err := unix.Stat(filepath.Dir(file.Name()), &folder); err != nil {
+	owner, err := ownedfile.FolderOwner(filepath.Dir(file.Name()))
+	if err != nil {
 		return fmt.Errorf("looking at the audit trail's folder: %w", err)
 	}
-	// The folder's owner could put another file there anyway, so that one is no danger more.
-	if own := uint32(os.Geteuid()); st.Uid != own && st.Uid != 0 && st.Uid != folder.Uid {
-		return hint.Wrap(fmt.Errorf("opening the audit trail: %s belongs to uid %d", file.Name(), st.Uid), fmt.Sprintf("chown %d %s", own, file.Name()))
+	switch {
+	case !info.Regular:
+		return hint.Wrap(fmt.Errorf("opening the audit trail: %s is not a regular file", file.Name()), "move it away, or give another audit.path")
+	case info.OthersMayWrite():
+		return hint.Wrap(fmt.Errorf("opening the audit trail: others may write to %s (mode %04o)", file.Name(), info.Perm), "chmod 0600 "+file.Name())
+	case !info.OwnerTrusted() && info.UID != owner: // the folder's owner could put another file there anyway
+		return hint.Wrap(fmt.Errorf("opening the audit trail: %s belongs to uid %d", file.Name(), info.UID), fmt.Sprintf("chown %d %s", os.Geteuid(), file.Name()))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
@@ -74,8 +75,8 @@ func (d *doctor) process(p *process) {
 	case p == nil:
 	case p.replaced:
 		d.warn(check, "", fmt.Sprintf("pid %d runs %s, which has been replaced on disk", p.pid, p.program), "restart the plugin to run what is installed")
-	case p.unsafe != "":
-		d.fail(check, "", fmt.Sprintf("pid %d runs %s: %s", p.pid, p.program, p.unsafe), "chown root "+p.program+" and chmod 0755: whoever can change it has the PIN")
+	case p.unsafe.Path != "":
+		d.fail(check, "", fmt.Sprintf("pid %d runs %s: %s", p.pid, p.program, p.unsafe.What), p.unsafe.Fix+": who can change the program can read the PIN")
 	case p.config != "" && p.config != d.ConfigPath:
 		d.warn(check, "", fmt.Sprintf("pid %d runs with --config %s, and %s is looked at here", p.pid, p.config, d.ConfigPath),
 			"run doctor with --config "+p.config)
@@ -89,10 +90,10 @@ func (d *doctor) process(p *process) {
 // process is what the system knows of the plugin's process.
 type process struct {
 	pid      int
-	program  string // path of the program
-	replaced bool   // the file at that path is another one now
-	unsafe   string // why others could change the program; "": they cannot
-	config   string // of its --config; "": the default, or not known
-	unit     string // control group: the systemd unit or the pod
+	program  string            // path of the program
+	replaced bool              // the file at that path is another one now
+	unsafe   ownedfile.Opening // how others could change the program; zero: they cannot
+	config   string            // of its --config; "": the default, or not known
+	unit     string            // control group: the systemd unit or the pod
 	started  time.Time
 }

@@ -64,12 +64,9 @@ func processOf(pid int) *process {
 			p.unit = ""
 		}
 	}
-	if info, _, err := ownedfile.Lstat(p.program); err == nil && !p.replaced && filepath.IsAbs(p.program) {
-		switch {
-		case !info.OwnerTrusted():
-			p.unsafe = "it belongs to neither root nor our own user"
-		case info.OthersMayWrite():
-			p.unsafe = "others may write to it"
+	if !p.replaced && filepath.IsAbs(p.program) {
+		if openings, _, err := ownedfile.Others(p.program); err == nil && len(openings) > 0 {
+			p.unsafe = openings[0]
 		}
 	}
 	return p

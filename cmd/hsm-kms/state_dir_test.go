@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+)
+
+// Commands that root runs work in the stateDir of the service's user, and all that they leave is that user's: the lock of
+// the ring, the lock and the record of a login.
+func TestRootInAStateDirOfTheService(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("two users need root")
+	}
+	const serviceUID = 54321
+	dir := t.TempDir()
+	if err := errors.Join(os.Chown(dir, serviceUID, serviceUID), os.Chmod(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	// An earlier release left these.
+	for _, name := range []string{"keys.lock", "pin-latch.lock"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := prepareStateDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockKeys(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	refused := func() (latch.Outcome, error) { return latch.Refused, errors.New("refused") }
+	if err := latch.New(dir).Attempt(t.Context(), "token", pinfile.Identity{Path: "/pin"}, true, refused); err == nil {
+		t.Fatal("no error")
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 3 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	for _, entry := range entries {
+		info, _, err := ownedfile.Lstat(filepath.Join(dir, entry.Name()))
+		if err != nil || info.UID != serviceUID {
+			t.Errorf("%s belongs to uid %d (%v)", entry.Name(), info.UID, err)
+		}
+	}
+}
+
+// A folder above stateDir that others may write lets them put another stateDir in its place, without the latch.
+func TestStateDirThatOthersMayReplace(t *testing.T) {
+	t.Parallel()
+	above := t.TempDir()
+	dir := filepath.Join(above, "state")
+	if err := prepareStateDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(above, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	err := prepareStateDir(dir)
+	if err == nil || !strings.Contains(err.Error(), "others may write to "+above) || !strings.HasPrefix(hint.Of(err), "chmod go-w "+above) {
+		t.Errorf("%v (hint %q)", err, hint.Of(err))
+	}
+}
+
+// A disk that is full leaves no part of an object that could pass for the whole.
+func TestObjectThatDoesNotFit(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8k"); err != nil {
+		t.Skipf("mounting a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	path := filepath.Join(dir, "object")
+	if err := writeNew(path, make([]byte, 64<<10)); !errors.Is(err, unix.ENOSPC) || !strings.Contains(hint.Of(err), "df -h") {
+		t.Errorf("%v (hint %q)", err, hint.Of(err))
+	}
+	if _, err := os.Lstat(path); err == nil {
+		t.Error("a part of the object is there")
+	}
+}

@@ -96,9 +96,12 @@ func mustNotOpen(ctx context.Context, token Token, profile Profile, id KeyID, en
 }
 
 // mustNotOpenAs asks for the same ciphertext under other associated data. The lookup of the key is by
-// key_id, so the associated data is made for another ring's key_id and the key itself stays.
+// key_id, so the associated data is made for another key_id and the key itself stays. The other key_id is made
+// from this one, so that no name can make the two equal.
 func mustNotOpenAs(ctx context.Context, token Token, profile Profile, id KeyID, envelope []byte) error {
-	return mustNotOpen(ctx, relabelled{Token: token, real: id}, profile, KeyID{Ring: "other", Version: id.Version, Fingerprint: id.Fingerprint}, envelope, "other associated data")
+	other := id
+	other.Fingerprint[0] ^= 1
+	return mustNotOpen(ctx, relabelled{Token: token, real: id}, profile, other, envelope, "other associated data")
 }
 
 // relabelled is a token that uses the key real whatever key it is asked for.

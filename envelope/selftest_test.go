@@ -5,7 +5,10 @@ import (
 	"context"
 	"crypto/cipher"
 	"errors"
+	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // broken is a way in which a token can misbehave.
@@ -156,6 +159,39 @@ func TestSelfTestPasses(t *testing.T) {
 		}
 		if n := s.token.used(s.id) - before; n != 2 {
 			t.Errorf("Prove took %d operations of the HSM, want 2", n)
+		}
+	})
+}
+
+// hostileRings are names of rings that look like a part of something else, and every name that is possible.
+func hostileRings() *rapid.Generator[string] {
+	names := []string{"other", "another", "r", "x", "x00", "-", ".", "..", "hk1-", "all", "hsm-kms", "pending", "0123456789abcdef", strings.Repeat("a", maxRing)}
+	return rapid.OneOf(rapid.SampledFrom(names), rapid.StringMatching(`[a-z0-9.-]{1,63}`))
+}
+
+// TestSelfTestPassesForEveryRing: no name of a ring, and no CKA_ID, is what the self-test compares with.
+func TestSelfTestPassesForEveryRing(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		profile := rapid.SampledFrom([]Profile{AESGCM, HMACKDF}).Draw(t, "profile")
+		ckaID := rapid.SliceOfN(rapid.Byte(), 0, maxForeignID).Draw(t, "CKA_ID")
+		key := newSoftKey(profile, hostileRings().Draw(t, "ring"), ckaID, "material")
+		token := newSoftToken("a", key)
+		if err := SelfTest(t.Context(), token, profile, key.ID); err != nil {
+			t.Fatalf("%s: %v", key.ID, err)
+		}
+		if parsed, err := ParseKeyID(key.ID.String()); err != nil || parsed != key.ID {
+			t.Fatalf("%s is read as %v: %v", key.ID, parsed, err)
+		}
+		deaf := &relabelled{Token: token, real: key.ID}
+		other := key.ID
+		other.Ring = hostileRings().Filter(func(name string) bool { return name != key.ID.Ring }).Draw(t, "other ring")
+		envelope, err := SealDEK(t.Context(), token, profile, key.ID, []byte("dek"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenDEK(t.Context(), deaf, profile, other, envelope); !errors.Is(err, ErrUnauthentic) {
+			t.Fatalf("an envelope of %s as of %s: %v", key.ID, other, err)
 		}
 	})
 }

@@ -23,9 +23,12 @@ const (
 type Version struct {
 	Key
 	State  State
-	Tokens []string // the names of the tokens that hold it, in the order of the configuration
-	Ready  bool     // sealed and opened with on every token that can be reached now
-	twice  bool     // one token holds it more than once
+	Tokens []string  // the names of the tokens that hold it, in the order of the configuration
+	Works  bool      // sealed and opened with on a token that can be reached now
+	Ready  bool      // it works, and has been proven on every configured token
+	Waits  []Wait    // the configured tokens on which it has not been proven
+	Until  time.Time // from then on it does not wait for absent tokens
+	twice  bool      // one token holds it more than once
 }
 
 // compareIDs orders versions by activation, then CKA_ID, then fingerprint. A key made elsewhere has been
@@ -47,12 +50,12 @@ func compareIDs(a, b KeyID) int {
 // choice is the outcome of asking which key is current.
 type choice struct {
 	current  *Version // nil: none
-	deferred *Version // due, and held back because it is not ready on this process's tokens; nil: none
+	deferred *Version // due, and held back because of its Waits; nil: none
 	problem  error    // why there is no current key, or what is wrong although there is one; nil: nothing
 }
 
-// choose says which version is current: the latest that is due and ready, and never one older than floor,
-// the latest that is known to have been current or to have been decrypted under (zero: none known). It
+// choose says which version is current: the latest that is due and not held back, and never one older than
+// floor, the latest that is known to have been current or to have been decrypted under (zero: none known). It
 // decides without I/O and without state, so that a simulation can ask it anything.
 //
 // versions are the served ones in order. When none is due (a clock at 1970) the earliest counts as due:
@@ -69,7 +72,7 @@ func choose(versions []Version, now time.Time, floor KeyID) choice {
 		if !isFloor && !due(versions, i, now, floor) {
 			continue
 		}
-		if !isFloor && !v.Ready {
+		if !isFloor && v.heldBack(now) {
 			c.deferred = cmp.Or(c.deferred, v)
 			continue
 		}
@@ -77,7 +80,7 @@ func choose(versions []Version, now time.Time, floor KeyID) choice {
 		break
 	}
 	if c.current == nil {
-		c.problem = whyNone(versions, floor)
+		c.problem = whyNone(versions, c.deferred, floor)
 		return c
 	}
 	if rivals := rivalsOf(versions, c.current); rivals != "" {
@@ -127,12 +130,14 @@ func due(versions []Version, i int, now time.Time, floor KeyID) bool {
 	return floor.IsZero() && i == 0 // all are in the future: the earliest stands in
 }
 
-func whyNone(versions []Version, floor KeyID) error {
+func whyNone(versions []Version, deferred *Version, floor KeyID) error {
 	switch {
 	case !floor.IsZero():
 		return fmt.Errorf("%w: %s", ErrKeyMissing, floor)
 	case len(versions) == 0:
 		return ErrRingEmpty
+	case deferred != nil:
+		return fmt.Errorf("%w: %s is held back: %s", ErrNotProven, deferred.ID, deferred.WhyHeldBack())
 	}
 	return ErrNotProven
 }

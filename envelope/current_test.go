@@ -13,10 +13,10 @@ func versionsOf(keys []Version) []Version {
 	return slices.SortedFunc(slices.Values(keys), func(a, b Version) int { return compareIDs(a.ID, b.ID) })
 }
 
-func ready(k softKey) Version    { return Version{Key: k.Key, Ready: true} }
+func ready(k softKey) Version    { return Version{Key: k.Key, Works: true, Ready: true} }
 func notReady(k softKey) Version { return Version{Key: k.Key} }
 
-func twice(k softKey) Version { return Version{Key: k.Key, Ready: true, twice: true} }
+func twice(k softKey) Version { return Version{Key: k.Key, Works: true, Ready: true, twice: true} }
 
 // chooseTest is one sentence of the rules about which key is current. The zero softKey stands for none.
 type chooseTest struct {

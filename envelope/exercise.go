@@ -117,17 +117,14 @@ func wrapToken(token Token, id KeyID, err error) error {
 func (r *Ring) isProven(id KeyID, token string, generation uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.proven[proofKey{id, token}] == generation
+	return r.proven[proofKey{id, token}] == proof{generation, true}
 }
 
 // noteProof keeps what an exercise showed. A token that was merely out of reach proves nothing either way.
 func (r *Ring) noteProof(id KeyID, token string, generation uint64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case err == nil:
-		r.proven[proofKey{id, token}] = generation
-	case !isHSMAway(err):
-		delete(r.proven, proofKey{id, token})
+	if !isHSMAway(err) {
+		r.proven[proofKey{id, token}] = proof{generation, err == nil}
 	}
 }

@@ -37,6 +37,9 @@ func (k KeyID) String() string {
 // FingerprintHex is the fingerprint as people read it.
 func (k KeyID) FingerprintHex() string { return hex.EncodeToString(k.Fingerprint[:]) }
 
+// Emergency reports whether the key was made to wait for no token: `keys rotate --without-token`.
+func (k KeyID) Emergency() bool { return emergency(k.Version) }
+
 // IsZero tells the absence of a key.
 func (k KeyID) IsZero() bool { return k == KeyID{} }
 

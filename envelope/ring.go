@@ -21,6 +21,15 @@ type RingConfig struct {
 	Refuse  []KeyID          // not to be served, as if they were gone: the rehearsal before keys retire
 	Floor   KeyID            // the latest key that was current in an earlier process; zero: none known
 	Now     func() time.Time // nil: time.Now
+
+	// Tokens are the names of all configured tokens; nil: those of the Tokens that NewRing is given. A key becomes current
+	// when it is proven on each.
+	Tokens []string
+	// Grace is how long after its activation a key waits for tokens that are absent. All nodes need the same.
+	Grace time.Duration
+	// AbsentAfter is how long a token must have been out of reach, as far as this process has seen, to be absent. Until then
+	// a token that lacked a key goes on holding it back: a connection that is replaced, or not made yet, is no absence.
+	AbsentAfter time.Duration
 }
 
 // Ring is the key ring: every key on the tokens that bears its name. The tokens are its only state; what
@@ -42,14 +51,11 @@ type Ring struct {
 	lastRead time.Time
 	versions []Version // served, in order; replaced, never changed in place
 	refused  []Version
-	proven   map[proofKey]uint64 // the token's generation in which the key was proven
-	floor    KeyID               // the latest that was current or opened under: no older one becomes current
-	used     KeyID               // the latest that did its work as the current key, or opened; floor or older
-}
-
-type proofKey struct {
-	id    KeyID
-	token string
+	proven   map[proofKey]proof
+	began    time.Time
+	seen     map[string]time.Time // by token: when it could be reached last
+	floor    KeyID                // the latest that was current or opened under: no older one becomes current
+	used     KeyID                // the latest that did its work as the current key, or opened; floor or older
 }
 
 // NewRing returns a ring of which nothing has been read yet.
@@ -57,7 +63,15 @@ func NewRing(cfg RingConfig, tokens Tokens) *Ring {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	r := &Ring{cfg: cfg, tokens: tokens, refreshing: make(chan struct{}, 1), read: map[string][]Key{}, proven: map[proofKey]uint64{}}
+	if cfg.Tokens == nil {
+		for _, token := range tokens.Members() {
+			cfg.Tokens = append(cfg.Tokens, token.Name())
+		}
+	}
+	r := &Ring{
+		cfg: cfg, tokens: tokens, refreshing: make(chan struct{}, 1), began: cfg.Now(),
+		read: map[string][]Key{}, proven: map[proofKey]proof{}, seen: map[string]time.Time{},
+	}
 	if cfg.Floor.Ring == cfg.Name {
 		r.floor, r.used = cfg.Floor, cfg.Floor
 	}
@@ -122,7 +136,7 @@ func (r *Ring) forgetProofs(token string, keys []Key) {
 	for _, k := range keys {
 		held[k.ID] = true
 	}
-	maps.DeleteFunc(r.proven, func(p proofKey, _ uint64) bool { return p.token == token && !held[p.id] })
+	maps.DeleteFunc(r.proven, func(p proofKey, _ proof) bool { return p.token == token && !held[p.id] })
 }
 
 // merge makes the ring's versions from what each token holds.
@@ -172,7 +186,7 @@ func worstOf(a, b Attributes) Attributes {
 type View struct {
 	Versions []Version // served ones in order, then refused ones
 	Current  *Version  // nil: none
-	Deferred *Version  // due, and held back until it is proven on every token that can be reached; nil: none
+	Deferred *Version  // due, and held back until it is proven on every configured token; nil: none
 	Problem  error     // why there is no current key, or what is wrong although there is one
 	Twins    error     // names versions that share a CKA_ID, current or not; nil: none do
 	LastRead time.Time // zero: never
@@ -187,7 +201,11 @@ func (r *Ring) View() View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.cfg.Now()
-	versions := r.withReadiness(generations)
+	for token := range generations {
+		r.seen[token] = now
+	}
+	versions := slices.Clone(r.versions)
+	r.judge(versions, generations, now)
 	if r.floor != r.used && len(generations) > 0 && !isWithin(versions, r.floor, generations) {
 		r.floor = r.used
 	}
@@ -221,20 +239,6 @@ func (r *Ring) generations() map[string]uint64 {
 		}
 	}
 	return g
-}
-
-// withReadiness copies the served versions and says of each whether it is proven on every token that can
-// be reached, and on one at least.
-func (r *Ring) withReadiness(generations map[string]uint64) []Version {
-	versions := slices.Clone(r.versions)
-	for i := range versions {
-		v := &versions[i]
-		v.Ready = len(generations) > 0
-		for token, generation := range generations {
-			v.Ready = v.Ready && r.proven[proofKey{v.ID, token}] == generation
-		}
-	}
-	return versions
 }
 
 // Floor is the latest key known to have been activated; zero: none. It is no secret.

@@ -83,6 +83,15 @@ func keyAt(at time.Time, seed string) softKey {
 	return newSoftKey(AESGCM, "r", id, seed)
 }
 
+// emergencyKeyAt is keyAt for a key that waits for no token.
+func emergencyKeyAt(at time.Time, seed string) softKey {
+	id, err := NewEmergencyCKAID(at)
+	if err != nil {
+		panic(err)
+	}
+	return newSoftKey(AESGCM, "r", id, seed)
+}
+
 // foreignKey makes a key of ring "r", profile aes-gcm, that was made elsewhere.
 func foreignKey(ckaID, seed string) softKey { return newSoftKey(AESGCM, "r", []byte(ckaID), seed) }
 

@@ -44,6 +44,7 @@ type vectors struct {
 		outcome
 		CKAID       octets `json:"cka_id"`
 		ActivatesMS *int64 `json:"activates_ms"`
+		Emergency   bool
 		Version     string
 	}
 	KeyIDs []struct {
@@ -135,6 +136,9 @@ func TestVectorsCKAID(t *testing.T) {
 			at, ours := ActivationOf(v.CKAID)
 			if ours != (v.ActivatesMS != nil) || ours && at.UnixMilli() != *v.ActivatesMS {
 				t.Errorf("ActivationOf = %v, %v; want %v", at, ours, v.ActivatesMS)
+			}
+			if emergency := (KeyID{Version: version}).Emergency(); emergency != v.Emergency {
+				t.Errorf("Emergency = %v, want %v", emergency, v.Emergency)
 			}
 			if ours {
 				random, err := hex.DecodeString(string(v.CKAID[idTimeEnd+1 : idRandomEnd]))

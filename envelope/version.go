@@ -18,6 +18,9 @@ import (
 // first 4 bytes of SHA-256 over all that stands before the last hyphen. A CKA_ID cannot be changed
 // without leaving that form (and the keys are made not modifiable where the token can), so the ring's
 // order needs no other store.
+//
+// The random part of an emergency key begins with emergencyMark. The mark stands there, and not in the magic, because
+// programs that do not know it then see the key as an ordinary one, with the same key_id and the same place in the order.
 const (
 	idMagic     = "hk1-"
 	idRandom    = 8
@@ -25,6 +28,8 @@ const (
 	idRandomEnd = idTimeEnd + 1 + 2*idRandom
 	idLength    = idRandomEnd + 1 + 8
 	hexDigits   = "0123456789abcdef"
+
+	emergencyMark = "eeeeeeee"
 )
 
 // foreignMark begins the version of a key whose CKA_ID is not ours; hex digits of the CKA_ID follow.
@@ -36,9 +41,25 @@ const maxForeignID = 64
 // NewCKAID makes the CKA_ID of a new version that becomes current at activation (to the millisecond). It
 // fails on a time before 1970 or after the year 10889, which 48 bits cannot say.
 func NewCKAID(activation time.Time) ([]byte, error) {
-	var random [idRandom]byte
-	_, _ = rand.Read(random[:]) // crypto/rand.Read never fails: it ends the process instead
+	for {
+		var random [idRandom]byte
+		_, _ = rand.Read(random[:]) // crypto/rand.Read never fails: it ends the process instead
+		if id, err := ckaID(activation, random); err != nil || !emergency(string(id)) {
+			return id, err
+		}
+	}
+}
+
+// NewEmergencyCKAID is NewCKAID for a version that waits for no token but one that works.
+func NewEmergencyCKAID(activation time.Time) ([]byte, error) {
+	random := [idRandom]byte{0xee, 0xee, 0xee, 0xee} // emergencyMark
+	_, _ = rand.Read(random[len(emergencyMark)/2:])
 	return ckaID(activation, random)
+}
+
+// emergency reports whether a version of ours has the mark.
+func emergency(version string) bool {
+	return ownVersion(version) && strings.HasPrefix(version[idTimeEnd+1:], emergencyMark)
 }
 
 func ckaID(activation time.Time, random [idRandom]byte) ([]byte, error) {

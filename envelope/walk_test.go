@@ -21,12 +21,61 @@ type walk struct {
 	latest  KeyID          // the latest that was current and sealed, or was opened under
 	sealed  map[KeyID][]byte
 	wakings uint64
+
+	lastUp    map[string]time.Time      // by token: when the ring last saw it
+	connected map[string]map[KeyID]bool // by token: what it has held since it was last connected
+	ever      map[string]map[KeyID]bool // by token: what it has held at all
 }
 
+// walkGrace and walkPatience are the ring's Grace and AbsentAfter.
+const walkGrace, walkPatience = 40 * time.Minute, 10 * time.Minute
+
 func newWalk() *walk {
-	w := &walk{clock: newClock(), tokens: []*softToken{newSoftToken("a"), newSoftToken("b")}, named: map[KeyID]bool{}, sealed: map[KeyID][]byte{}, wakings: 1}
-	w.ring = NewRing(RingConfig{Name: "r", Profile: AESGCM, Now: w.clock.Now}, softTokens(w.tokens))
+	w := &walk{
+		clock: newClock(), tokens: []*softToken{newSoftToken("a"), newSoftToken("b")}, named: map[KeyID]bool{}, sealed: map[KeyID][]byte{}, wakings: 1,
+		lastUp: map[string]time.Time{}, connected: map[string]map[KeyID]bool{}, ever: map[string]map[KeyID]bool{},
+	}
+	for _, token := range w.tokens {
+		w.connected[token.name], w.ever[token.name] = map[KeyID]bool{}, map[KeyID]bool{}
+	}
+	w.start(KeyID{})
 	return w
+}
+
+// start begins a process that knows the floor.
+func (w *walk) start(floor KeyID) {
+	w.ring = NewRing(RingConfig{Name: "r", Profile: AESGCM, Now: w.clock.Now, Floor: floor, Grace: walkGrace, AbsentAfter: walkPatience}, softTokens(w.tokens))
+	for _, token := range w.tokens {
+		w.lastUp[token.name] = w.clock.Now()
+	}
+}
+
+// put gives the token a key.
+func (w *walk) put(token *softToken, k softKey) {
+	token.remove(k.ID) // over one that is there, as a vendor's tool may
+	token.add(k)
+	w.connected[token.name][k.ID], w.ever[token.name][k.ID] = true, true
+}
+
+// becomes checks what must hold when a key becomes current that neither was before nor was opened under.
+func (w *walk) becomes(t *rapid.T, id KeyID) {
+	if id.IsZero() || w.named[id] || id == w.latest {
+		return
+	}
+	w.named[id] = true
+	for _, token := range w.tokens {
+		activation := activationOfID(id)
+		lacked := !w.ever[token.name][id]
+		switch up := token.Generation() != 0; {
+		case id.Emergency():
+		case up && !w.connected[token.name][id]:
+			t.Fatalf("%s became current while %s, which can be reached, lacks it", id, token.name)
+		case !up && lacked && w.clock.Now().Sub(w.lastUp[token.name]).Abs() < walkPatience:
+			t.Fatalf("%s became current while %s, which lacks it, was away for a moment", id, token.name)
+		case !up && lacked && !activation.IsZero() && w.clock.Now().Before(activation.Add(walkGrace)):
+			t.Fatalf("%s became current while %s was absent, before the end of the grace", id, token.name)
+		}
+	}
 }
 
 func (w *walk) aToken(t *rapid.T) *softToken { return rapid.SampledFrom(w.tokens).Draw(t, "token") }
@@ -48,26 +97,33 @@ func (w *walk) actions() map[string]func(*rapid.T) {
 		"make a key": func(t *rapid.T) {
 			minutes := rapid.IntRange(-60, 60).Draw(t, "activates")
 			k := keyAt(noon.Add(time.Duration(minutes)*time.Minute), fmt.Sprint(len(w.keys)))
+			if rapid.IntRange(0, 4).Draw(t, "emergency") == 0 {
+				k = emergencyKeyAt(noon.Add(time.Duration(minutes)*time.Minute), fmt.Sprint(len(w.keys)))
+			}
 			w.keys = append(w.keys, k)
-			w.aToken(t).add(k)
+			w.put(w.aToken(t), k)
 		},
 		"make a key elsewhere": func(t *rapid.T) {
 			k := foreignKey(fmt.Sprint(len(w.keys)), fmt.Sprint(len(w.keys)))
 			w.keys = append(w.keys, k)
-			w.aToken(t).add(k)
+			w.put(w.aToken(t), k)
 		},
-		"copy a key": func(t *rapid.T) { // over one that is there, as a vendor's tool may
-			token, k := w.aToken(t), w.aKey(t)
-			token.remove(k.ID)
-			token.add(k)
-		},
+		"copy a key":    func(t *rapid.T) { w.put(w.aToken(t), w.aKey(t)) },
 		"destroy a key": func(t *rapid.T) { w.aToken(t).remove(w.aKey(t).ID) },
 		"go away":       func(t *rapid.T) { w.aToken(t).connect(0) },
-		"come back":     func(t *rapid.T) { w.wakings++; w.aToken(t).connect(w.wakings) },
-		"refresh":       func(t *rapid.T) { w.clock.move(time.Second); _ = w.ring.Refresh(t.Context()) },
+		"come back": func(t *rapid.T) {
+			token := w.aToken(t)
+			w.wakings++
+			token.connect(w.wakings)
+			w.connected[token.name] = map[KeyID]bool{}
+			for id := range token.held {
+				w.connected[token.name][id] = true
+			}
+		},
+		"refresh": func(t *rapid.T) { w.clock.move(time.Second); _ = w.ring.Refresh(t.Context()) },
 		"exercise": func(t *rapid.T) {
 			_ = w.ring.Exercise(t.Context())
-			w.named[w.ring.Floor()] = true // it may have become current on the way, before another token refused it
+			w.becomes(t, w.ring.Floor()) // it may have become current on the way, before another token refused it
 		},
 		"open": func(t *rapid.T) {
 			k := w.aKey(t)
@@ -82,7 +138,7 @@ func (w *walk) actions() map[string]func(*rapid.T) {
 			w.sealed[k.ID] = envelope
 		},
 		"restart": func(*rapid.T) {
-			w.ring = NewRing(RingConfig{Name: "r", Profile: AESGCM, Now: w.clock.Now, Floor: w.ring.Floor()}, softTokens(w.tokens))
+			w.start(w.ring.Floor())
 		},
 		"": w.check,
 	}
@@ -113,6 +169,13 @@ func later(a, b KeyID) KeyID {
 // check is what holds at all times.
 func (w *walk) check(t *rapid.T) {
 	v := w.ring.View()
+	defer func() {
+		for _, token := range w.tokens {
+			if token.Generation() != 0 {
+				w.lastUp[token.name] = w.clock.Now()
+			}
+		}
+	}()
 	if floor := w.ring.Floor(); !w.latest.IsZero() && compareIDs(floor, w.latest) < 0 {
 		t.Fatalf("the floor is %s and was %s", floor, w.latest)
 	}
@@ -141,13 +204,13 @@ func (w *walk) check(t *rapid.T) {
 	if !w.latest.IsZero() && compareIDs(v.Current.ID, w.latest) < 0 {
 		t.Fatalf("%s is current after %s was", v.Current.ID, w.latest)
 	}
-	if v.Current.ID != w.latest && !w.named[v.Current.ID] && !v.Current.Ready {
+	if v.Current.ID != w.latest && !w.named[v.Current.ID] && !v.Current.Works {
 		t.Fatalf("%s became current and is not proven", v.Current.ID)
 	}
+	w.becomes(t, v.Current.ID)
 	if v.Deferred != nil && compareIDs(v.Deferred.ID, v.Current.ID) <= 0 {
 		t.Fatalf("%s is held back and not later than %s", v.Deferred.ID, v.Current.ID)
 	}
-	w.named[v.Current.ID] = true
 	if again := w.ring.View(); idOf(again.Current) != v.Current.ID {
 		t.Fatalf("asked again, it says %s, not %s", idOf(again.Current), v.Current.ID)
 	}
@@ -174,7 +237,7 @@ func TestTwoNodesAgree(t *testing.T) {
 		ids := rapid.SliceOfNDistinct(anID(), 1, 6, func(id KeyID) KeyID { return id }).Draw(t, "keys")
 		var one []Version
 		for _, id := range ids {
-			one = append(one, Version{Key: Key{ID: id, Activation: activationOfID(id)}, Ready: true})
+			one = append(one, Version{Key: Key{ID: id, Activation: activationOfID(id)}, Works: true, Ready: true})
 		}
 		two := rapid.Permutation(one).Draw(t, "in another order")
 		now := time.UnixMilli(rapid.SampledFrom([]int64{0, 9, 10, 11, 300}).Draw(t, "now"))

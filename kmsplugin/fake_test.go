@@ -79,7 +79,7 @@ func newVersion(t testing.TB, activation time.Time) envelope.Version {
 	}
 	return envelope.Version{
 		Key:   envelope.Key{ID: envelope.KeyID{Ring: "ring", Version: name}, CKAID: ckaID, Activation: activation},
-		State: envelope.Current, Ready: true,
+		State: envelope.Current, Works: true, Ready: true,
 	}
 }
 

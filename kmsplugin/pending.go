@@ -18,18 +18,33 @@ import (
 // kube-apiserver does not look at trailers.
 const pendingTrailer = "hsm-kms-pending"
 
+// deferredTrailer tells why a key is held back: key_id, the time at which it becomes current at the latest ("-": there is
+// none), and the reason in words. It is a trailer of its own because clients of before take pendingTrailer with exactly
+// three fields.
+const deferredTrailer = "hsm-kms-deferred"
+
 // maxPendingTold bounds the trailer; a ring has one pending key, or two.
 const maxPendingTold = 8
 
 func tellPending(ctx context.Context, pending []health.Pending) {
-	if len(pending) == 0 {
-		return
+	if len(pending) > 0 {
+		_ = grpc.SetTrailer(ctx, trailerOf(pending)) // fails only outside a gRPC call
 	}
+}
+
+func trailerOf(pending []health.Pending) metadata.MD {
 	trailer := metadata.MD{}
 	for _, p := range pending[:min(len(pending), maxPendingTold)] {
 		trailer.Append(pendingTrailer, p.Key.String()+" "+p.Activates.UTC().Format(time.RFC3339Nano)+" "+readiness(p))
+		if p.Deferred {
+			until := "-"
+			if !p.Until.IsZero() {
+				until = p.Until.UTC().Format(time.RFC3339Nano)
+			}
+			trailer.Append(deferredTrailer, p.Key.String()+" "+until+" "+p.Why)
+		}
 	}
-	_ = grpc.SetTrailer(ctx, trailer) // fails only outside a gRPC call
+	return trailer
 }
 
 func readiness(p health.Pending) string {
@@ -50,7 +65,25 @@ func pendingIn(trailer metadata.MD) []health.Pending {
 			pending = append(pending, p)
 		}
 	}
+	for _, value := range trailer.Get(deferredTrailer) {
+		for i := range pending {
+			addReason(&pending[i], value)
+		}
+	}
 	return pending
+}
+
+// addReason takes what the trailer says when it is about this key.
+func addReason(p *health.Pending, value string) {
+	rest, about := strings.CutPrefix(value, p.Key.String()+" ")
+	until, why, ok := strings.Cut(rest, " ")
+	if !about || !ok {
+		return
+	}
+	if at, err := time.Parse(time.RFC3339Nano, until); err == nil {
+		p.Until = at
+	}
+	p.Why = why
 }
 
 func parsePending(value string) (health.Pending, error) {

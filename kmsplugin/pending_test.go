@@ -30,6 +30,21 @@ func TestPendingTrailer(t *testing.T) {
 			t.Errorf("%q came back as %+v", value, got)
 		}
 	}
+	for _, until := range []time.Time{{}, at.Add(time.Hour)} {
+		want := health.Pending{Key: id, Activates: at, Deferred: true, Why: "hsm-b does not hold it; hsm-c is out of reach", Until: until}
+		trailer := trailerOf([]health.Pending{{Key: id, Activates: at}, want})
+		got := pendingIn(trailer)
+		if len(got) != 2 || got[1] != want {
+			t.Errorf("%v came back as %+v", trailer, got)
+		}
+	}
+	for _, odd := range []string{"", id.String(), id.String() + " ", "r/x/0000000000000000 - because"} {
+		trailer := trailerOf([]health.Pending{{Key: id, Activates: at}})
+		trailer.Set(deferredTrailer, odd)
+		if got := pendingIn(trailer); len(got) != 1 || got[0] != (health.Pending{Key: id, Activates: at}) {
+			t.Errorf("%q was taken for %+v", odd, got)
+		}
+	}
 	for _, bad := range []string{"", "a b", "a b c d", id.String() + " yesterday ready", strings.Repeat("x ", 3)} {
 		if got := pendingIn(metadata.Pairs(pendingTrailer, bad)); got != nil {
 			t.Errorf("%q was taken for %+v", bad, got)

@@ -98,9 +98,9 @@ func (s *service) writeKey() (*namedKey, error) {
 	switch {
 	case view.Current == nil:
 		return nil, cmp.Or(view.Problem, envelope.ErrNotProven)
-	case !view.Current.Ready && report.Problem != nil:
+	case !view.Current.Works && report.Problem != nil:
 		return nil, report.Problem
-	case !view.Current.Ready:
+	case !view.Current.Works:
 		return nil, envelope.ErrNotProven
 	}
 	named := &namedKey{id: view.Current.ID, text: view.Current.ID.String()}

@@ -125,9 +125,9 @@ func TestEncryptBeforeAnyStatus(t *testing.T) {
 		change func(*fakeRing)
 		want   codes.Code
 	}{
-		"not ready": {func(r *fakeRing) { r.view.Current.Ready = false }, codes.FailedPrecondition},
+		"not ready": {func(r *fakeRing) { r.view.Current.Works = false }, codes.FailedPrecondition},
 		"not ready, and the HSM away": {func(r *fakeRing) {
-			r.view.Current.Ready = false
+			r.view.Current.Works = false
 			r.exercise = func(context.Context) error { return envelope.ErrUnavailable }
 		}, codes.Unavailable},
 		"none":          {func(r *fakeRing) { r.view.Current, r.view.Problem = nil, envelope.ErrNotProven }, codes.FailedPrecondition},

@@ -142,7 +142,7 @@ func ringsBroken() []broken {
 			spoil: func(r *rig) {
 				r.must(os.WriteFile(filepath.Join(r.state, "proven.json"), fmt.Appendf(nil, `{"keyID":%q,"provenAt":"2026-01-02T03:04:05Z"}`, r.currentKey()), 0o600))
 				r.empty(r.tokens[0])
-				r.generateAt(r.tokens[0], time.Now().Add(-2*time.Hour))
+				r.generateAt(r.tokens[0], time.Now().Add(-72*time.Hour))
 			}},
 		{name: "clock", check: "ring", hint: "clock", warns: true,
 			spoil: func(r *rig) {

@@ -18,7 +18,7 @@ import (
 func makeShared(t *testing.T) *sharedToken {
 	t.Helper()
 	shared := &sharedToken{token: softhsm.ForTest(t, "k8s")}
-	id, err := envelope.NewCKAID(time.Now().Add(-time.Hour))
+	id, err := envelope.NewCKAID(time.Now().Add(-48 * time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}

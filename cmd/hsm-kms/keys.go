@@ -38,6 +38,11 @@ type keyJSON struct {
 	Local            bool     `json:"local"`
 	Tokens           []string `json:"tokens"`
 	Problem          string   `json:"problem,omitempty"`
+	Emergency        bool     `json:"emergency,omitempty"` // made with --without-token
+	Deferred         bool     `json:"deferred,omitempty"`  // due, and held back
+	Reason           string   `json:"reason,omitempty"`    // deferred: why
+	Until            string   `json:"until,omitempty"`     // deferred: when it becomes current at the latest; none: without limit
+	Missing          []string `json:"missing,omitempty"`   // of the current key: the tokens that lack it, or cannot use it
 }
 
 // rfc3339Milli is RFC 3339 with milliseconds, the precision of an activation.
@@ -47,7 +52,7 @@ func keyOf(v envelope.Version) keyJSON {
 	k := keyJSON{
 		Ring: v.ID.Ring, ID: hex.EncodeToString(v.CKAID), State: string(v.State), Tokens: v.Tokens, Problem: v.Refused,
 		Sensitive: v.Attributes.Sensitive, Extractable: v.Attributes.Extractable,
-		NeverExtractable: v.Attributes.NeverExtractable, Local: v.Attributes.Local,
+		NeverExtractable: v.Attributes.NeverExtractable, Local: v.Attributes.Local, Emergency: v.ID.Emergency(),
 	}
 	if !v.Activation.IsZero() {
 		at := v.Activation.UTC().Format(rfc3339Milli)
@@ -82,7 +87,7 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	defer in.stop()
 	exerciseErr := in.ring.Exercise(cmd.Context()) // it says which version is current
 	view := in.ring.View()
-	if err := c.printKeys(view.Versions); err != nil {
+	if err := c.printKeys(view); err != nil {
 		return err
 	}
 	if problems := errors.Join(in.problems...); problems != nil {
@@ -97,11 +102,27 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	return nil
 }
 
-func (c *command) printKeys(versions []envelope.Version) error {
+// listed is keyOf with what the whole ring says of the version.
+func listed(view envelope.View, v envelope.Version) keyJSON {
+	k := keyOf(v)
+	if v.State == envelope.Current {
+		k.Missing = view.Missing()
+	}
+	if view.Deferred != nil && view.Deferred.ID == v.ID && v.State != envelope.Refused {
+		k.Deferred, k.Reason = true, v.WhyHeldBack()
+		if until := v.HeldUntil(); !until.IsZero() {
+			k.Until = until.UTC().Format(rfc3339Milli)
+		}
+	}
+	return k
+}
+
+func (c *command) printKeys(view envelope.View) error {
+	versions := view.Versions
 	if c.output == "json" {
 		list := []keyJSON{}
 		for _, v := range versions {
-			list = append(list, keyOf(v))
+			list = append(list, listed(view, v))
 		}
 		return c.json(list)
 	}
@@ -122,8 +143,14 @@ func (c *command) printKeys(versions []envelope.Version) error {
 		return err
 	}
 	for _, v := range versions {
-		if v.Refused != "" {
+		k := listed(view, v)
+		switch {
+		case v.Refused != "":
 			fmt.Fprintf(c.out, "\n%s on %s is not served: %s\n", nameOf(v), strings.Join(v.Tokens, ","), v.Refused)
+		case k.Deferred:
+			fmt.Fprintf(c.out, "\n%s is due, and held back: %s\n", nameOf(v), k.Reason)
+		case k.Missing != nil:
+			fmt.Fprintf(c.out, "\n%s is current, and missing, or of no use, on %s\n", nameOf(v), strings.Join(k.Missing, ","))
 		}
 	}
 	return nil

@@ -25,6 +25,10 @@ import (
 	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
 )
 
+// absentAfter is that of FORMAT.md, section 6. A command takes a token for absent that does not answer it; a plugin stays,
+// and a connection that is being made, or made again, is no absence. It is longer than the slowest module takes to load.
+const absentAfter = 5 * time.Minute
+
 // firstAttemptWait is how long serve waits for the tokens before it serves without them: long enough to tell
 // a mistake in the configuration from an HSM that is slow today.
 const firstAttemptWait = 2 * time.Second
@@ -92,7 +96,10 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 		return err
 	}
 	defer stopTokens()
-	ring := envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key}, set)
+	ring := envelope.NewRing(envelope.RingConfig{
+		Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key,
+		Grace: cfg.DeferGrace.Std(), AbsentAfter: absentAfter,
+	}, set)
 	plugin := kmsplugin.New(kmsplugin.Options{
 		Ring: ring, Logger: log, StateDir: cfg.StateDir, Proven: proven,
 		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),

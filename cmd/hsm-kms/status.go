@@ -57,6 +57,8 @@ type pendingJSON struct {
 	Activates string `json:"activates"`
 	Ready     bool   `json:"ready"`
 	Deferred  bool   `json:"deferred,omitempty"`
+	Reason    string `json:"reason,omitempty"` // deferred: why
+	Until     string `json:"until,omitempty"`  // deferred: when it becomes current at the latest; none: without limit
 }
 
 func (c *command) askStatus(ctx context.Context, socket string) error {
@@ -65,7 +67,11 @@ func (c *command) askStatus(ctx context.Context, socket string) error {
 	answer, err := kmsplugin.StatusOf(ctx, socket)
 	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID}
 	for _, p := range answer.Pending {
-		said.Pending = append(said.Pending, pendingJSON{p.Key.String(), p.Activates.UTC().Format(rfc3339Milli), p.Ready, p.Deferred})
+		pending := pendingJSON{KeyID: p.Key.String(), Activates: p.Activates.UTC().Format(rfc3339Milli), Ready: p.Ready, Deferred: p.Deferred, Reason: p.Why}
+		if !p.Until.IsZero() {
+			pending.Until = p.Until.UTC().Format(rfc3339Milli)
+		}
+		said.Pending = append(said.Pending, pending)
 	}
 	if err != nil {
 		// What the plugin said is the whole message; what the client wrapped around it is for people.
@@ -96,7 +102,7 @@ func (s statusJSON) rows() [][]string {
 		state := "not ready yet"
 		switch {
 		case p.Deferred:
-			state = "due, and held back until it works on every token"
+			state = "due, and held back: " + p.Reason
 		case p.Ready:
 			state = "ready"
 		}

@@ -111,7 +111,7 @@ func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensIn
 	if err != nil {
 		return nil, err
 	}
-	in, err := connect(ctx, common, tokens, envelope.RingConfig{Floor: proven.Key, Refuse: refuse})
+	in, err := connect(ctx, common, tokens, envelope.RingConfig{Floor: proven.Key, Refuse: refuse, Grace: cfg.DeferGrace.Std()})
 	if err != nil {
 		return nil, err
 	}

@@ -183,13 +183,20 @@ def fingerprints():
 
 
 def cka_ids():
-    def one(name, text, ms=None):
+    def one(name, text, ms=None, emergency=False):
         own = ms is not None
-        return {"name": name, "cka_id": text.hex(), "activates_ms": ms,
+        return {"name": name, "cka_id": text.hex(), "activates_ms": ms, "emergency": emergency,
                "version": text.decode() if own else "x" + text.hex(), "expect": "accept"}
 
     for name, ms in (("2026", 1767225600000), ("1970", 0), ("the last that 48 bits can say", 2**48 - 1)):
         yield one("ours: " + name, cka_id(ms, octets(name, 8)), ms)
+    mark = b"\xee" * 4
+    urgent = cka_id(1767225600000, mark + octets("random", 4))
+    yield one("ours: an emergency key", urgent, 1767225600000, True)
+    yield one("ours: an emergency key, the rest of the random part too", cka_id(1767225600000, mark * 2), 1767225600000, True)
+    yield one("ours: no emergency key: a digit of the mark is another", cka_id(1767225600000, mark[:3] + b"\xef" + octets("random", 4)), 1767225600000)
+    yield one("ours: no emergency key: the mark stands elsewhere", cka_id(1767225600000, octets("random", 4) + mark), 1767225600000)
+    yield one("foreign: an emergency key with a digit of the checksum changed", urgent[:-1] + (b"0" if urgent[-1:] != b"0" else b"1"))
     good = cka_id(1767225600000, octets("random", 8))
     yield one("foreign: one digit of the time changed", good[:10] + (b"0" if good[10:11] != b"0" else b"1") + good[11:])
     yield one("foreign: one digit of the checksum changed", good[:-1] + (b"0" if good[-1:] != b"0" else b"1"))

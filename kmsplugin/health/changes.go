@@ -3,6 +3,7 @@ package health
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -19,6 +20,7 @@ type changes struct {
 
 	versions  map[string]string // by key_id: the state last logged
 	twinned   string            // what twins said last
+	missing   []string          // the tokens that missingOn named last
 	unread    bool              // the last Refresh failed
 	unwritten bool              // the last write of proven.json failed
 }
@@ -66,6 +68,23 @@ func (c *changes) seen(view envelope.View) {
 	}
 	c.versions = now
 	c.twins(view.Twins)
+	c.missingOn(view)
+}
+
+// missingOn logs that the current key is missing on a token, when that begins, changes or ends.
+func (c *changes) missingOn(view envelope.View) {
+	missing := view.Missing()
+	if slices.Equal(missing, c.missing) {
+		return
+	}
+	c.missing = missing
+	switch {
+	case missing != nil:
+		c.logger.Warn("the current key is missing, or cannot be used, on a token of the configuration: it cannot take over", "keyID", view.Current.ID.String(),
+			"tokens", missing, "hint", "copy the key to these tokens with the vendor's tool, or repair the token that cannot use its copy")
+	case view.Current != nil:
+		c.logger.Info("the current key is missing on no token any more", "keyID", view.Current.ID.String())
+	}
 }
 
 // twins logs that versions share a CKA_ID, when that begins, changes or ends.
@@ -102,8 +121,8 @@ func (c *changes) version(v *envelope.Version, state string) {
 	keyID := v.ID.String()
 	switch state {
 	case "deferred":
-		c.logger.Warn("key is due, and deferred until it is proven on every token that can be reached", "keyID", keyID,
-			"tokens", v.Tokens, "hint", "copy the key to the tokens that lack it; its predecessor stays current until then")
+		c.logger.Warn("key is due, and deferred until it is proven on every token of the configuration", "keyID", keyID, "reason", v.WhyHeldBack(),
+			"tokens", v.Tokens, "hint", "copy the key to the tokens that lack it, and make the others reachable; its predecessor stays current until then")
 	case "ready":
 		c.logger.Info("key is ready for its activation", "keyID", keyID, "activates", v.Activation)
 	case string(envelope.Pending):

@@ -94,7 +94,7 @@ func version(t *testing.T, activation time.Time, state envelope.State) envelope.
 	}
 	return envelope.Version{
 		Key:   envelope.Key{ID: envelope.KeyID{Ring: "ring", Version: name}, CKAID: ckaID, Activation: activation},
-		State: state, Ready: true,
+		State: state, Works: true, Ready: true,
 	}
 }
 

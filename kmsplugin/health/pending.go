@@ -10,8 +10,10 @@ import (
 type Pending struct {
 	Key       envelope.KeyID
 	Activates time.Time
-	Ready     bool // sealed and opened with on every token that can be reached
-	Deferred  bool // due already, and held back because it is not ready
+	Ready     bool      // sealed and opened with on every configured token
+	Deferred  bool      // due already, and held back
+	Why       string    // Deferred: why, for people
+	Until     time.Time // Deferred: when it becomes current at the latest; zero: there is no such time
 }
 
 // Pending lists the keys that are to become current, the next one first. It asks nobody and does not wait.
@@ -27,8 +29,11 @@ func (h *Health) notePending(view envelope.View) {
 	var list []Pending
 	for i := range view.Versions {
 		if v := &view.Versions[i]; v.State == envelope.Pending {
-			deferred := view.Deferred != nil && view.Deferred.ID == v.ID
-			list = append(list, Pending{Key: v.ID, Activates: v.Activation, Ready: v.Ready, Deferred: deferred})
+			p := Pending{Key: v.ID, Activates: v.Activation, Ready: v.Ready}
+			if view.Deferred != nil && view.Deferred.ID == v.ID {
+				p.Deferred, p.Why, p.Until = true, v.WhyHeldBack(), v.HeldUntil()
+			}
+			list = append(list, p)
 		}
 	}
 	h.pending.Store(&list)

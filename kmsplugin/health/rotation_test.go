@@ -117,13 +117,67 @@ func TestCurrentKeyChangesUnderTheProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ring, _ := ringOf(t)
 		next := version(t, time.Now().Add(-time.Minute), envelope.Current)
-		next.Ready = false
+		next.Works, next.Ready = false, false
 		ring.onExercise = func(r *fakeRing) { r.view.Current = &next }
 		h := start(t, Config{Ring: ring})
 		synctest.Wait()
 		mustReport(t, h, next.ID, nil)
 		if n := ring.count(); n != 2 {
 			t.Errorf("%d probes, want 2", n)
+		}
+	})
+}
+
+// A current key that is missing on a token is logged when that begins, changes and ends, and not in between; Status is ok.
+func TestCurrentKeyMissingOnAToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := ringOf(t)
+		logs := &logBuffer{}
+		h := start(t, Config{Ring: ring, Logger: logs.logger()})
+		said := func(waits ...envelope.Wait) []string {
+			before := len(logs.lines())
+			ring.set(func(r *fakeRing) { r.view.Current.Waits = waits })
+			at(time.Hour)
+			return logs.lines()[before:]
+		}
+		at(time.Minute)
+		first := said(envelope.Wait{Token: "hsm-b", Lacks: true})
+		if len(first) != 1 || !strings.Contains(first[0], "level=WARN") || !strings.Contains(first[0], "hsm-b") || !strings.Contains(first[0], id.String()) {
+			t.Errorf("%q", first)
+		}
+		mustReport(t, h, id, nil)
+		if lines := said(envelope.Wait{Token: "hsm-b", Lacks: true, Absent: true}, envelope.Wait{Token: "hsm-c"}); len(lines) != 0 {
+			t.Errorf("nothing has changed: %q", lines)
+		}
+		if lines := said(envelope.Wait{Token: "hsm-c", Lacks: true}); len(lines) != 1 || !strings.Contains(lines[0], "hsm-c") {
+			t.Errorf("%q", lines)
+		}
+		if lines := said(); len(lines) != 1 || !strings.Contains(lines[0], "level=INFO") {
+			t.Errorf("%q", lines)
+		}
+	})
+}
+
+// The end of the wait for absent tokens wakes the probe at its instant.
+func TestTheEndOfTheGrace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, _ := ringOf(t)
+		next := version(t, time.Now().Add(-time.Minute), envelope.Pending)
+		next.Ready, next.Until = false, time.Now().Add(10*time.Second)
+		next.Waits = []envelope.Wait{{Token: "hsm-b", Absent: true}}
+		ring.view.Versions = append(ring.view.Versions, next)
+		ring.view.Deferred = &next
+		h := start(t, Config{Ring: ring, ProbeInterval: 10 * time.Minute})
+		at(9 * time.Second)
+		if p := h.Pending(); len(p) != 1 || !p[0].Deferred || !p[0].Until.Equal(next.Until) || !strings.Contains(p[0].Why, "hsm-b is out of reach") {
+			t.Errorf("%+v", p)
+		}
+		before := ring.count()
+		at(time.Second + clockMargin)
+		if n := ring.count(); n != before+1 {
+			t.Errorf("%d probes at the end of the grace, want 1", n-before)
 		}
 	})
 }

@@ -74,7 +74,7 @@ func (h *Health) exercise(ctx context.Context) (envelope.View, error) {
 			return view, err
 		case view.Current == nil:
 			return view, cmp.Or(view.Problem, envelope.ErrNotProven)
-		case view.Current.Ready, before.Current != nil && before.Current.ID == view.Current.ID:
+		case view.Current.Works, before.Current != nil && before.Current.ID == view.Current.ID:
 			return view, nil
 		}
 	}

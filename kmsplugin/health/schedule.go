@@ -24,8 +24,8 @@ func (s *schedule) probeDue(now time.Time) bool   { return !now.Before(s.probeAt
 func (s *schedule) refreshDue(now time.Time) bool { return !now.Before(s.refreshAt) }
 
 // plan sets the next times. While something is wrong, or a key that is due or nearly so is not ready, both come after a
-// back-off of 1 s, 2 s, 4 s and so on up to the usual interval. An activation wakes the probe at its instant, so that
-// all nodes change over together and not a probe interval apart.
+// back-off of 1 s, 2 s, 4 s and so on up to the usual interval. An activation, and the end of the wait for absent tokens, wake
+// the probe at their instant, so that all nodes change over together and not a probe interval apart.
 //
 // The first pauses after a start, and after something was wrong, are shortened at random, to a half at least: a fleet that
 // was started at one moment, after a power cut, would else meet at the HSM in every interval (test/simulation/capacity).
@@ -46,9 +46,11 @@ func (s *schedule) plan(now time.Time, view envelope.View, unwell bool) {
 		s.settled = true
 	}
 	for i := range view.Versions {
-		at := view.Versions[i].Activation.Add(clockMargin)
-		if view.Versions[i].State == envelope.Pending && at.After(now) && at.Before(s.probeAt) {
-			s.probeAt = at
+		v := &view.Versions[i]
+		for _, at := range []time.Time{v.Activation.Add(clockMargin), v.HeldUntil().Add(clockMargin)} {
+			if v.State == envelope.Pending && at.After(now) && at.Before(s.probeAt) {
+				s.probeAt = at
+			}
 		}
 	}
 }

@@ -56,12 +56,14 @@ func (m *Metrics) ObserveRing(view func() envelope.View) {
 	c := &collector{}
 	var (
 		versions   = c.describe("ring_versions", "Key versions of the ring, by state.", "state")
-		ready      = c.describe("ring_pending_ready", "Pending key versions that this process has sealed and opened with on every token it can reach.")
+		ready      = c.describe("ring_pending_ready", "Pending key versions that this process has sealed and opened with on every token of the configuration.")
 		activation = c.describe("ring_next_activation_timestamp_seconds", "When the next pending key version becomes current; absent: none is pending.")
-		deferred   = c.describe("ring_deferred", "1: a key version is due and held back until it is proven on every token that can be reached.")
+		deferred   = c.describe("ring_deferred", "1: a key version is due and held back until it is proven on every token of the configuration.")
+		until      = c.describe("ring_deferred_until_timestamp_seconds", "When the version that is held back becomes current at the latest; absent: none is, or there is no such time.")
 		problem    = c.describe("ring_problem", "1: there is no current key, or something is wrong although there is one.")
 		lastRead   = c.describe("ring_last_refresh_timestamp_seconds", "When the ring was last read from a token; 0: never.")
 		current    = c.describe("current_key_info", "Always 1; the label names the current key. Absent: there is none.", "key_id")
+		missing    = c.describe("current_key_missing", "1: the token lacks the current key, or cannot use it, as it was last seen.", "token")
 		since      = c.describe("current_key_activation_timestamp_seconds", "Activation time of the current key; absent when it has none (a key made elsewhere).")
 		sealed     = c.describe("seals_total", "Encrypt requests served since the process began, by key of the ring.", "key_id")
 	)
@@ -76,6 +78,12 @@ func (m *Metrics) ObserveRing(view func() envelope.View) {
 			sendGauge(ch, activation, unixSeconds(tally.next))
 		}
 		sendBool(ch, deferred, v.Deferred != nil)
+		if v.Deferred != nil && !v.Deferred.HeldUntil().IsZero() {
+			sendGauge(ch, until, unixSeconds(v.Deferred.HeldUntil()))
+		}
+		for _, token := range v.Missing() {
+			sendGauge(ch, missing, 1, token)
+		}
 		sendBool(ch, problem, v.Problem != nil)
 		read := 0.0
 		if !v.LastRead.IsZero() {

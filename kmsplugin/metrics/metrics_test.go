@@ -42,7 +42,7 @@ func id(n byte) envelope.KeyID {
 func version(n byte, state envelope.State, ready bool) envelope.Version {
 	return envelope.Version{
 		Key:   envelope.Key{ID: id(n), Activation: time.Unix(1000*int64(n), 0)},
-		State: state, Ready: ready,
+		State: state, Works: true, Ready: ready, Until: time.Unix(1000*int64(n)+86400, 0),
 	}
 }
 
@@ -58,6 +58,8 @@ func full() (*Metrics, *token) {
 		Problem:  envelope.ErrAmbiguous,
 	}
 	view.Current, view.Deferred = &view.Versions[1], &view.Versions[3]
+	view.Current.Waits = []envelope.Wait{{Token: "hsm-b", Lacks: true}, {Token: "hsm-c"}}
+	view.Deferred.Waits = []envelope.Wait{{Token: "hsm-b", Lacks: true, Absent: true}}
 	m.ObserveRing(func() envelope.View { return view })
 	a := &token{name: "hsm-a", generation: 3, sessions: 4}
 	m.ObserveTokens([]envelope.Token{a, &token{name: "hsm-b"}})
@@ -116,7 +118,7 @@ func TestValues(t *testing.T) {
 	m, a := full()
 	want(t, m, map[string]float64{
 		"ring_versions{retained}": 1, "ring_versions{current}": 1, "ring_versions{pending}": 2, "ring_versions{refused}": 1,
-		"ring_pending_ready{}": 1, "ring_next_activation_timestamp_seconds{}": 3000, "ring_deferred{}": 1, "ring_problem{}": 1,
+		"ring_pending_ready{}": 1, "ring_next_activation_timestamp_seconds{}": 3000, "ring_deferred{}": 1, "ring_deferred_until_timestamp_seconds{}": 90400, "current_key_missing{hsm-b}": 1, "ring_problem{}": 1,
 		"ring_last_refresh_timestamp_seconds{}": 5000.5, "current_key_activation_timestamp_seconds{}": 2000,
 		"current_key_info{" + id(2).String() + "}": 1, "seals_total{" + id(2).String() + "}": 0,
 		"token_up{hsm-a}": 1, "token_up{hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,

@@ -62,6 +62,10 @@ type Config struct {
 	// ProbeInterval is how often the current key is exercised for Status. Default 30s; 1s to 10m. A result older than
 	// three of them is unhealthy, and each costs one encryption of the 2^32 that a key has.
 	ProbeInterval Duration `yaml:"probeInterval"`
+	// DeferGrace is how long after its activation a key waits for tokens that are out of reach before it becomes current
+	// without them. Default 24h; 0s to 720h, the same on all nodes. A token that can be reached and lacks the key is waited
+	// for without limit. With 0s a key may become current that only one token holds.
+	DeferGrace Duration `yaml:"deferGrace"`
 	// HTTP is the listener for metrics and health.
 	HTTP HTTP `yaml:"http"`
 	// WriteContinuation is how long Status goes on naming the key_id, unhealthy, while the HSM cannot be reached, so
@@ -155,6 +159,7 @@ func Default() *Config {
 		StateDir:          "/var/lib/hsm-kms",
 		RefreshInterval:   Duration(30 * time.Second),
 		ProbeInterval:     Duration(30 * time.Second),
+		DeferGrace:        Duration(24 * time.Hour),
 		HTTP:              HTTP{Address: "127.0.0.1:9808"},
 		WriteContinuation: Duration(time.Hour),
 		Audit:             Audit{Path: "/var/log/hsm-kms/audit.log", MaxSizeMB: 100},

@@ -47,6 +47,7 @@ func (c *Config) validate(p *problems) {
 	p.absolute("stateDir", c.StateDir, "as /var/lib/hsm-kms")
 	p.between("refreshInterval", c.RefreshInterval, time.Second, time.Hour)
 	p.between("probeInterval", c.ProbeInterval, time.Second, 10*time.Minute)
+	p.between("deferGrace", c.DeferGrace, 0, 720*time.Hour)
 	p.between("writeContinuation", c.WriteContinuation, 0, 24*time.Hour)
 	if c.HTTP.Address != "" {
 		if err := checkAddress(c.HTTP.Address); err != nil {

@@ -50,9 +50,13 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 		return nil
 	}
 	proven, _ := health.LoadProven(d.cfg.StateDir, d.cfg.KeyRing) // the check of stateDir tells of its error
-	ring := envelope.NewRing(envelope.RingConfig{
-		Name: d.common.Ring, Profile: d.common.Profile, Refuse: d.refuse, Floor: proven.Key,
-	}, set)
+	known := envelope.RingConfig{
+		Name: d.common.Ring, Profile: d.common.Profile, Refuse: d.refuse, Floor: proven.Key, Grace: d.cfg.DeferGrace.Std(),
+	}
+	for _, token := range d.tokens {
+		known.Tokens = append(known.Tokens, token.Name)
+	}
+	ring := envelope.NewRing(known, set)
 	if err := ring.Refresh(ctx); err != nil {
 		d.failure("ring", "", err, "see why the token cannot be read: the vendor's log")
 		return nil
@@ -99,12 +103,18 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 	switch view := seen.view; {
 	case clash && view.Problem != nil: // it follows
 	case view.Problem != nil:
-		d.failure("ring", "", errors.Join(view.Problem, exerciseErr), ringAdvice(view.Problem))
+		problem := errors.Join(view.Problem, exerciseErr)
+		if view.Current == nil && exerciseErr != nil {
+			problem = exerciseErr // it begins with the view's
+		}
+		d.failure("ring", "", problem, ringAdvice(view.Problem))
 	case exerciseErr != nil:
 		d.failure("self-test", "", exerciseErr, "see why the token does not do it: the vendor's log")
 	case view.Deferred != nil:
-		d.warn("ring", "", fmt.Sprintf("%s is due, and held back because it is not proven on every token", view.Deferred.ID),
-			"copy the key to every token, or mend the token that cannot use it")
+		d.warn("ring", "", fmt.Sprintf("%s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()), heldBackAdvice)
+	case len(view.Missing()) > 0:
+		d.warn("ring", "", fmt.Sprintf("the current key %s is missing, or cannot be used, on %s: it cannot take over", view.Current.ID, strings.Join(view.Missing(), ", ")),
+			"copy the key to every token with the vendor's tool, or repair the token that cannot use its copy")
 	case view.Current.Activation.After(time.Now()):
 		d.warn("ring", "", fmt.Sprintf("the activation of every key is in the future, of %s too", view.Current.ID), "set this machine's clock")
 	default:
@@ -113,8 +123,13 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 	}
 }
 
+// heldBackAdvice is what to do about a key that waits for a token.
+const heldBackAdvice = "copy the key to every token with the vendor's tool, and make every token reachable; take a token that is gone for good out of the configuration"
+
 func ringAdvice(problem error) string {
 	switch {
+	case errors.Is(problem, envelope.ErrNotProven):
+		return heldBackAdvice
 	case errors.Is(problem, envelope.ErrAmbiguous):
 		return "see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong"
 	case errors.Is(problem, envelope.ErrKeyMissing):

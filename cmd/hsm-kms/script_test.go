@@ -170,7 +170,7 @@ audit: {path: %q}
 probeInterval: 1s
 refreshInterval: 1s
 %s
-`, set["module"], set["label"], set["pin"], set["token"], set["tokens"], set["state"], set["socket"], set["http"], set["audit"],
+`, set["module"], set["label"], set["pin"], set["token"], strings.ReplaceAll(set["tokens"], "; ", "\n"), set["state"], set["socket"], set["http"], set["audit"],
 		strings.ReplaceAll(set["extra"], "; ", "\n"))
 	ts.Check(os.WriteFile(ts.MkAbs("config.yaml"), []byte(text), 0o600))
 }

@@ -34,7 +34,7 @@ type cluster struct {
 // look takes note of the objects that say something. Older revisions say nothing of now.
 func (c *cluster) look(o *Object) {
 	switch {
-	case o.Past:
+	case o.Past || o.Deleted:
 	case string(o.Path) == systemNamespace:
 		c.uids = append(c.uids, uidOf(o.Value))
 	case bytes.HasPrefix(o.Path, []byte(systemLeases)):

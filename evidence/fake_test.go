@@ -30,7 +30,7 @@ func (m *memory) putPast(path string, value []byte) {
 	m.objects[len(m.objects)-1].Past = true
 }
 
-func (m *memory) Read(ctx context.Context, each func([]evidence.Object) error) (evidence.Reading, error) {
+func (m *memory) Read(ctx context.Context, _ evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
 	for i := 0; i < len(m.objects); i += 100 {
 		if err := ctx.Err(); err != nil {
 			return evidence.Reading{}, err

@@ -87,29 +87,35 @@ type ReportOptions struct {
 	Progress   Progress // nil: nobody watches
 }
 
-// Build reads the sources one after the other and counts. No HSM is asked. Errors are the sources'.
+// Build reads the sources whole, one after the other, and counts. No HSM is asked. Errors are those of ReadWhole.
 func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	t := newTally(opts)
+	all := newTally(opts, false)
 	report := &Report{Time: opts.Now().UTC().Format(time.RFC3339Nano), Restricted: append([]string{}, opts.Resources...)}
 	for _, source := range sources {
-		t.cluster = cluster{}
-		reading, err := source.Read(ctx, t.add)
+		var one *tally
+		reading, err := ReadWhole(ctx, source, func(corrected bool) func([]Object) error {
+			one = newTally(opts, corrected)
+			return one.add
+		})
 		if err != nil {
 			return nil, err
 		}
-		t.cluster.into(&reading)
+		one.cluster.into(&reading)
 		reading.Unreadable = append([]string{}, reading.Unreadable...)
 		report.Sources = append(report.Sources, reading)
+		if err := all.merge(one); err != nil {
+			return nil, err
+		}
 	}
 	if len(report.Sources) > 0 {
 		report.Revision = report.Sources[0].Revision
 	}
-	t.into(report)
+	all.into(report)
 	if !opts.AllowEmpty {
-		report.found(t.missing(report, opts.Resources))
+		report.found(all.missing(report, opts.Resources))
 	}
 	return report, nil
 }
@@ -118,36 +124,54 @@ func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, 
 type place struct {
 	resource string
 	past     bool
+	unknown  bool // it is encrypted, and resource is where it is, which is that of no known one
 	provider stored.Provider
 	name     string
 	keyID    string
 }
 
-// row counts the objects of one place; the DEKs are kept because they must be distinct.
-type row struct {
-	objects int64
-	deks    map[stored.DEK]struct{}
+// row counts the objects of one place by their DEKs, which must be distinct; the zero one: there is none.
+type row map[stored.DEK]*int64
+
+func (r row) of(dek stored.DEK) *int64 {
+	n := r[dek]
+	if n == nil {
+		n = new(int64)
+		r[dek] = n
+	}
+	return n
+}
+
+// sums are the objects, and the distinct DEKs that they have.
+func (r row) sums() (objects, deks int64) {
+	for dek, n := range r {
+		if objects += *n; *n > 0 && dek != (stored.DEK{}) {
+			deks++
+		}
+	}
+	return objects, deks
 }
 
 // tally counts objects. It is used by one goroutine.
 type tally struct {
 	filter   filter
-	rows     map[place]*row
-	broken   map[place]int64 // undecodable, by resource
+	ledger   Ledger
+	rows     map[place]row
+	broken   map[place]*int64 // undecodable, by resource
 	problems []Problem
-	cluster  cluster          // of the source at hand
-	unknown  map[string]int64 // encrypted and of no known resource, by where it is
-	prefixes map[string]bool  // those below which there is an object
+	cluster  cluster
+	prefixes map[string]bool // those below which there is an object
 }
 
-func newTally(opts ReportOptions) *tally {
+func newTally(opts ReportOptions, corrected bool) *tally {
 	return &tally{
-		filter: newFilter(opts.Known, opts.Resources), rows: map[place]*row{}, broken: map[place]int64{}, unknown: map[string]int64{},
+		filter: newFilter(opts.Known, opts.Resources), ledger: NewLedger(corrected), rows: map[place]row{}, broken: map[place]*int64{},
 		prefixes: map[string]bool{},
 	}
 }
 
 func (t *tally) add(page []Object) error {
+	t.problems = withoutCorrected(t.problems, page)
 	for i := range page {
 		if err := t.count(&page[i]); err != nil {
 			return err
@@ -157,21 +181,27 @@ func (t *tally) add(page []Object) error {
 }
 
 func (t *tally) count(o *Object) error {
+	where, wanted := t.filter.of(o)
+	if o.Corrects && (o.Deleted || !wanted) {
+		t.ledger.Put(o, nil)
+	}
+	if o.Deleted {
+		return nil
+	}
 	t.cluster.look(o)
 	if prefix := o.Key[:max(0, len(o.Key)-len(o.Path)-1)]; !t.prefixes[string(prefix)] {
 		t.prefixes[string(prefix)] = true
 	}
-	where, wanted := t.filter.of(o)
 	if !wanted {
 		return nil
 	}
-	at := place{resource: where.Resource, past: o.Past}
-	if !where.Known && stored.IsEncrypted(o.Value) {
-		t.unknown[where.Resource]++
-	}
+	at := place{resource: where.Resource, past: o.Past, unknown: !where.Known && stored.IsEncrypted(o.Value)}
 	value, err := stored.Parse(o.Value)
 	if err != nil {
-		t.broken[at]++
+		if t.broken[at] == nil {
+			t.broken[at] = new(int64)
+		}
+		t.ledger.Put(o, t.broken[at])
 		if len(t.problems) < MaxNamed {
 			t.problems = append(t.problems, Problem{Key: string(o.Key), Reason: reason(err), Past: o.Past})
 		}
@@ -180,17 +210,39 @@ func (t *tally) count(o *Object) error {
 	at.provider, at.name, at.keyID = value.Provider, value.Name, value.Object.KeyID
 	r := t.rows[at]
 	if r == nil {
-		r = &row{deks: map[stored.DEK]struct{}{}}
+		r = row{}
 		t.rows[at] = r
 		if err := t.bounded(); err != nil {
 			return err
 		}
 	}
-	r.objects++
+	var dek stored.DEK
 	if len(value.Object.DEKSource) > 0 {
-		r.deks[value.Object.DEK()] = struct{}{}
+		dek = value.Object.DEK()
 	}
+	t.ledger.Put(o, r.of(dek))
 	return nil
+}
+
+// merge adds what another one counted.
+func (t *tally) merge(other *tally) error {
+	for at, r := range other.rows {
+		if t.rows[at] == nil {
+			t.rows[at] = row{}
+		}
+		for dek, n := range r {
+			*t.rows[at].of(dek) += *n
+		}
+	}
+	for at, n := range other.broken {
+		if t.broken[at] == nil {
+			t.broken[at] = new(int64)
+		}
+		*t.broken[at] += *n
+	}
+	maps.Copy(t.prefixes, other.prefixes)
+	t.problems = append(t.problems, other.problems[:min(len(other.problems), MaxNamed-len(t.problems))]...)
+	return t.bounded()
 }
 
 func (t *tally) bounded() error {
@@ -214,19 +266,25 @@ func (t *tally) into(report *Report) {
 		return m[at.resource]
 	}
 	for at, n := range t.broken {
-		r := of(at)
-		r.Total += n
-		r.Undecodable += n
+		if *n > 0 {
+			r := of(at)
+			r.Total += *n
+			r.Undecodable += *n
+		}
 	}
 	for at, row := range t.rows {
+		objects, deks := row.sums()
+		if objects == 0 {
+			continue // all of them were corrected away
+		}
 		r := of(at)
-		r.Total += row.objects
+		r.Total += objects
 		if at.provider == stored.Plain {
-			r.Plaintext += row.objects
+			r.Plaintext += objects
 			continue
 		}
 		v := stored.Value{Provider: at.provider, Name: at.name}
-		r.Keys = append(r.Keys, Key{Provider: v.Text(), KeyID: at.keyID, Objects: row.objects, DEKs: int64(len(row.deks))})
+		r.Keys = append(r.Keys, Key{Provider: v.Text(), KeyID: at.keyID, Objects: objects, DEKs: deks})
 	}
 	report.Resources, report.History = inOrder(now), inOrder(past)
 	for _, r := range report.Resources {
@@ -237,9 +295,26 @@ func (t *tally) into(report *Report) {
 	report.UndecodableObjects = append([]Problem{}, t.problems...)
 	report.Findings = []Finding{}
 	report.Names = names(report)
-	for _, where := range slices.Sorted(maps.Keys(t.unknown)) {
-		report.found([]Finding{{where, "encrypted, and of no known resource: --resource-path RESOURCE=" + Printable(where) + " names it", t.unknown[where]}})
+	report.found(t.unattributed())
+}
+
+// unattributed are the findings of what is encrypted and of no known resource.
+func (t *tally) unattributed() (found []Finding) {
+	unknown := map[string]int64{} // by where it is
+	for at, n := range t.broken {
+		if at.unknown && *n > 0 {
+			unknown[at.resource] += *n
+		}
 	}
+	for at, row := range t.rows {
+		if objects, _ := row.sums(); at.unknown && objects > 0 {
+			unknown[at.resource] += objects
+		}
+	}
+	for _, where := range slices.Sorted(maps.Keys(unknown)) {
+		found = append(found, Finding{where, "encrypted, and of no known resource: --resource-path RESOURCE=" + Printable(where) + " names it", unknown[where]})
+	}
+	return found
 }
 
 // names lists the keys that have more than one provider name.

@@ -21,14 +21,32 @@ type Object struct {
 	Value    []byte
 	Revision int64 // in which it was written (mod_revision)
 	Past     bool  // not the newest revision of its key, or of a key that was deleted since
+	Corrects bool  // replaces what was given of its key, if anything was; all objects of a page have it, or none
+	Deleted  bool  // of one that Corrects: its key is not there any more; it has no value
 }
+
+// Way is how a source is read.
+type Way int
+
+const (
+	// Pinned gives the state at one revision. Where that is lost to a compaction, the error wraps ErrNotWhole.
+	Pinned Way = iota
+	// Followed gives each page at a revision of its own, and at the end, with Object.Corrects, whatever was written
+	// meanwhile, once for each key: all of it together is the state at Reading.Revision. Whatever keeps it from being so is
+	// an error that wraps ErrNotWhole.
+	Followed
+	// Loose gives each page at a revision of its own, and nothing more: for work that proves nothing, and may take longer
+	// than any revision is kept. Its Reading has no revision.
+	Loose
+)
 
 // Source is an etcd or a snapshot file.
 type Source interface {
-	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other. A
-	// page belongs to each; the bytes of its objects may be kept and must not be changed. It ends with each's error or the context's. Errors wrap
-	// ErrDamaged, or say what could not be reached.
-	Read(ctx context.Context, each func(page []Object) error) (Reading, error)
+	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other. A page belongs
+	// to each; the bytes of its objects may be kept and must not be changed. It ends with each's error or the context's.
+	// Errors wrap ErrDamaged or ErrNotWhole, or say what could not be reached. A snapshot does not change: it is read in one
+	// way only, whatever way says. Most callers call ReadWhole.
+	Read(ctx context.Context, way Way, each func(page []Object) error) (Reading, error)
 	// Find returns the newest revision of a key. The error wraps ErrNotFound when there is none.
 	Find(ctx context.Context, key string) (Object, error)
 }
@@ -36,7 +54,7 @@ type Source interface {
 // Reading says what a Read has covered. Field names are a contract.
 type Reading struct {
 	Name     string `json:"name"`     // endpoints, or the file's path
-	Revision int64  `json:"revision"` // everything up to here was seen
+	Revision int64  `json:"revision"` // the objects are those of this revision, no more and no fewer
 	// Cluster is etcd's cluster id in hex; a snapshot does not know it. etcd makes it of its members' peer addresses and
 	// --initial-cluster-token alone: one that was restored in its place has the same, and so has another with such addresses.
 	Cluster string `json:"cluster,omitempty"`
@@ -46,10 +64,10 @@ type Reading struct {
 	Prefixes []string `json:"prefixes"`
 	// SHA256 is what the snapshot's own integrity hash says and its bytes gave; empty: there is none to check.
 	SHA256 string `json:"sha256,omitempty"`
-	// From is the first revision that was read at, when compaction forced the reading on to newer ones; else 0.
+	// From is the revision from which on etcd was followed, when compaction made a reading at one revision impossible; else 0.
 	From int64 `json:"from,omitempty"`
-	// Changed counts objects that were written between From and Revision: they are counted as they were, where they had
-	// been read already, and as they are.
+	// Changed counts the objects below Prefixes that were written or deleted between From and Revision. They are counted as
+	// they were at Revision, as all others are.
 	Changed int64 `json:"changed,omitempty"`
 	// Elsewhere counts objects that an API server has encrypted (k8s:enc:) and that are not below Prefixes: they are in no
 	// other number. Of a snapshot, older revisions are in it.

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
@@ -27,7 +26,7 @@ type Verification struct {
 	Plaintext   int64 `json:"plaintext"` // readable without any key
 	Others      int64 `json:"otherProviders"`
 	Undecodable int64 `json:"undecodable"`
-	DEKs        int64 `json:"deks"` // distinct; each was sent to the HSM once
+	DEKs        int64 `json:"deks"` // distinct, of objects that were corrected while etcd was read too; each was sent to the HSM once
 	DEKsFailed  int64 `json:"deksFailed"`
 	// Keys are the same by key, of provider kms:v2 only.
 	Keys []VerifiedKey `json:"keys"`
@@ -75,7 +74,7 @@ func Verify(ctx context.Context, sources []Source, opener Opener, opts VerifyOpt
 	if opts.Parallel <= 0 {
 		opts.Parallel = max(minParallel, runtime.GOMAXPROCS(0))
 	}
-	v := &verifier{opener: opener, opts: opts, filter: newFilter(opts.Known, opts.Resources), seen: map[string]bool{}, keys: map[keyName]*VerifiedKey{}, deks: map[stored.DEK]*openedDEK{}}
+	v := &verifier{opener: opener, opts: opts, filter: newFilter(opts.Known, opts.Resources), seen: map[string]bool{}, deks: map[stored.DEK]*openedDEK{}}
 	v.out.Time = opts.Now().UTC().Format(time.RFC3339Nano)
 	defer v.wipe()
 	for _, source := range sources {
@@ -88,13 +87,13 @@ func Verify(ctx context.Context, sources []Source, opener Opener, opts VerifyOpt
 
 type keyName struct{ provider, keyID string }
 
-// openedDEK is a DEK, or why it could not be opened. once makes sure that the HSM is asked once.
+// openedDEK is a DEK, or why it could not be opened. once makes sure that the HSM is asked once, however often a source is
+// read.
 type openedDEK struct {
 	once  sync.Once
 	dek   []byte
 	err   error
 	fatal bool
-	used  atomic.Int64 // objects that asked for it
 }
 
 type verifier struct {
@@ -102,11 +101,44 @@ type verifier struct {
 	opts   VerifyOptions
 	filter filter          // of the goroutine that reads
 	seen   map[string]bool // resources with an object, of the goroutine that reads
+	out    Verification
+	parts  []*part // of the sources that are through
 
 	mu   sync.Mutex
-	out  Verification
-	keys map[keyName]*VerifiedKey
 	deks map[stored.DEK]*openedDEK
+	part *part // of the try that runs
+}
+
+// part is what came of one try to read one source. The verifier's mu guards it.
+type part struct {
+	ledger   Ledger
+	counts   counts
+	keys     map[keyName]*keyCounts
+	failures []Problem
+}
+
+// counts are of objects that have no key of provider kms:v2.
+type counts struct{ plaintext, others, undecodable int64 }
+
+// keyCounts are of the objects of one key.
+type keyCounts struct {
+	verified, skipped, failed int64
+	deks                      map[stored.DEK]*usedDEK
+}
+
+func (c *keyCounts) objects() int64 { return c.verified + c.skipped + c.failed }
+
+// usedDEK is a DEK as one key's objects use it.
+type usedDEK struct {
+	*openedDEK
+	used int64 // objects that were decrypted or skipped; those that were corrected since included
+}
+
+func (v *verifier) begin(corrected bool) *part {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.part = &part{ledger: NewLedger(corrected), keys: map[keyName]*keyCounts{}}
+	return v.part
 }
 
 // run reads one source and lets the workers go through it.
@@ -114,25 +146,38 @@ func (v *verifier) run(ctx context.Context, source Source) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	work := make(chan []Object)
-	var workers sync.WaitGroup
+	var workers, begun sync.WaitGroup
 	for range v.opts.Parallel {
 		workers.Go(func() {
 			for objects := range work {
 				if err := v.objects(ctx, objects); err != nil {
 					cancel(err)
 				}
+				begun.Done()
 			}
 		})
 	}
-	reading, err := source.Read(ctx, func(page []Object) error {
-		for objects := range slices.Chunk(v.wanted(page), chunk) {
-			select {
-			case work <- objects:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+	reading, err := ReadWhole(ctx, source, func(corrected bool) func([]Object) error {
+		begun.Wait() // what is left of an earlier try goes to that try's part
+		part := v.begin(corrected)
+		return func(page []Object) error {
+			if len(page) > 0 && page[0].Corrects {
+				begun.Wait() // what is corrected must have been counted
+				v.mu.Lock()
+				part.failures = withoutCorrected(part.failures, page)
+				v.mu.Unlock()
 			}
+			for objects := range slices.Chunk(v.wanted(page), chunk) {
+				begun.Add(1)
+				select {
+				case work <- objects:
+				case <-ctx.Done():
+					begun.Done()
+					return context.Cause(ctx)
+				}
+			}
+			return nil
 		}
-		return nil
 	})
 	close(work)
 	workers.Wait()
@@ -141,35 +186,47 @@ func (v *verifier) run(ctx context.Context, source Source) error {
 		err = cause
 	}
 	v.out.Sources = append(v.out.Sources, reading)
+	v.parts = append(v.parts, v.part)
 	return err
 }
 
-// wanted are the page's newest revisions of the resources asked for.
+// wanted are the page's newest revisions of the resources asked for, and what corrects any.
 func (v *verifier) wanted(page []Object) []Object {
-	return slices.DeleteFunc(page, func(o Object) bool {
+	kept := page[:0]
+	for _, o := range page {
 		place, wanted := v.filter.of(&o)
-		if !o.Past && wanted {
+		switch {
+		case wanted && !o.Past && !o.Deleted:
 			v.seen[place.Resource] = true
+		case o.Corrects:
+			o.Deleted = true // or not wanted any more
+		default:
+			continue
 		}
-		return o.Past || !wanted
-	})
+		kept = append(kept, o)
+	}
+	return kept
 }
 
 // objects goes through a few of them. Its error is the HSM's or the context's.
 func (v *verifier) objects(ctx context.Context, objects []Object) error {
 	for i := range objects {
 		o := &objects[i]
+		if o.Deleted {
+			v.note(o, func(*part) *int64 { return nil })
+			continue
+		}
 		value, err := stored.Parse(o.Value)
 		switch {
 		case err != nil:
-			v.note(func() {
-				v.out.Undecodable++
-				v.fail(Problem{Key: string(o.Key), Reason: reason(err)})
+			v.note(o, func(p *part) *int64 {
+				p.fail(Problem{Key: string(o.Key), Reason: reason(err)})
+				return &p.counts.undecodable
 			})
 		case value.Provider == stored.Plain:
-			v.note(func() { v.out.Plaintext++ })
+			v.note(o, func(p *part) *int64 { return &p.counts.plaintext })
 		case value.Provider != stored.KMSv2:
-			v.note(func() { v.out.Others++ })
+			v.note(o, func(p *part) *int64 { return &p.counts.others })
 		default:
 			if err := v.encrypted(ctx, o, &value); err != nil {
 				return err
@@ -180,81 +237,89 @@ func (v *verifier) objects(ctx context.Context, objects []Object) error {
 }
 
 func (v *verifier) encrypted(ctx context.Context, o *Object, value *stored.Value) error {
-	entry, key := v.entry(value)
-	first := false
-	entry.once.Do(func() {
-		first = true
-		entry.dek, entry.fatal, entry.err = open(ctx, v.opener, &value.Object)
-	})
-	if entry.fatal {
-		return entry.err
+	dek, key, skipped := v.entry(value)
+	dek.once.Do(func() { dek.dek, dek.fatal, dek.err = open(ctx, v.opener, &value.Object) })
+	if dek.fatal {
+		return dek.err
 	}
-	err, skipped := entry.err, false
-	if err == nil {
-		if n := entry.used.Add(1); v.opts.Sample > 0 && n > v.opts.Sample {
-			skipped = true
-		} else {
-			var plain []byte
-			plain, err = decrypt(ctx, entry.dek, &value.Object, o.Key)
-			clear(plain)
-		}
+	err := dek.err
+	if err == nil && !skipped {
+		var plain []byte
+		plain, err = decrypt(ctx, dek.dek, &value.Object, o.Key)
+		clear(plain)
 	}
-	v.note(func() {
-		key.Objects++
-		if first && entry.err != nil {
-			key.DEKsFailed++
-		}
+	v.note(o, func(p *part) *int64 {
 		switch {
 		case err != nil:
-			key.Failed++
-			v.fail(Problem{Key: string(o.Key), KeyID: value.Object.KeyID, Reason: err.Error()})
+			p.fail(Problem{Key: string(o.Key), KeyID: value.Object.KeyID, Reason: err.Error()})
+			return &key.failed
 		case skipped:
-			key.Skipped++
-		default:
-			key.Verified++
+			return &key.skipped
 		}
+		return &key.verified
 	})
 	return nil
 }
 
-// entry finds or makes the DEK's and the key's.
-func (v *verifier) entry(value *stored.Value) (*openedDEK, *VerifiedKey) {
+// entry finds or makes the DEK's and the key's, and says whether the sample leaves the object out.
+func (v *verifier) entry(value *stored.Value) (dek *openedDEK, key *keyCounts, skipped bool) {
 	id := value.Object.DEK()
 	name := keyName{value.Text(), value.Object.KeyID}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	key := v.keys[name]
+	if v.deks[id] == nil {
+		v.deks[id] = &openedDEK{}
+	}
+	key = v.part.keys[name]
 	if key == nil {
-		key = &VerifiedKey{Provider: name.provider, KeyID: strings.Clone(name.keyID)}
-		v.keys[name] = key
+		key = &keyCounts{deks: map[stored.DEK]*usedDEK{}}
+		v.part.keys[keyName{name.provider, strings.Clone(name.keyID)}] = key
 	}
-	entry := v.deks[id]
-	if entry == nil {
-		entry = &openedDEK{}
-		v.deks[id] = entry
-		key.DEKs++
+	used := key.deks[id]
+	if used == nil {
+		used = &usedDEK{openedDEK: v.deks[id]}
+		key.deks[id] = used
 	}
-	return entry, key
+	used.used++
+	return used.openedDEK, key, v.opts.Sample > 0 && used.used > v.opts.Sample
 }
 
-func (v *verifier) note(change func()) {
+// note counts an object where of says, which may note more.
+func (v *verifier) note(o *Object, of func(*part) *int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.out.Objects++
-	change()
+	v.part.ledger.Put(o, of(v.part))
 }
 
-// fail names a failure, while there is room. Under mu.
-func (v *verifier) fail(p Problem) {
-	if len(v.out.Failures) < MaxNamed {
-		v.out.Failures = append(v.out.Failures, p)
+// fail names a failure, while there is room.
+func (p *part) fail(problem Problem) {
+	if len(p.failures) < MaxNamed {
+		p.failures = append(p.failures, problem)
 	}
 }
 
 func (v *verifier) result() *Verification {
 	out := &v.out
+	keys, deks := map[keyName]*VerifiedKey{}, map[stored.DEK]bool{}
+	for _, p := range v.parts {
+		out.Plaintext += p.counts.plaintext
+		out.Others += p.counts.others
+		out.Undecodable += p.counts.undecodable
+		out.Failures = append(out.Failures, p.failures...)
+		for name, counts := range p.keys {
+			if counts.objects() == 0 {
+				continue // all of them were corrected away
+			}
+			key := keys[name]
+			if key == nil {
+				key = &VerifiedKey{Provider: name.provider, KeyID: name.keyID}
+				keys[name] = key
+			}
+			key.add(counts, deks)
+		}
+	}
 	out.Keys = []VerifiedKey{}
-	for _, key := range v.keys {
+	for _, key := range keys {
 		out.Keys = append(out.Keys, *key)
 		out.Verified += key.Verified
 		out.Skipped += key.Skipped
@@ -265,12 +330,31 @@ func (v *verifier) result() *Verification {
 	slices.SortFunc(out.Keys, func(a, b VerifiedKey) int {
 		return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.KeyID, b.KeyID))
 	})
-	out.Failures = append([]Problem{}, out.Failures...)
+	out.Objects = out.Verified + out.Skipped + out.Failed + out.Plaintext + out.Others + out.Undecodable
+	out.Failures = append([]Problem{}, out.Failures[:min(len(out.Failures), MaxNamed)]...)
 	out.Missing = append([]string{}, absent(v.opts.Resources, slices.Collect(maps.Keys(v.seen)))...)
 	slices.SortFunc(out.Failures, func(a, b Problem) int { return cmp.Compare(a.Key, b.Key) })
 	out.Revision = out.Sources[0].Revision
 	out.OK = out.Failed == 0 && out.Undecodable == 0
 	return out
+}
+
+// add adds the counts of a source; deks are those that have been counted already.
+func (k *VerifiedKey) add(c *keyCounts, deks map[stored.DEK]bool) {
+	k.Objects += c.objects()
+	k.Verified += c.verified
+	k.Skipped += c.skipped
+	k.Failed += c.failed
+	for id, dek := range c.deks {
+		if deks[id] {
+			continue
+		}
+		deks[id] = true
+		k.DEKs++
+		if dek.err != nil {
+			k.DEKsFailed++
+		}
+	}
 }
 
 // wipe clears the DEKs. No worker runs any more.

@@ -104,7 +104,11 @@ func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResp
 	if limit := int(req.Limit); limit > 0 && len(kvs) > limit {
 		kvs, resp.More = kvs[:limit], true
 	}
-	resp.Kvs = kvs
+	for _, kv := range kvs {
+		kv = proto.CloneOf(kv)
+		kv.ModRevision = min(kv.ModRevision, resp.Header.Revision)
+		resp.Kvs = append(resp.Kvs, kv)
+	}
 	return resp, nil
 }
 

@@ -30,7 +30,7 @@ func TestUnreachable(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer e.Close()
-			_, err = e.Read(t.Context(), func([]evidence.Object) error { return nil })
+			_, err = e.Read(t.Context(), evidence.Pinned, func([]evidence.Object) error { return nil })
 			if err == nil || !strings.Contains(err.Error(), said) || !strings.Contains(hint.Of(err), endpoint) {
 				t.Errorf("error = %v (hint %q), want %q", err, hint.Of(err), said)
 			}

@@ -1,14 +1,44 @@
 // Package live reads a running etcd as an evidence.Source, as gently as it reads it completely: in pages sized by bytes,
-// at one revision, with nothing held back but the page at hand and the next one. Only reading may live here.
+// with nothing held back but the page at hand and the next one. Only reading may live here.
 //
-// Compaction (every 5 minutes under kube-apiserver) can take that revision away from a long reading. It then goes on at
-// a newer one, and at its end looks once more at the ranges that were read at an older revision, for what was written
-// since: that delta needs no fixed revision, so no compaction can stop it. What it finds is counted beside what was
-// counted before, which may be the same object in its older form; Reading.Changed says how many there are.
+// # One state
+//
+// A reading is first tried Pinned: every page is asked for at the revision of the first answer. What is below that
+// revision in etcd does not change, so the pages are one state. Compaction can take the revision away. The reading is then
+// tried again, Followed, which no compaction of what was read already can disturb:
+//
+//  1. A watch is begun. etcd says in its answer that it will tell of every write after a revision w.
+//  2. The pages are read, each at the newest revision p of its answer, which is at least w: reads are linearizable, and an
+//     answer with an older revision than one before it is refused.
+//  3. e is the highest revision of the pages and of the events so far. Events are taken until all up to e are there, and
+//     later ones are left out.
+//  4. What is reported of a key is its newest event in (w, e], or, without one, what its page had.
+//
+// That is the state at e. The page of a key is its state at some p with w <= p <= e. If the key was not written in (p, e]
+// and not in (w, p], the page's value is that of e, and there is no event. If it was written in (w, e], its last such write
+// is its state at e, and it is the newest of the events, because all of them came. A key that was deleted is the same, with
+// an event that says so; one that was made has an event.
+//
+// All events up to e are there, because etcd sends those of a watch in order of revisions and a revision's all together.
+// Where the watch is over all keys it can be checked and is: every revision of etcd is a write, so revisions without a gap
+// from w to e are all of them. Where this client may watch some ranges only, revisions of other keys are not seen; there
+// etcd's own word for it is used (a progress notification), which it gives from 3.4.31 and 3.5.13 on for a request: earlier
+// ones could overtake events (etcd issues 15220 and 17507).
+//
+// A watch that ends, for whatever reason, a gap, too much to hold, or nothing heard for too long make an error that wraps
+// evidence.ErrNotWhole.
+//
+// # Limits
+//
+// The answers may come from anybody. Each is limited in bytes and in parts before it is decoded; pages must be in order,
+// inside what was asked for, not longer than asked for, and as many as etcd counted; revisions must not fall. A reading
+// is limited in objects, in the time that it waits for etcd, and in what it holds of what was written meanwhile.
 package live
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,6 +46,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -29,8 +60,9 @@ const (
 	dialTimeout = 5 * time.Second
 	// callTimeout bounds one request: a page takes well below a second from an etcd that is well.
 	callTimeout = 30 * time.Second
-	// maxAnswer bounds one answer of etcd in bytes; a page that is larger is asked for in smaller pieces.
-	maxAnswer = 64 << 20
+	// maxAnswer bounds one answer of etcd in bytes; a page that is larger is asked for in smaller pieces. etcd advises
+	// against objects of more than 10 MiB, and takes 1.5 MiB unless told otherwise.
+	maxAnswer = 16 << 20
 )
 
 // Config says which etcd. The files are those of etcdctl.
@@ -43,14 +75,11 @@ type Config struct {
 
 // Etcd is a client of one etcd cluster.
 type Etcd struct {
-	kv        clientv3.KV
-	ask       asker // what an endpoint says of itself; nil: nobody asks
-	addresses []string
-	close     func() error
-	name      string
-	ranges    []keyRange
-	prefixes  []string
-	progress  evidence.Progress
+	client   *clientv3.Client
+	cfg      Config
+	name     string
+	user     string // of etcd, by the client certificate; empty: none
+	progress evidence.Progress
 }
 
 var _ evidence.Source = (*Etcd)(nil)
@@ -59,23 +88,41 @@ var _ evidence.Source = (*Etcd)(nil)
 func Open(cfg Config) (*Etcd, error) {
 	clientConfig := clientv3.Config{
 		Endpoints: cfg.Endpoints, DialTimeout: dialTimeout, MaxCallRecvMsgSize: maxAnswer, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(soon())},
+		DialOptions: []grpc.DialOption{
+			grpc.WithChainUnaryInterceptor(soon()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
+		},
 	}
+	e := &Etcd{cfg: cfg, name: strings.Join(cfg.Endpoints, ","), progress: cfg.Progress}
 	if cfg.CAFile != "" || cfg.CertFile != "" || slices.ContainsFunc(cfg.Endpoints, isTLS) {
 		info := transport.TLSInfo{TrustedCAFile: cfg.CAFile, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile}
-		tls, err := info.ClientConfig()
+		config, err := info.ClientConfig()
+		if err == nil && cfg.CertFile != "" {
+			e.user, err = commonName(cfg.CertFile, cfg.KeyFile)
+		}
 		if err != nil {
 			return nil, hint.Wrap(fmt.Errorf("reading etcd's certificates: %w", err), "see --cacert, --cert and --key; run as a user that can read them")
 		}
-		clientConfig.TLS = tls
+		clientConfig.TLS = config
 	}
 	client, err := clientv3.New(clientConfig)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to etcd: %w", err)
 	}
-	e := New(client, cfg)
-	e.ask, e.addresses, e.close = client.Status, cfg.Endpoints, client.Close
+	e.client = client
 	return e, nil
+}
+
+// commonName is what etcd takes for the name of its user.
+func commonName(certFile, keyFile string) (string, error) {
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return "", err
+	}
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		return "", err
+	}
+	return leaf.Subject.CommonName, nil
 }
 
 // soon lets calls fail with what is wrong with the connection, after the client's own retries (3 s), until etcd has
@@ -99,39 +146,15 @@ func isTLS(endpoint string) bool {
 	return strings.HasPrefix(endpoint, "https://") || strings.HasPrefix(endpoint, "unixs://")
 }
 
-// New reads through kv, for a caller that has a client already.
-func New(kv clientv3.KV, cfg Config) *Etcd {
-	return &Etcd{
-		kv: kv, close: func() error { return nil }, name: strings.Join(cfg.Endpoints, ","),
-		ranges: rangesOf(cfg.Prefixes), prefixes: cfg.Prefixes, progress: cfg.Progress,
-	}
-}
-
 // Close closes the client.
-func (e *Etcd) Close() error { return e.close() }
-
-// keyRange is [start, end) of etcd's keys.
-type keyRange struct{ start, end string }
-
-// rangesOf are those below the prefixes, without the ones that another contains.
-func rangesOf(prefixes []string) []keyRange {
-	var ranges []keyRange
-	for _, prefix := range prefixes {
-		start := prefix + "/"
-		contained := slices.ContainsFunc(prefixes, func(other string) bool {
-			return other != prefix && strings.HasPrefix(start, other+"/")
-		})
-		r := keyRange{start, prefix + "0"} // "0" follows "/"
-		if !contained && !slices.Contains(ranges, r) {
-			ranges = append(ranges, r)
-		}
-	}
-	return ranges
-}
+func (e *Etcd) Close() error { return e.client.Close() }
 
 // Find implements evidence.Source.
 func (e *Etcd) Find(ctx context.Context, key string) (evidence.Object, error) {
 	resp, err := e.get(ctx, key)
+	if err == nil && len(resp.Kvs) > 0 && string(resp.Kvs[0].GetKey()) != key {
+		err = e.broken("it answered with another key")
+	}
 	if err != nil {
 		return evidence.Object{}, fmt.Errorf("reading %s from etcd: %w", evidence.Printable(key), err)
 	}
@@ -146,7 +169,10 @@ func (e *Etcd) Find(ctx context.Context, key string) (evidence.Object, error) {
 func (e *Etcd) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	callCtx, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("etcd did not answer within %s", callTimeout))
 	defer cancel()
-	resp, err := e.kv.Get(callCtx, key, opts...)
+	resp, err := e.client.Get(callCtx, key, opts...)
+	if err == nil && resp.Header == nil {
+		err = e.broken("its answer has no header")
+	}
 	if err == nil || ctx.Err() != nil {
 		return resp, err
 	}
@@ -154,4 +180,18 @@ func (e *Etcd) get(ctx context.Context, key string, opts ...clientv3.OpOption) (
 		err = fmt.Errorf("%w (%w)", context.Cause(callCtx), err)
 	}
 	return nil, hint.Wrap(err, "see that etcd answers at "+e.name+", and that --cacert, --cert and --key are those of a client that it trusts")
+}
+
+// errBroken: what answers does not answer as an etcd does.
+var errBroken = errors.New("these are not the answers of an etcd that is well")
+
+// broken says what an etcd that is well does not do.
+func (e *Etcd) broken(format string, args ...any) error {
+	return hint.Wrap(fmt.Errorf("%w: %s", errBroken, fmt.Sprintf(format, args...)),
+		"see what answers at "+e.name+": a proxy, members of several clusters, or a damaged member; nothing that was read counts")
+}
+
+// watch begins a stream of watches.
+func (e *Etcd) watch(ctx context.Context) (pb.Watch_WatchClient, error) {
+	return pb.NewWatchClient(e.client.ActiveConnection()).Watch(clientv3.WithRequireLeader(ctx), grpc.MaxCallRecvMsgSize(maxAnswer))
 }

@@ -5,20 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
-	"github.com/hsm-kms/hsm-kms/evidence/live"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 func name(i int) string { return fmt.Sprintf("/registry/secrets/ns/%05d", i) }
 
 // store is an etcd of n small secrets, with neighbours that must not be read.
-func store(n int) *fakeKV {
-	f := &fakeKV{}
+func store(n int) *fakeEtcd {
+	f := newFake()
 	for i := range n {
 		f.put(name(i), []byte("v"))
 	}
@@ -29,13 +29,12 @@ func store(n int) *fakeKV {
 	return f
 }
 
-func read(t *testing.T, f *fakeKV, prefixes ...string) (map[string][]string, evidence.Reading) {
+func none([]evidence.Object) error { return nil }
+
+func read(t *testing.T, f *fakeEtcd, prefixes ...string) (map[string][]string, evidence.Reading) {
 	t.Helper()
-	if prefixes == nil {
-		prefixes = []string{"/registry"}
-	}
 	got := map[string][]string{}
-	reading, err := live.New(f, live.Config{Endpoints: []string{"fake"}, Prefixes: prefixes}).Read(t.Context(), func(page []evidence.Object) error {
+	reading, err := f.serve(t, prefixes...).Read(t.Context(), evidence.Pinned, func(page []evidence.Object) error {
 		for _, o := range page {
 			if o.Past || !strings.HasSuffix(string(o.Key), "/"+string(o.Path)) {
 				t.Errorf("object = %+v", o)
@@ -76,33 +75,83 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// Compaction takes the revision away: nothing that was written meanwhile is missed, and what was read twice is said.
+// Compaction takes the revision away: the reading is then of one state all the same, whatever is written meanwhile.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
-	f := store(20000)
+	f := store(5000)
+	f.put("/other/secrets/a", []byte("k8s:enc:kms:v2:x:data"))
+	f.put("/other/secrets/b", []byte("k8s:enc:kms:v2:x:data"))
 	f.before = func(page int) {
-		if page != 3 && page != 5 {
-			return
-		}
 		f.put(name(1), fmt.Appendf(nil, "rewritten%d", page)) // read already
-		f.put(name(19999), fmt.Appendf(nil, "rewritten%d", page))
+		f.put(name(4999), fmt.Appendf(nil, "rewritten%d", page))
 		f.put(name(0)+"new", []byte("new"))
+		f.put("/other/secrets/c", []byte("k8s:enc:kms:v2:x:data"))
+		f.delete("/other/secrets/b")
 		f.delete(name(2))
+		f.delete(name(4998))
+		f.put(name(3), []byte("passing"))
+		f.delete(name(3))
 		f.compact()
 	}
-	got, reading := read(t, f)
-	if reading.From == 0 || reading.Revision <= reading.From || reading.Changed != 2 || len(reading.Notes) != 1 {
-		t.Errorf("reading = %+v, want what changed", reading)
+	got, reading, tries, err := state(t, f.serve(t))
+	if err != nil || tries != 2 || reading.From == 0 || reading.Changed != 6 || reading.Elsewhere != 2 || len(reading.Notes) != 2 {
+		t.Errorf("after %d tries: %+v, %v", tries, reading, err)
 	}
-	for key, want := range map[string]string{
-		name(1): "v rewritten5", name(19999): "rewritten5", name(0) + "new": "new", name(2): "v", name(10000): "v",
-	} {
-		if values := strings.Join(got[key], " "); values != want {
-			t.Errorf("%s was read as %q, want %q", key, values, want)
+	want := map[string]string{}
+	for _, kv := range f.at(reading.Revision, "/registry/", "/registry0") {
+		want[string(kv.Key)] = string(kv.Value)
+	}
+	if !maps.Equal(got, want) || len(want) != 4998 || reading.Revision <= reading.From {
+		t.Errorf("%d objects, want the %d of revision %d", len(got), len(want), reading.Revision)
+	}
+}
+
+// One object is under the old key in every revision, and moves backwards through the keys, so that pages alone never show it.
+func TestCompactionMover(t *testing.T) {
+	t.Parallel()
+	const n = 3000
+	f := store(n)
+	f.put(name(n-1), []byte("OLD"))
+	at := n - 1
+	f.before = func(int) {
+		for range 250 {
+			if at > 0 {
+				f.put(name(at-1), []byte("OLD"))
+				f.put(name(at), []byte("v"))
+				at--
+			}
+		}
+		f.compact()
+	}
+	got, reading, _, err := state(t, f.serve(t))
+	old := 0
+	for _, value := range got {
+		if value == "OLD" {
+			old++
 		}
 	}
-	if len(got) != 20001 {
-		t.Errorf("%d objects, want all of them", len(got))
+	if err != nil || old == 0 || old > 2 || len(got) != n || reading.From == 0 {
+		t.Errorf("%d of %d objects are under the old key: %+v, %v", old, len(got), reading, err)
+	}
+}
+
+// Loose needs no revision to be kept.
+func TestLoose(t *testing.T) {
+	t.Parallel()
+	f := store(5000)
+	f.before = func(page int) {
+		f.put(name(4999), fmt.Appendf(nil, "rewritten%d", page))
+		f.compact()
+	}
+	got := map[string]string{}
+	reading, err := f.serve(t).Read(t.Context(), evidence.Loose, func(page []evidence.Object) error {
+		for _, o := range page {
+			got[string(o.Key)] = string(o.Value)
+		}
+		return nil
+	})
+	if err != nil || len(got) != 5000 || !strings.HasPrefix(got[name(4999)], "rewritten") || reading.Revision != 0 {
+		t.Errorf("%d objects, %+v, %v", len(got), reading, err)
 	}
 }
 
@@ -111,7 +160,6 @@ func TestCompaction(t *testing.T) {
 func TestLargeValues(t *testing.T) {
 	t.Parallel()
 	f := store(0)
-	f.maxBytes = 8 << 20
 	for i := range 200 {
 		value := []byte("small")
 		if i >= 100 {
@@ -123,34 +171,35 @@ func TestLargeValues(t *testing.T) {
 	if len(got) != 200 {
 		t.Errorf("read %d objects, want 200", len(got))
 	}
-	for _, size := range f.sizes {
-		if size > 8<<20 {
-			t.Errorf("a page of %d bytes", size)
-		}
+	taken := slices.DeleteFunc(f.sizes, func(size int) bool { return size > 16<<20 })
+	if largest := slices.Max(taken); largest < 2<<20 {
+		t.Errorf("the largest page that was taken has %d bytes", largest)
 	}
 }
 
 func TestRefusals(t *testing.T) {
 	t.Parallel()
-	source := live.New(store(1000), live.Config{Prefixes: []string{"/registry"}})
-	calls := 0
-	if _, err := source.Read(t.Context(), func([]evidence.Object) error { calls++; return errRefused }); !errors.Is(err, errRefused) || calls != 1 {
-		t.Errorf("after %d pages: %v, want the callback's error", calls, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := source.Read(ctx, func([]evidence.Object) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+	source := store(1000).serve(t)
+	for _, way := range []evidence.Way{evidence.Pinned, evidence.Followed, evidence.Loose} {
+		calls := 0
+		if _, err := source.Read(t.Context(), way, func([]evidence.Object) error { calls++; return errRefused }); !errors.Is(err, errRefused) || calls != 1 {
+			t.Errorf("after %d pages: %v, want the callback's error", calls, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := source.Read(ctx, way, func([]evidence.Object) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
+		}
 	}
 	f := store(10)
 	f.fail = errRefused
-	if _, err := live.New(f, live.Config{Prefixes: []string{"/registry"}}).Read(t.Context(), func([]evidence.Object) error { return nil }); !errors.Is(err, errRefused) {
+	if _, err := f.serve(t).Read(t.Context(), evidence.Pinned, none); err == nil || !strings.Contains(err.Error(), errRefused.Error()) {
 		t.Errorf("etcd refuses: %v", err)
 	}
 }
 
 func TestFind(t *testing.T) {
 	t.Parallel()
-	source := live.New(store(3), live.Config{Prefixes: []string{"/registry"}})
+	source := store(3).serve(t)
 	if o, err := source.Find(t.Context(), name(1)); err != nil || string(o.Value) != "v" || string(o.Key) != name(1) {
 		t.Errorf("Find = %+v, %v", o, err)
 	}
@@ -164,7 +213,7 @@ func TestTwoClusters(t *testing.T) {
 	t.Parallel()
 	f := store(1000)
 	f.before = func(page int) { f.cluster = map[int]uint64{3: 0xdef}[page] }
-	_, err := live.New(f, live.Config{Prefixes: []string{"/registry"}}).Read(t.Context(), func([]evidence.Object) error { return nil })
+	_, err := f.serve(t).Read(t.Context(), evidence.Pinned, none)
 	if err == nil || !strings.Contains(err.Error(), "different clusters: abc, and def") || hint.Of(err) == "" {
 		t.Errorf("two clusters: %v", err)
 	}
@@ -179,7 +228,7 @@ func TestElsewhere(t *testing.T) {
 	}
 	f.term = 7
 	got, reading := read(t, f)
-	if reading.Elsewhere != 4 || len(reading.Unreadable) != 0 || reading.Unreadable == nil || len(reading.Notes) != 1 || len(got) != 4 || reading.Term != 7 {
+	if reading.Elsewhere != 4 || len(reading.Notes) != 1 || len(got) != 4 || reading.Term != 7 || len(reading.Unreadable) != 0 || reading.Unreadable == nil {
 		t.Errorf("read %d objects, %+v", len(got), reading)
 	}
 	f.denied = "/registry/"
@@ -187,5 +236,9 @@ func TestElsewhere(t *testing.T) {
 	if reading.Elsewhere != 2 || len(got) != 4 || len(reading.Notes) != 2 || !strings.Contains(reading.Notes[1], "may not read all keys") ||
 		!slices.Equal(reading.Unreadable, []string{"../registry/"}) {
 		t.Errorf("a client that may not read all: read %d objects, %+v", len(got), reading)
+	}
+	f.denied = "/registry0"
+	if _, err := f.serve(t).Read(t.Context(), evidence.Pinned, none); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		t.Errorf("a client that may read nothing: %v", err)
 	}
 }

@@ -19,18 +19,15 @@ import (
 // askTimeout bounds what an endpoint is asked about itself: one that is down is done without.
 const askTimeout = 3 * time.Second
 
-// asker asks one endpoint about itself.
-type asker func(ctx context.Context, endpoint string) (*clientv3.StatusResponse, error)
-
 // statuses are what the endpoints say of themselves, in their order; nil: no answer.
 func (e *Etcd) statuses(ctx context.Context) []*clientv3.StatusResponse {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	said := make([]*clientv3.StatusResponse, len(e.addresses))
+	said := make([]*clientv3.StatusResponse, len(e.cfg.Endpoints))
 	var wg sync.WaitGroup
-	for i, address := range e.addresses {
+	for i, address := range e.cfg.Endpoints {
 		wg.Go(func() {
-			if status, err := e.ask(ctx, address); err == nil && status.Header != nil {
+			if status, err := e.client.Status(ctx, address); err == nil && status.Header != nil {
 				said[i] = status
 			}
 		})
@@ -42,7 +39,7 @@ func (e *Etcd) statuses(ctx context.Context) []*clientv3.StatusResponse {
 // sameCluster asks every endpoint that answers which cluster it belongs to. The client takes them in turn: of two
 // clusters it would read a part of each, or one of them alone, and nobody could tell from what it read.
 func (e *Etcd) sameCluster(ctx context.Context) error {
-	if e.ask == nil || len(e.addresses) < 2 {
+	if len(e.cfg.Endpoints) < 2 {
 		return nil
 	}
 	first := uint64(0)
@@ -55,7 +52,7 @@ func (e *Etcd) sameCluster(ctx context.Context) error {
 			first = id
 		}
 		if id != 0 && id != first {
-			return otherCluster(first, id, e.addresses[i])
+			return otherCluster(first, id, e.cfg.Endpoints[i])
 		}
 	}
 	return nil
@@ -64,12 +61,9 @@ func (e *Etcd) sameCluster(ctx context.Context) error {
 // members are what the members say of themselves, each once, in order of their ids, and the endpoints that said nothing.
 // A store that is no etcd has neither an id nor a log, and is left out.
 func (e *Etcd) members(ctx context.Context) (members []evidence.Member, silent []string) {
-	if e.ask == nil {
-		return nil, nil
-	}
 	for i, status := range e.statuses(ctx) {
 		if status == nil {
-			silent = append(silent, e.addresses[i])
+			silent = append(silent, e.cfg.Endpoints[i])
 			continue
 		}
 		member := evidence.Member{

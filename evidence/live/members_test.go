@@ -67,7 +67,7 @@ func TestMembers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer e.Close()
-			_, err = e.Read(t.Context(), func([]evidence.Object) error { return nil })
+			_, err = e.Read(t.Context(), evidence.Pinned, func([]evidence.Object) error { return nil })
 			if test.said == "" && err != nil || test.said != "" && (err == nil || !strings.Contains(err.Error(), test.said) || hint.Of(err) == "") {
 				t.Errorf("error = %v (hint %q), want %q", err, hint.Of(err), test.said)
 			}
@@ -84,7 +84,7 @@ func TestMembersSay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	reading, err := e.Read(t.Context(), func([]evidence.Object) error { return nil })
+	reading, err := e.Read(t.Context(), evidence.Pinned, func([]evidence.Object) error { return nil })
 	want := []evidence.Member{{ID: "1", Revision: 1, RaftIndex: 91, RaftTerm: 1}, {ID: "2", Revision: 1, RaftIndex: 92, RaftTerm: 2}}
 	if err != nil || !slices.Equal(reading.Members, want) || len(reading.Notes) != 1 || !strings.Contains(reading.Notes[0], "http://127.0.0.1:1") {
 		t.Errorf("reading = %+v, %v", reading, err)

@@ -7,202 +7,203 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
-// Pages are sized so that both ends hold a few MiB: the first is small, the next follow what its objects weighed.
 const (
-	firstPage = 256     // objects
-	largePage = 4096    // objects
-	pageBytes = 4 << 20 // what a page aims at
+	// maxObjects bounds a reading. etcd is made for 8 GiB, and no object of Kubernetes has less than a few hundred bytes.
+	maxObjects = 20_000_000
+	// maxWait bounds the time in which a reading waits for etcd, in all: a million objects take half a minute.
+	maxWait = 30 * time.Minute
 )
-
-// segment is a range that was read at one revision, from a key up to the next segment's or the range's end.
-type segment struct {
-	keyRange
-	revision int64
-}
 
 // reader is one Read.
 type reader struct {
-	etcd     *Etcd
-	emit     func([]evidence.Object) error
-	limit    int64
-	revision int64 // read at; 0: the newest, which the next answer tells
-	cluster  uint64
-	term     uint64 // of the first answer
-	known    bool   // cluster and term are
-	outside
-	members  []evidence.Member
-	silent   []string // endpoints that said nothing of themselves
-	segments []segment
-	done     int64
-	total    int64
-	changed  int64
+	etcd       *Etcd
+	way        evidence.Way
+	emit       func([]evidence.Object) error
+	spans      []span
+	unreadable []string
+	limit      int64         // objects of the next page
+	pinned     int64         // revision that is asked for; 0: the newest
+	newest     int64         // revision that etcd has told
+	waited     time.Duration // for etcd
+	cluster    uint64
+	term       uint64 // of the first answer
+	known      bool   // cluster and term are
+	follower   *follower
+	reading    evidence.Reading // as far as it is known
+	outside    evidence.Ledger  // of Elsewhere
+	objects    int64
+	done       int64 // of objects below the prefixes
+	total      int64 // expected
 }
 
 // Read implements evidence.Source.
-func (e *Etcd) Read(ctx context.Context, each func([]evidence.Object) error) (evidence.Reading, error) {
-	r := &reader{etcd: e, limit: firstPage}
+func (e *Etcd) Read(ctx context.Context, way evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
+	r := &reader{etcd: e, way: way, limit: firstPage, unreadable: []string{}, outside: evidence.NewLedger(way == evidence.Followed)}
 	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
 		r.emit = emit
-		if err := e.sameCluster(ctx); err != nil {
-			return fmt.Errorf("reading etcd: %w", err)
-		}
 		if err := r.run(ctx); err != nil {
 			return fmt.Errorf("reading etcd: %w", err)
 		}
-		r.members, r.silent = e.members(ctx)
 		return nil
 	}
 	if err := evidence.Ahead(ctx, read, each); err != nil {
 		return evidence.Reading{}, err
 	}
-	return r.reading(), nil
+	return r.finish(), nil
 }
 
-func (r *reader) reading() evidence.Reading {
-	reading := evidence.Reading{
-		Name: r.etcd.name, Revision: r.revision, Cluster: strconv.FormatUint(r.cluster, 16), Term: r.term, Prefixes: r.etcd.prefixes,
-		Elsewhere: r.elsewhere, Members: r.members, Unreadable: append([]string{}, r.hidden...),
-	}
-	if len(r.silent) > 0 {
-		reading.Notes = append(reading.Notes, "not all members of etcd said how far their logs go: "+evidence.Printable(strings.Join(r.silent, ", ")))
-	}
-	reading.Notes = append(reading.Notes, r.outside.notes()...)
-	if len(r.segments) > 0 && r.segments[0].revision != r.revision {
-		reading.From, reading.Changed = r.segments[0].revision, r.changed
+func (r *reader) finish() evidence.Reading {
+	reading := &r.reading
+	reading.Name, reading.Prefixes, reading.Unreadable = r.etcd.name, r.etcd.cfg.Prefixes, r.unreadable
+	reading.Cluster, reading.Term = strconv.FormatUint(r.cluster, 16), r.term
+	if reading.From > 0 {
 		reading.Notes = append(reading.Notes, fmt.Sprintf(
-			"etcd was compacted while it was read: revisions %d to %d were read; %d objects were written meanwhile and are counted as they are now, and as they were where they had been read",
-			reading.From, reading.Revision, reading.Changed))
+			"etcd was compacted while it was read, and so it was followed from revision %d to %d: %d objects were written or deleted meanwhile, and all are counted as they were at %d",
+			reading.From, reading.Revision, reading.Changed, reading.Revision))
 	}
-	return reading
+	if reading.Elsewhere > 0 {
+		reading.Notes = append(reading.Notes, evidence.ElsewhereNote(reading.Elsewhere, "in this etcd"))
+	}
+	if n := len(r.unreadable); n > 0 {
+		const shown = 5
+		text := strings.Join(r.unreadable[:min(n, shown)], ", ")
+		if n > shown {
+			text += fmt.Sprintf(" and %d more ranges", n-shown)
+		}
+		reading.Notes = append(reading.Notes, "this client of etcd may not read all keys: what an API server keeps in "+evidence.Printable(text)+" was not seen")
+	}
+	return *reading
 }
 
 func (r *reader) run(ctx context.Context) error {
-	for _, all := range r.etcd.ranges {
-		resp, err := r.etcd.get(ctx, all.start, clientv3.WithRange(all.end), clientv3.WithCountOnly(), clientv3.WithRev(r.revision))
-		if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
-			return err
-		}
-		if err == nil {
-			r.total += resp.Count
-			if err := r.pin(resp.Header); err != nil {
-				return err
-			}
-		}
-	}
-	for _, all := range r.etcd.ranges {
-		if err := r.readRange(ctx, all); err != nil {
-			return err
-		}
-	}
-	if err := r.delta(ctx); err != nil {
+	if err := r.etcd.sameCluster(ctx); err != nil {
 		return err
 	}
-	return r.look(ctx)
+	if err := r.access(ctx); err != nil {
+		return lost(err)
+	}
+	if r.way == evidence.Followed {
+		if err := r.follow(ctx); err != nil {
+			return err
+		}
+		defer r.follower.stop()
+	}
+	for _, s := range r.spans {
+		if err := r.readSpan(ctx, s); err != nil {
+			return lost(err)
+		}
+	}
+	switch r.way {
+	case evidence.Pinned:
+		r.reading.Revision = r.pinned
+	case evidence.Followed:
+		if err := r.correct(ctx); err != nil {
+			return err
+		}
+	}
+	members, silent := r.etcd.members(ctx)
+	r.reading.Members = members
+	if len(silent) > 0 {
+		r.reading.Notes = append(r.reading.Notes, "not all members of etcd said how far their logs go: "+evidence.Printable(strings.Join(silent, ", ")))
+	}
+	return nil
 }
 
-// pin fixes the revision of all that follows, unless it is fixed already. Answers of two clusters make no reading.
-func (r *reader) pin(header *etcdserverpb.ResponseHeader) error {
-	if r.known && header.GetClusterId() != r.cluster {
+// lost says of a compaction what it means for the reading.
+func lost(err error) error {
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return fmt.Errorf("%w: %w", evidence.ErrNotWhole, err)
+	}
+	return err
+}
+
+// get asks etcd once, and checks what all answers must have.
+func (r *reader) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	began := time.Now()
+	resp, err := r.etcd.get(ctx, key, opts...)
+	if r.waited += time.Since(began); err == nil && r.waited > maxWait {
+		err = fmt.Errorf("etcd took more than %s for its answers", maxWait)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return resp, r.check(resp.Header)
+}
+
+// check: answers of two clusters make no reading, and neither do those of an etcd that goes back.
+func (r *reader) check(header *etcdserverpb.ResponseHeader) error {
+	switch revision := header.GetRevision(); {
+	case r.known && header.GetClusterId() != r.cluster:
 		return otherCluster(r.cluster, header.GetClusterId(), "one of --endpoints")
+	case revision < r.newest || revision <= 0:
+		return r.etcd.broken("it is at revision %d, and was at %d", revision, r.newest)
+	default:
+		r.newest = revision
 	}
 	if !r.known {
 		r.cluster, r.term, r.known = header.GetClusterId(), header.GetRaftTerm(), true
 	}
-	if r.revision == 0 {
-		r.revision = header.GetRevision()
-	}
 	return nil
 }
 
-// readRange reads a range at the pinned revision, and at newer ones when that was compacted.
-func (r *reader) readRange(ctx context.Context, all keyRange) error {
-	for next := all.start; next != ""; {
-		page, after, err := r.page(ctx, next, all.end, clientv3.WithRev(r.revision))
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			r.revision = 0
-			continue
+// readSpan reads a span, at the pinned revision if there is one.
+func (r *reader) readSpan(ctx context.Context, s span) error {
+	if !s.ours {
+		r.limit = firstPage // what other programs keep there may weigh anything
+	}
+	read := int64(0)
+	for next := s.start; next != ""; {
+		page, after, err := r.page(ctx, keyRange{next, s.end})
+		if err != nil {
+			return err
+		}
+		if read += int64(len(page)); r.pinned > 0 && r.countsKeys() && read > s.count {
+			return r.etcd.broken("it counted %d keys in %s, and gives more", s.count, s.text())
+		}
+		if r.follower != nil {
+			if page, err = r.follower.unchanged(page); err != nil {
+				return err
+			}
+		}
+		if s.ours {
+			err = r.send(page)
+		} else {
+			r.countOutside(page)
 		}
 		if err != nil {
 			return err
 		}
-		if last := len(r.segments) - 1; last < 0 || r.segments[last].end != all.end || r.segments[last].revision != r.revision {
-			if last >= 0 && r.segments[last].end == all.end {
-				r.segments[last].end = next
-			}
-			r.segments = append(r.segments, segment{keyRange{next, all.end}, r.revision})
-		}
-		if err := r.send(page); err != nil {
-			return err
-		}
 		next = after
 	}
-	return nil
-}
-
-// delta looks once more at what was read at an older revision than the last.
-func (r *reader) delta(ctx context.Context) error {
-	for _, s := range r.segments {
-		if s.revision == r.revision {
-			continue
-		}
-		for next := s.start; next != ""; {
-			page, after, err := r.page(ctx, next, s.end)
-			if err != nil {
-				return err
-			}
-			page = slices.DeleteFunc(page, func(kv *mvccpb.KeyValue) bool { return kv.GetModRevision() <= s.revision })
-			r.changed += int64(len(page))
-			if err := r.send(page); err != nil {
-				return err
-			}
-			next = after
-		}
+	if r.pinned > 0 && r.countsKeys() && read != s.count {
+		return r.etcd.broken("it counted %d keys in %s, and gave %d", s.count, s.text(), read)
 	}
 	return nil
 }
 
-// page reads from start on; after is where the next page begins, empty at the end.
-func (r *reader) page(ctx context.Context, start, end string, opts ...clientv3.OpOption) (page []*mvccpb.KeyValue, after string, err error) {
-	resp, err := r.etcd.get(ctx, start, append(opts, clientv3.WithRange(end), clientv3.WithLimit(r.limit))...)
-	for status.Code(err) == codes.ResourceExhausted && r.limit > 1 && ctx.Err() == nil {
-		r.limit /= 2
-		resp, err = r.etcd.get(ctx, start, append(opts, clientv3.WithRange(end), clientv3.WithLimit(r.limit))...)
-	}
-	if err != nil {
-		return nil, "", fmt.Errorf("from %s on: %w", evidence.Printable(start), err)
-	}
-	if err := r.pin(resp.Header); err != nil {
-		return nil, "", err
-	}
-	if resp.More && len(resp.Kvs) > 0 {
-		after = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-	}
-	r.adapt(resp.Kvs)
-	return resp.Kvs, after, nil
-}
+// countsKeys reports whether the counts of answers can be relied on: a store that is no etcd (kine) has a cluster id of 0,
+// and counts in its own way.
+func (r *reader) countsKeys() bool { return r.cluster != 0 }
 
-// adapt chooses the size of the next page by the weight of this one. It grows slowly: what comes next may be larger.
-func (r *reader) adapt(page []*mvccpb.KeyValue) {
-	if len(page) == 0 {
-		return
-	}
-	bytes := int64(0)
+// countOutside counts what an API server has encrypted and is not below the prefixes: a prefix that was forgotten, or an
+// API server that nobody thought of, must not look as if there were nothing.
+func (r *reader) countOutside(page []*mvccpb.KeyValue) {
 	for _, kv := range page {
-		bytes += int64(len(kv.Key) + len(kv.Value))
+		if stored.IsEncrypted(kv.GetValue()) {
+			r.outside.Put(&evidence.Object{Key: kv.GetKey()}, &r.reading.Elsewhere)
+		}
 	}
-	fits := pageBytes / max(1, bytes/int64(len(page)))
-	r.limit = max(1, min(fits, 2*r.limit, largePage))
 }
 
 func (r *reader) send(page []*mvccpb.KeyValue) error {
@@ -211,15 +212,88 @@ func (r *reader) send(page []*mvccpb.KeyValue) error {
 	}
 	objects := make([]evidence.Object, 0, len(page))
 	for _, kv := range page {
-		path, _ := evidence.PathOf(r.etcd.prefixes, kv.Key)
-		objects = append(objects, evidence.Object{Key: kv.Key, Path: path, Value: kv.Value, Revision: kv.ModRevision})
+		path, _ := evidence.PathOf(r.etcd.cfg.Prefixes, kv.GetKey())
+		objects = append(objects, evidence.Object{Key: kv.GetKey(), Path: path, Value: kv.GetValue(), Revision: kv.GetModRevision()})
 	}
 	if err := r.emit(objects); err != nil {
 		return err
 	}
 	r.done += int64(len(page))
+	r.progress()
+	return nil
+}
+
+func (r *reader) progress() {
 	if r.etcd.progress != nil {
 		r.etcd.progress("reading etcd", r.done, max(r.done, r.total))
 	}
+}
+
+// follow begins to follow what is written. Ranges that may be read may be watched.
+func (r *reader) follow(ctx context.Context) error {
+	ranges := []keyRange{{lowest, ""}}
+	if len(r.unreadable) > 0 {
+		ranges = nil
+		for _, s := range r.spans {
+			ranges = append(ranges, s.keyRange)
+		}
+	}
+	f, err := follow(ctx, r.etcd, ranges, len(r.unreadable) == 0)
+	if err != nil {
+		return err
+	}
+	r.follower, r.reading.From = f, f.from
+	if f.header.GetClusterId() != r.cluster {
+		f.stop()
+		return otherCluster(r.cluster, f.header.GetClusterId(), "one of --endpoints")
+	}
+	// The member that tells of writes may be behind the one that was read; no page may be behind it.
+	r.newest = max(r.newest, f.highest)
 	return nil
+}
+
+// correct gives what was written while the pages were read.
+func (r *reader) correct(ctx context.Context) error {
+	changes, revision, err := r.follower.settle(ctx, r.newest)
+	if err != nil {
+		return err
+	}
+	r.reading.Revision = revision
+	var page []evidence.Object
+	weight := 0
+	flush := func() error {
+		if len(page) == 0 {
+			return nil
+		}
+		err := r.emit(page)
+		page, weight = nil, 0
+		return err
+	}
+	keys := make([]string, 0, len(changes))
+	for key := range changes {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		change := changes[key]
+		o := evidence.Object{Key: []byte(key), Value: change.value, Revision: change.revision, Corrects: true, Deleted: change.deleted}
+		path, ours := evidence.PathOf(r.etcd.cfg.Prefixes, o.Key)
+		if !ours {
+			count := &r.reading.Elsewhere
+			if o.Deleted || !stored.IsEncrypted(o.Value) {
+				count = nil
+			}
+			r.outside.Put(&o, count)
+			continue
+		}
+		o.Path = path
+		r.reading.Changed++
+		page, weight = append(page, o), weight+len(o.Key)+len(o.Value)
+		if weight >= pageBytes || len(page) == firstPage {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
 }

@@ -91,7 +91,7 @@ func (s *store) all() []evidence.Object {
 	return all
 }
 
-func (s *store) Read(ctx context.Context, each func([]evidence.Object) error) (evidence.Reading, error) {
+func (s *store) Read(ctx context.Context, _ evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
 	rounds := 1
 	if s.twice {
 		rounds = 2

@@ -37,7 +37,7 @@ func (r *rewriter) run(ctx context.Context) error {
 	s := newSelector(r.opts)
 	err := r.feed(ctx, func(ctx context.Context, work chan<- selected) error {
 		for _, source := range r.opts.Sources {
-			_, err := source.Read(ctx, func(page []evidence.Object) error {
+			_, err := source.Read(ctx, evidence.Loose, func(page []evidence.Object) error {
 				for i := range page {
 					object, ok := s.of(&page[i])
 					if !ok || !object.found {

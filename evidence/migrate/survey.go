@@ -92,6 +92,7 @@ func (s *selector) wants(resource string) bool {
 // surveyed is what is known of one resource.
 type surveyed struct {
 	Resource
+	rest    int64 // objects that are under the key
 	samples []sample
 }
 
@@ -104,27 +105,29 @@ type sample struct {
 // survey counts what there is and what is to be done, and keeps a few objects of each resource.
 func survey(ctx context.Context, opts *Options) ([]*surveyed, error) {
 	found := map[string]*surveyed{}
-	s := newSelector(opts)
 	for _, source := range opts.Sources {
-		_, err := source.Read(ctx, func(page []evidence.Object) error {
-			for i := range page {
-				object, ok := s.of(&page[i])
-				if !ok {
-					continue
-				}
-				r := found[object.Resource]
-				if r == nil {
-					r = &surveyed{Resource: Resource{Resource: object.Resource}}
-					if found[object.Resource] = r; len(found) > maxResources {
-						return fmt.Errorf("counting: more than %d different resources: this is not the store of a Kubernetes cluster", maxResources)
-					}
-				}
-				r.add(object, source)
+		var one *surveyor
+		_, err := evidence.ReadWhole(ctx, source, func(corrected bool) func([]evidence.Object) error {
+			one = &surveyor{
+				selector: newSelector(opts), source: source, ledger: evidence.NewLedger(corrected), found: map[string]*surveyed{},
 			}
-			return nil
+			return one.add
 		})
 		if err != nil {
 			return nil, err
+		}
+		for resource, r := range one.found {
+			if r.Objects == 0 {
+				continue // all of them were deleted while etcd was read
+			}
+			if found[resource] == nil {
+				found[resource] = r
+				continue
+			}
+			found[resource].merge(r)
+		}
+		if len(found) > maxResources {
+			return nil, errTooMany()
 		}
 	}
 	list := make([]*surveyed, 0, len(found))
@@ -134,12 +137,52 @@ func survey(ctx context.Context, opts *Options) ([]*surveyed, error) {
 	return list, nil
 }
 
-func (r *surveyed) add(object selected, source evidence.Source) {
-	r.Objects++
-	if object.found {
-		r.Found++
+func errTooMany() error {
+	return fmt.Errorf("counting: more than %d different resources: this is not the store of a Kubernetes cluster", maxResources)
+}
+
+// surveyor is one try to read one source.
+type surveyor struct {
+	selector *selector
+	source   evidence.Source
+	ledger   evidence.Ledger
+	found    map[string]*surveyed
+}
+
+func (s *surveyor) add(page []evidence.Object) error {
+	for i := range page {
+		o := &page[i]
+		object, ok := s.selector.of(o)
+		if !ok || o.Deleted {
+			if o.Corrects {
+				s.ledger.Put(o, nil)
+			}
+			continue
+		}
+		r := s.found[object.Resource]
+		if r == nil {
+			r = &surveyed{Resource: Resource{Resource: object.Resource}}
+			if s.found[object.Resource] = r; len(s.found) > maxResources {
+				return errTooMany()
+			}
+		}
+		count := &r.rest
+		if object.found {
+			count = &r.Found
+		}
+		s.ledger.Put(o, count)
+		if object.broken == nil && object.addressable && len(r.samples) < samplesKept {
+			r.samples = append(r.samples, sample{object, s.source})
+		}
 	}
-	if object.broken == nil && object.addressable && len(r.samples) < samplesKept {
-		r.samples = append(r.samples, sample{object, source})
+	for _, r := range s.found {
+		r.Objects = r.Found + r.rest
 	}
+	return nil
+}
+
+func (r *surveyed) merge(other *surveyed) {
+	r.Objects += other.Objects
+	r.Found += other.Found
+	r.samples = append(r.samples, other.samples[:min(len(other.samples), samplesKept-len(r.samples))]...)
 }

@@ -43,7 +43,7 @@ type reader struct {
 }
 
 // Read implements evidence.Source.
-func (f *File) Read(ctx context.Context, each func([]evidence.Object) error) (evidence.Reading, error) {
+func (f *File) Read(ctx context.Context, _ evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
 	r := &reader{file: f, seen: map[keyHash]struct{}{}}
 	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
 		r.ctx, r.each = ctx, emit

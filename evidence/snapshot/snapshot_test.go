@@ -87,7 +87,7 @@ func read(t testing.TB, data []byte) (map[string]bool, evidence.Reading, error) 
 	}
 	defer f.Close()
 	got := map[string]bool{}
-	reading, err := f.Read(t.Context(), func(page []evidence.Object) error {
+	reading, err := f.Read(t.Context(), evidence.Pinned, func(page []evidence.Object) error {
 		for _, o := range page {
 			got[fmt.Sprintf("%s=%.20s@%d", o.Path, o.Value, o.Revision)] = o.Past
 		}
@@ -166,7 +166,7 @@ func TestPages(t *testing.T) {
 	}
 	defer f.Close()
 	var kept [][]evidence.Object
-	if _, err := f.Read(t.Context(), func(page []evidence.Object) error { kept = append(kept, page); return nil }); err != nil {
+	if _, err := f.Read(t.Context(), evidence.Pinned, func(page []evidence.Object) error { kept = append(kept, page); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	total, past := 0, 0
@@ -244,7 +244,7 @@ func TestCancelled(t *testing.T) {
 	}
 	defer f.Close()
 	cancel()
-	if _, err := f.Read(ctx, func([]evidence.Object) error { return nil }); !errors.Is(err, context.Canceled) {
+	if _, err := f.Read(ctx, evidence.Pinned, func([]evidence.Object) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("Read: %v", err)
 	}
 	if _, err := open(ctx, path); !errors.Is(err, context.Canceled) {

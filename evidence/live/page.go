@@ -1,0 +1,88 @@
+package live
+
+import (
+	"context"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+// Pages are sized so that both ends hold a few MiB: the first is small, the next follow what their objects weighed.
+const (
+	firstPage = 256     // objects
+	largePage = 4096    // objects
+	pageBytes = 4 << 20 // what a page aims at
+)
+
+// page reads the beginning of a range; after is where the next page begins, empty at the end.
+func (r *reader) page(ctx context.Context, at keyRange) (page []*mvccpb.KeyValue, after string, err error) {
+	ask := func() (*clientv3.GetResponse, error) {
+		return r.get(ctx, at.start, clientv3.WithRange(at.wireEnd()), clientv3.WithLimit(r.limit), clientv3.WithRev(r.pinned))
+	}
+	resp, err := ask()
+	for status.Code(err) == codes.ResourceExhausted && r.limit > 1 && ctx.Err() == nil {
+		r.limit /= 2
+		resp, err = ask()
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("from %s on: %w", evidence.Printable(at.start), err)
+	}
+	if after, err = r.checkPage(resp, at); err != nil {
+		return nil, "", err
+	}
+	if r.objects += int64(len(resp.Kvs)); r.objects > maxObjects {
+		return nil, "", fmt.Errorf("etcd has more than %d objects: this is not the store of a Kubernetes cluster", maxObjects)
+	}
+	r.adapt(resp.Kvs)
+	return resp.Kvs, after, nil
+}
+
+// checkPage: a page goes on where the last one ended, has no more than was asked for and no less than there is.
+func (r *reader) checkPage(resp *clientv3.GetResponse, at keyRange) (after string, err error) {
+	n := int64(len(resp.Kvs))
+	switch {
+	case n > r.limit:
+		return "", r.etcd.broken("it gave %d objects, and was asked for %d", n, r.limit)
+	case resp.More && n == 0:
+		return "", r.etcd.broken("it says that there is more from %s on, and gives nothing", evidence.Printable(at.start))
+	case r.countsKeys() && (resp.More && resp.Count <= n || !resp.More && resp.Count != n):
+		return "", r.etcd.broken("it counts %d keys from %s on, gives %d, and says of more that it is %t", resp.Count, evidence.Printable(at.start), n, resp.More)
+	}
+	newest := resp.Header.GetRevision()
+	if r.pinned > 0 {
+		newest = r.pinned
+	}
+	from := at.start
+	for _, kv := range resp.Kvs {
+		key := string(kv.GetKey())
+		switch {
+		case key < from || !at.contains(key):
+			return "", r.etcd.broken("it gives the key %s where one from %s on must come", evidence.Printable(key), evidence.Printable(from))
+		case kv.GetModRevision() <= 0 || kv.GetModRevision() > newest:
+			return "", r.etcd.broken("it gives %s as of revision %d, and was read at %d", evidence.Printable(key), kv.GetModRevision(), newest)
+		}
+		from = key + "\x00"
+	}
+	if resp.More {
+		return from, nil
+	}
+	return "", nil
+}
+
+// adapt chooses the size of the next page by the weight of this one. It grows slowly: what comes next may be larger.
+func (r *reader) adapt(page []*mvccpb.KeyValue) {
+	if len(page) == 0 {
+		return
+	}
+	bytes := int64(0)
+	for _, kv := range page {
+		bytes += int64(len(kv.GetKey()) + len(kv.GetValue()))
+	}
+	fits := pageBytes / max(1, bytes/int64(len(page)))
+	r.limit = max(1, min(fits, 2*r.limit, largePage))
+}

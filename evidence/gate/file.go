@@ -93,7 +93,7 @@ func parse(text []byte) (*evidence.Report, time.Time, error) {
 	if err != nil {
 		return fail(fmt.Errorf("its time %q is not one", report.Time))
 	}
-	if err := errors.Join(adds(report), isLive(report)); err != nil {
+	if err := errors.Join(hasSourceFields(present["sources"]), adds(report), isLive(report)); err != nil {
 		return fail(err)
 	}
 	return report, began, nil
@@ -118,6 +118,25 @@ func adds(r *evidence.Report) error {
 	}
 	if objects != r.Objects || plain != r.Plaintext || undecodable != r.Undecodable {
 		return fmt.Errorf("its numbers do not agree: %d objects, and its resources have %d", r.Objects, objects)
+	}
+	return nil
+}
+
+// sourceFields must be in every source, for the same reason.
+func sourceFields() []string { return []string{"unreadable", "clusterUIDs"} }
+
+// hasSourceFields looks for them. The text is known to be a report.
+func hasSourceFields(sources json.RawMessage) error {
+	var all []map[string]json.RawMessage
+	if err := json.Unmarshal(sources, &all); err != nil {
+		return err
+	}
+	for _, source := range all {
+		for _, name := range sourceFields() {
+			if value, ok := source[name]; !ok || string(value) == "null" {
+				return fmt.Errorf("a source of it has no %q: it is not the JSON of etcd report, or of an older version's", name)
+			}
+		}
 	}
 	return nil
 }

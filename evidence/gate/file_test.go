@@ -73,7 +73,11 @@ func TestLoadRefuses(t *testing.T) {
 		"two reports":        {func(t *testing.T) []byte { text := encoded(t, clean(at(1), 100)); return append(text, text...) }, "not one JSON object"},
 		"an older version's": {func(t *testing.T) []byte { return without(t, "restricted") }, `no "restricted"`},
 		"without sources":    {func(t *testing.T) []byte { return without(t, "sources") }, `no "sources"`},
-		"null resources":     {changed(func(r *evidence.Report) { r.Resources = nil }), `no "resources"`},
+		"an older version's sources": {func(t *testing.T) []byte {
+			return []byte(strings.Replace(string(encoded(t, clean(at(1), 100))), `"unreadable": [],`, "", 1))
+		}, `a source of it has no "unreadable"`},
+		"an older version's clusters": {changed(func(r *evidence.Report) { r.Sources[0].ClusterUIDs = nil }), `no "clusterUIDs"`},
+		"null resources":              {changed(func(r *evidence.Report) { r.Resources = nil }), `no "resources"`},
 		"a field too many": {func(t *testing.T) []byte {
 			return []byte(strings.Replace(string(encoded(t, clean(at(1), 100))), "{", `{"more": 1,`, 1))
 		}, "more"},

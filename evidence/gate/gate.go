@@ -9,9 +9,7 @@
 package gate
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -30,15 +28,21 @@ type Refusal struct {
 	Hint   string `json:"hint"`
 }
 
-// Case is what is judged.
+// Case is what is judged: of a key that was current the reports File and Own and the snapshots; of a pending one, whose
+// Pending is set, Own alone.
 type Case struct {
 	KeyID string
+	// Pending is about a key that was never current by this machine's clock; nil: the key was current.
+	Pending *Pending
 	// Successor is when the key that came after KeyID became current: from then on API servers learn of it. Zero: it is
 	// not known.
 	Successor time.Time
 	// Others are the other key_ids of the ring that the tokens hold. The etcd of a cluster that uses the ring has something
 	// under one of them.
-	Others    []string
+	Others []string
+	// Cluster is the UID of the cluster that the ring belongs to; empty: the ring is bound to none.
+	Cluster   string
+	Accepted  Accepted
 	Settle    time.Duration
 	FileName  string // of File, for people
 	File      *File
@@ -46,17 +50,53 @@ type Case struct {
 	Snapshots []*evidence.Report // one for each snapshot that was named
 }
 
+// Pending is when a key is to become current, and how long before that no node's clock may be.
+type Pending struct {
+	Activation time.Time
+	Margin     time.Duration
+}
+
+// Accepted is what the operator answers for, because it cannot be proven.
+type Accepted struct {
+	Unreadable   []string // ranges of etcd that the client may not read, as Reading.Unreadable has them
+	Unidentified bool     // a store behind the etcd API that says nothing of itself
+	SoleCluster  bool     // that no other cluster uses the ring
+}
+
+// List is what was accepted, in words that are a contract.
+func (a Accepted) List() []string {
+	list := []string{}
+	if a.SoleCluster {
+		list = append(list, "sole-cluster")
+	}
+	if a.Unidentified {
+		list = append(list, "unidentified-store")
+	}
+	for _, r := range slices.Sorted(slices.Values(a.Unreadable)) {
+		list = append(list, "unreadable "+r)
+	}
+	return slices.Compact(list)
+}
+
 // Judge returns everything that speaks against destroying the key; nothing: it may be destroyed.
 func (c *Case) Judge() []Refusal {
+	v := &verdict{keyID: c.KeyID, accepted: c.Accepted}
+	if c.Pending != nil {
+		c.clocks(v)
+		v.clean("etcd now", c.Own, becomeCurrent)
+		v.ours("etcd now", c.Own, c.Others, withoutEtcd)
+		c.clusters(v)
+		return v.refusals
+	}
 	file := "the report " + c.FileName
-	v := &verdict{keyID: c.KeyID}
 	v.whole(file, c.File.Report)
 	v.clean(file, c.File.Report, anotherReport)
 	c.times(v)
 	c.sameEtcd(v)
 	v.clean("etcd now", c.Own, rewrite)
-	v.ours(file, c.File.Report, c.Others)
-	v.ours("etcd now", c.Own, c.Others)
+	v.ours(file, c.File.Report, c.Others, "")
+	v.ours("etcd now", c.Own, c.Others, "")
+	c.clusters(v)
 	for _, snapshot := range c.Snapshots {
 		v.snapshot(snapshot)
 	}
@@ -67,14 +107,17 @@ func (c *Case) Judge() []Refusal {
 const (
 	anotherReport = "rewrite what is under the key (hsm-kms etcd migrate), then make another report: hsm-kms etcd report -o json"
 	rewrite       = "rewrite it (hsm-kms etcd migrate), see that every API server writes under the current key, then make another report: hsm-kms etcd report -o json"
+	becomeCurrent = "let it become current, then rotate again; what is under it is lost if it goes"
+	withoutEtcd   = "; where nothing was ever written under the ring: --no-etcd"
 	sameFlags     = "say the same --endpoints, --etcd-servers-overrides and --prefix to etcd report and to keys retire: those of the API servers"
 )
 
-const keepKey = "keep the key for as long as that snapshot is to be restorable, or delete the snapshot for good"
+const keepKey = "keep the key for as long as that snapshot is to be restorable"
 
 // verdict collects the reasons.
 type verdict struct {
 	keyID    string
+	accepted Accepted
 	refusals []Refusal
 }
 
@@ -112,21 +155,41 @@ func (v *verdict) clean(name string, r *evidence.Report, advice string) {
 	}
 	for _, source := range r.Sources {
 		if source.Elsewhere > 0 {
-			v.against("name every --etcd-prefix of every API server: --prefix /registry,/other; or see whose they are, and delete them",
+			v.against("name every --etcd-prefix of every API server: --prefix /registry,/other",
 				"%s: %s of an API server that are not below %s, and may be under any key", name, counted(source.Elsewhere, "encrypted object"),
 				evidence.Printable(strings.Join(source.Prefixes, ", ")))
 		}
 	}
+	v.read(name, r)
 	if r.Objects == 0 {
 		v.against(sameFlags, "%s: no object at all was found, so it was looked for in the wrong place", name)
 	}
 }
 
+// read: all that could be under the key was read, from a store that says which it is; or the operator answers for the rest.
+func (v *verdict) read(name string, r *evidence.Report) {
+	for _, source := range r.Sources {
+		for _, hidden := range source.Unreadable {
+			if !slices.Contains(v.accepted.Unreadable, hidden) {
+				v.against(fmt.Sprintf("name a client of etcd that may read all keys; where you know that no API server keeps anything there: --accept-unreadable '%s'", hidden),
+					"%s: the keys %s could not be read, and what lies there may be under any key", name, hidden)
+			}
+		}
+		if source.Cluster == unidentified && !v.accepted.Unidentified {
+			v.against("see that the endpoints are those of the API servers, and that nothing was restored since the key was last used; then say so: --accept-unidentified-store",
+				"%s: the store at %s says nothing of itself (cluster id 0, as kine does): that it is another one, or was restored, would not be noticed", name, evidence.Printable(source.Name))
+		}
+	}
+}
+
+// unidentified is the cluster id of a store that is no etcd and says nothing of itself.
+const unidentified = "0"
+
 // ours: something is under a key of the ring, or else this is an etcd of those who never used it, whose silence says nothing.
-func (v *verdict) ours(name string, r *evidence.Report, others []string) {
+func (v *verdict) ours(name string, r *evidence.Report, others []string, more string) {
 	seen := slices.ContainsFunc(append([]string{v.keyID}, others...), func(keyID string) bool { n, _ := under(r.Resources, keyID); return n > 0 })
 	if !seen && r.Objects > 0 {
-		v.against("see that --endpoints, --etcd-servers-overrides and --prefix are those of the API servers that use this ring, and that these have written something since",
+		v.against("see that --endpoints, --etcd-servers-overrides and --prefix are those of the API servers that use this ring, and that these have written something since"+more,
 			"%s: no object is under any key of the ring: this does not seem to be the etcd of the API servers that use it", name)
 	}
 }
@@ -175,60 +238,8 @@ func (c *Case) times(v *verdict) {
 	case apart < c.Settle:
 		v.against("come back after "+second(c.File.Time.Add(c.Settle)), "the report %s was made %s ago, and %s (--settle) must lie between it and now: an API server may still write under the key",
 			c.FileName, apart.Round(time.Second), c.Settle)
-	}
-}
-
-// place is an etcd and what was read of it.
-type place struct{ cluster, prefixes string }
-
-func (p place) String() string {
-	return fmt.Sprintf("etcd cluster %s below %s", evidence.Printable(p.cluster), evidence.Printable(p.prefixes))
-}
-
-// age is how far an etcd had come. Neither falls, save by a restore.
-type age struct {
-	revision int64
-	term     uint64
-}
-
-func (a age) older(b age) age { return age{min(a.revision, b.revision), min(a.term, b.term)} }
-func (a age) newer(b age) age { return age{max(a.revision, b.revision), max(a.term, b.term)} }
-
-// places are the ages of a report's etcds by place; of several readings of one, choose says which counts.
-func places(r *evidence.Report, choose func(a, b age) age) map[place]age {
-	found := map[place]age{}
-	for _, source := range r.Sources {
-		at := place{source.Cluster, strings.Join(slices.Sorted(slices.Values(source.Prefixes)), ", ")}
-		is := age{source.Revision, source.Term}
-		if other, ok := found[at]; ok {
-			is = choose(other, is)
-		}
-		found[at] = is
-	}
-	return found
-}
-
-// sameEtcd: both reports are of the same clusters and prefixes, and none went back in time, as one restored from a backup
-// does. A restored one that was written past the file's revision shows in its raft term, if there were elections before.
-func (c *Case) sameEtcd(v *verdict) {
-	then, now := places(c.File.Report, age.newer), places(c.Own, age.older)
-	const restored = "see which snapshot it was restored from; make another report and wait for --settle again"
-	order := func(a, b place) int { return cmp.Compare(a.String(), b.String()) }
-	for _, at := range slices.SortedFunc(maps.Keys(then), order) {
-		is, read := now[at]
-		switch was := then[at]; {
-		case !read:
-			v.against(sameFlags, "the report %s is of %s, which was not read now", c.FileName, at)
-		case is.revision < was.revision:
-			v.against(restored, "%s is at revision %d, and was at %d in the report %s: it was restored meanwhile, or is another", at, is.revision, was.revision, c.FileName)
-		case is.term < was.term:
-			v.against(restored, "%s is at raft term %d, and was at %d in the report %s: it was restored meanwhile, or is another", at, is.term, was.term, c.FileName)
-		}
-	}
-	for _, at := range slices.SortedFunc(maps.Keys(now), order) {
-		if _, read := then[at]; !read {
-			v.against(sameFlags, "%s was read now and is not in the report %s", at, c.FileName)
-		}
+	default:
+		c.nodesClocks(v)
 	}
 }
 

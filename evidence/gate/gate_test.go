@@ -28,13 +28,21 @@ func clean(when time.Time, revision int64) *evidence.Report {
 			{Resource: "secrets", Total: 10, Keys: []evidence.Key{{Provider: "kms:v2:hsm-kms", KeyID: newKey, Objects: 10, DEKs: 1}}},
 		},
 		History: []evidence.Resource{}, Restricted: []string{}, UndecodableObjects: []evidence.Problem{}, Findings: []evidence.Finding{},
-		Sources: []evidence.Reading{{Name: "http://etcd:2379", Revision: revision, Cluster: "cafe", Term: 5, Prefixes: []string{"/registry"}}},
+		Sources: []evidence.Reading{{
+			Name: "http://etcd:2379", Revision: revision, Cluster: "cafe", Term: 5, Prefixes: []string{"/registry"}, Unreadable: []string{}, ClusterUIDs: []string{"uid-a"},
+			Clock: when.Format(time.RFC3339Nano), Members: []evidence.Member{member("m1", revision), member("m2", revision)},
+		}},
 	}
+}
+
+// member is one whose raft log has 50 entries more than there are revisions.
+func member(id string, revision int64) evidence.Member {
+	return evidence.Member{ID: id, Revision: revision, RaftIndex: uint64(revision) + 50, RaftTerm: 5} //nolint:gosec // small
 }
 
 func snapshot() *evidence.Report {
 	r := clean(at(30), 90)
-	r.Sources = []evidence.Reading{{Name: "backup.db", Revision: 90, SHA256: strings.Repeat("ab", 32), Prefixes: []string{"/registry"}}}
+	r.Sources = []evidence.Reading{{Name: "backup.db", Revision: 90, SHA256: strings.Repeat("ab", 32), Prefixes: []string{"/registry"}, Unreadable: []string{}, ClusterUIDs: []string{"uid-a"}}}
 	r.History = []evidence.Resource{{Resource: "secrets", Total: 1, Keys: []evidence.Key{{Provider: "kms:v2:hsm-kms", KeyID: newKey, Objects: 1}}}}
 	return r
 }
@@ -42,7 +50,7 @@ func snapshot() *evidence.Report {
 // sound is a case that nothing speaks against: the successor became current at hour 0, the report was made at hour 1, and it is hour 26.
 func sound() *gate.Case {
 	return &gate.Case{
-		KeyID: oldKey, Successor: at(0), Others: []string{twin, newKey}, Settle: gate.DefaultSettle, FileName: "report.json",
+		KeyID: oldKey, Successor: at(0), Others: []string{twin, newKey}, Cluster: "uid-a", Settle: gate.DefaultSettle, FileName: "report.json",
 		File: &gate.File{Report: clean(at(1), 100), Time: at(1)}, Own: clean(at(26), 120), Snapshots: []*evidence.Report{snapshot()},
 	}
 }

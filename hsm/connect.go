@@ -70,7 +70,7 @@ func (t *Token) furnish(ctx context.Context, api p11.API, reader *keyReader, inf
 	if err := selfTest(ctx, reader, keys); err != nil {
 		return nil, err
 	}
-	gen := &generation{slot: reader.slot, control: reader.session}
+	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), control: reader.session}
 	gen.table.Store(keys)
 	return gen, nil
 }

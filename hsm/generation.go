@@ -12,6 +12,7 @@ import (
 type generation struct {
 	number  uint64
 	slot    uint
+	serial  string      // of the token, as it says itself
 	control p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
 	table   atomic.Pointer[table]
 

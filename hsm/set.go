@@ -141,6 +141,19 @@ func (s *Set) Members() []envelope.Token {
 	return members
 }
 
+// Serials are the serial numbers of the tokens that can be used, by name.
+func (s *Set) Serials() map[string]string {
+	serials := map[string]string{}
+	for _, t := range s.tokens {
+		t.mu.Lock()
+		if t.gen != nil {
+			serials[t.cfg.Name] = t.gen.serial
+		}
+		t.mu.Unlock()
+	}
+	return serials
+}
+
 // Name implements envelope.Token.
 func (s *Set) Name() string { return "all tokens" }
 

@@ -14,11 +14,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	bolt "go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -30,6 +33,7 @@ import (
 // test/evidence/e2e and test/e2e.
 type fakeEtcd struct {
 	pb.UnimplementedKVServer
+	pb.UnimplementedMaintenanceServer
 	url string
 
 	mu      sync.Mutex
@@ -37,7 +41,9 @@ type fakeEtcd struct {
 	history []*mvccpb.KeyValue // in order of revision; a nil value: deleted
 	written int64              // revisions, those that compaction took away included
 	term    uint64
-	back    int64 // how many revisions it says less than it has
+	back    int64  // how many revisions it says less than it has
+	log     int64  // how many entries its raft log has more than it has revisions
+	role    string // the client may read what begins with this alone; empty: all
 }
 
 // newFakeEtcd serves one until stop.
@@ -46,9 +52,10 @@ func newFakeEtcd() (f *fakeEtcd, stop func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	f = &fakeEtcd{url: "http://" + lis.Addr().String(), cluster: 0xcafe}
+	f = &fakeEtcd{url: "http://" + lis.Addr().String(), cluster: 0xcafe, log: 50}
 	server := grpc.NewServer()
 	pb.RegisterKVServer(server, f)
+	pb.RegisterMaintenanceServer(server, f)
 	go func() { _ = server.Serve(lis) }() // ends with Stop
 	return f, server.Stop, nil
 }
@@ -94,6 +101,9 @@ func (f *fakeEtcd) newest() []*mvccpb.KeyValue {
 func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if end := clientv3.GetPrefixRangeEnd(f.role); f.role != "" && (string(req.Key) < f.role || string(req.RangeEnd) == "\x00" || string(req.RangeEnd) > end) {
+		return nil, rpctypes.ErrGRPCPermissionDenied
+	}
 	kvs := slices.DeleteFunc(f.newest(), func(kv *mvccpb.KeyValue) bool {
 		return bytes.Compare(kv.Key, req.Key) < 0 || string(req.RangeEnd) != "\x00" && bytes.Compare(kv.Key, req.RangeEnd) >= 0
 	})
@@ -110,6 +120,31 @@ func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResp
 		resp.Kvs = append(resp.Kvs, kv)
 	}
 	return resp, nil
+}
+
+// Status implements what a member says of itself. A cluster id of 0 is that of a store which is no etcd, and says nothing.
+func (f *fakeEtcd) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cluster == 0 {
+		return &pb.StatusResponse{Header: &pb.ResponseHeader{}}, nil
+	}
+	revision := f.written + 1 - f.back
+	return &pb.StatusResponse{
+		Header:   &pb.ResponseHeader{ClusterId: f.cluster, MemberId: 0xbeef, RaftTerm: f.term, Revision: revision},
+		RaftTerm: f.term, RaftIndex: uint64(revision + f.log), RaftAppliedIndex: uint64(revision + f.log), //nolint:gosec // a test's numbers
+	}, nil
+}
+
+// namespace writes the namespace by which a cluster is known.
+func (f *fakeEtcd) namespace(uid string) {
+	f.write("/registry/namespaces/kube-system", fmt.Appendf(nil, `{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"kube-system","uid":%q}}`, uid))
+}
+
+// renew writes the Lease of an API server whose clock is ahead of ours.
+func (f *fakeEtcd) renew(ahead time.Duration) {
+	f.write("/registry/leases/kube-system/apiserver-1", fmt.Appendf(nil, `{"kind":"Lease","apiVersion":"coordination.k8s.io/v1","spec":{"renewTime":%q}}`,
+		time.Now().Add(ahead).UTC().Format("2006-01-02T15:04:05.000000Z")))
 }
 
 // goBack makes it say n revisions less than it has, as one that was restored from a backup does.
@@ -172,7 +207,7 @@ func (f *fakeEtcd) save(path string) error {
 func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	f, _ := ts.Value(etcdValue{}).(*fakeEtcd)
 	if neg || f == nil || len(args) == 0 {
-		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | plain KEY | named PATH KEYID PROVIDER | save FILE | compact | back N | cluster N | term N")
+		ts.Fatalf("usage: etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | plain KEY | named PATH KEYID PROVIDER | save FILE | compact | back N | cluster N | term N | log N | role PREFIX | namespace UID | renew DURATION")
 	}
 	switch verb, rest := args[0], args[1:]; verb + " " + strconv.Itoa(len(rest)) {
 	case "put 1", "put 2":
@@ -195,7 +230,17 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		f.write("/"+rest[0], nil)
 	case "other 2":
 		ts.Check(f.putAt("/"+rest[0], rest[1], "hsm-kms"))
-	case "back 1", "cluster 1", "term 1":
+	case "namespace 1":
+		f.namespace(rest[0])
+	case "renew 1":
+		ahead, err := time.ParseDuration(rest[0])
+		ts.Check(err)
+		f.renew(ahead)
+	case "role 0", "role 1":
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.role = strings.Join(rest, "")
+	case "back 1", "cluster 1", "term 1", "log 1":
 		n, err := strconv.Atoi(rest[0])
 		ts.Check(err)
 		if verb == "back" {
@@ -204,11 +249,14 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if verb == "term" {
+		switch verb {
+		case "term":
 			f.term = uint64(n) //nolint:gosec // a test's number
-			return
+		case "log":
+			f.log = int64(n)
+		default:
+			f.cluster = uint64(n) //nolint:gosec // a test's number
 		}
-		f.cluster = uint64(n) //nolint:gosec // a test's number
 	default:
 		ts.Fatalf("etcd: unknown: %s", strings.Join(args, " "))
 	}

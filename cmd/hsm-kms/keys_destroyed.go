@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
@@ -15,12 +16,12 @@ import (
 // nobody looks for it in vain.
 type remembering struct {
 	ring      evidence.Opener
-	destroyed map[string]destruction
+	destroyed map[string]retire.Destruction
 }
 
 // opener is the ring with the memory of this machine's trail of keys retire, which is an aid: one that cannot be read is passed over.
 func opener(ring evidence.Opener, cfg *config.Config) evidence.Opener {
-	destroyed, _ := destructions(cfg.Audit.Path)
+	destroyed, _ := retire.Destructions(cfg.Audit.Path)
 	return remembering{ring, destroyed}
 }
 
@@ -28,8 +29,8 @@ func opener(ring evidence.Opener, cfg *config.Config) evidence.Opener {
 func (r remembering) Open(ctx context.Context, keyID string, wrapped []byte) ([]byte, error) {
 	dek, err := r.ring.Open(ctx, keyID, wrapped)
 	if errors.Is(err, envelope.ErrUnknownKey) {
-		if is := r.destroyed[keyID]; !is.ended.IsZero() {
-			err = fmt.Errorf("%w; keys retire destroyed it at %s, by the audit trail of this machine", err, is.ended.UTC().Format(time.RFC3339))
+		if is := r.destroyed[keyID]; !is.Ended.IsZero() {
+			err = fmt.Errorf("%w; keys retire destroyed it at %s, by the audit trail of this machine", err, is.Ended.UTC().Format(time.RFC3339))
 		}
 	}
 	return dek, err

@@ -17,10 +17,12 @@ import (
 	"golang.org/x/term"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
 
 type retireFlags struct {
@@ -28,6 +30,9 @@ type retireFlags struct {
 	evidence  string   // file of a report
 	named     []string // snapshots
 	settle    time.Duration
+	accepted  gate.Accepted
+	noEtcd    bool
+	plan      string // hash
 	yes       bool
 	dryRun    bool
 }
@@ -37,15 +42,19 @@ func (c *command) keysRetire() *cobra.Command {
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "retire KEYID",
 		Short: "Destroy a key that nothing needs: a pending one, or with evidence one that was current",
-		Long: `Destroys a key on every token that holds it. Destruction is for ever, so whatever is unclear is a refusal, and all
-reasons are told. A pending key is withdrawn before it becomes current. A key that was current wants evidence that
-nothing needs it: a report of etcd from a file, another that this command makes now, at least --settle apart, and
-every snapshot that is still to be restorable. The current key is never destroyed.`,
+		Long: `Destroys a key on every token that holds it, for good. Whatever is unclear is a refusal, and all reasons are told at
+once. A key that was current requires evidence that nothing needs it: a report of etcd from a file, another that this
+command makes now, at least --settle apart, and every snapshot that is still to be restorable. A pending key is
+withdrawn before it becomes current, if nothing in etcd is under it. The current key is never destroyed.
+
+The command makes a plan, shows it, and carries out exactly that plan. --dry-run -o json has the plan's hash; with
+--plan HASH the command goes on only if the plan is still the same. It exits 2 when what became of the key on a token
+is unknown; run it again then.`,
 		Example: `  hsm-kms keys list
-  hsm-kms keys retire kube-secrets/hk1-019ab3c4d5e6-0011223344556677-89abcdef/0123456789abcdef --yes
+  hsm-kms keys retire kube-secrets/hk1-019ab3c4d5e6-0011223344556677-89abcdef/0123456789abcdef
   hsm-kms etcd report -o json > report.json    # a day before
-  hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db --dry-run
-  hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db`,
+  hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db --dry-run -o json
+  hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db --plan HASH --yes`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.runRetire(cmd.Context(), cmd.InOrStdin(), f, args[0])
@@ -56,25 +65,25 @@ every snapshot that is still to be restorable. The current key is never destroye
 	flags.StringVar(&f.evidence, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
 	flags.StringArrayVar(&f.named, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
 	flags.DurationVar(&f.settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
+	flags.BoolVar(&f.accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
+	flags.StringArrayVar(&f.accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
+	flags.BoolVar(&f.accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
+	flags.BoolVar(&f.noEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
+	flags.StringVar(&f.plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
 	flags.BoolVar(&f.yes, "yes", false, "do not ask on the terminal")
 	return cmd
 }
 
-// retirement is one run of the command.
+// retirement is one run of the command. It gathers facts, and has them judged; only said changes meanwhile.
 type retirement struct {
 	*command
-	flags     *retireFlags
-	cfg       *config.Config
-	in        *tokensInUse
-	id        envelope.KeyID
-	version   envelope.Version // as last read from the tokens; zero: they do not hold it
-	successor time.Time        // when the key that followed became current; zero: unknown
-	others    []string         // key_ids that the tokens hold beside it
-	file      *gate.File       // of --evidence; nil: not read yet
-	own       *evidence.Report // made now
-	snapshots []*evidence.Report
-	said      retiredJSON
+	flags   *retireFlags
+	cfg     *config.Config
+	in      *tokensInUse
+	request retire.Request
+	files   retireFiles // that were named, read once
+	said    retiredJSON
 }
 
 func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, keyID string) error {
@@ -83,8 +92,11 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 		return hint.Wrap(err, "copy the key_id from: hsm-kms keys list")
 	}
 	signal.Ignore(unix.SIGPIPE) // a reader that goes away must be an error, not an end in the middle of a destruction
-	if f.settle < 0 {
+	switch {
+	case f.settle < 0:
 		return fmt.Errorf("--settle %s is negative", f.settle)
+	case f.plan != "" && !retire.IsHash(f.plan):
+		return hint.Wrap(errors.New("--plan is not the hash of a plan: 64 hex digits"), "copy it from: hsm-kms keys retire KEYID --dry-run -o json")
 	}
 	cfg, err := c.load()
 	if err != nil {
@@ -98,27 +110,32 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 		return err
 	}
 	defer tokens.stop()
-	r := &retirement{command: c, flags: f, cfg: cfg, in: tokens, id: id}
+	r := &retirement{command: c, flags: f, cfg: cfg, in: tokens, request: retire.Request{
+		KeyID: id, EvidenceFile: f.evidence, Named: len(f.named), Settle: f.settle, Accepted: f.accepted, NoEtcd: f.noEtcd,
+		AuditPath: cfg.Audit.Path, Rehearsed: slices.Contains(cfg.RefuseKeys, keyID), RefreshInterval: cfg.RefreshInterval.Std(), Advise: advise,
+	}}
 	return r.run(ctx, in)
 }
 
 func (r *retirement) run(ctx context.Context, in io.Reader) error {
-	if err := r.judge(ctx, true); err != nil {
+	plan, _, err := r.judge(ctx)
+	if err != nil {
 		return err
 	}
-	if err := r.refused(); err != nil {
+	if err := r.refused(plan); err != nil {
 		return err
 	}
-	if r.version.ID.IsZero() {
-		return r.complete()
+	if plan.Target.ID.IsZero() {
+		return r.complete(plan)
 	}
-	if err := r.printChecks(); err != nil {
+	if err := r.printChecks(plan); err != nil {
 		return err
 	}
 	if r.flags.dryRun {
-		return r.done("Nothing was destroyed: a dry run. %s would be destroyed on %s.", r.id, strings.Join(r.version.Tokens, ", "))
+		return r.done(plan, "Nothing was destroyed: a dry run. %s would be destroyed on %s.\nThe plan is %s: with --plan and this hash, exactly that is done.",
+			plan.KeyID, strings.Join(plan.Target.Tokens, ", "), plan.Hash())
 	}
-	if err := r.confirm(in); err != nil {
+	if err := r.confirm(in, plan); err != nil {
 		return r.against(err)
 	}
 	unlock, err := lockKeys(r.cfg.StateDir)
@@ -126,88 +143,92 @@ func (r *retirement) run(ctx context.Context, in io.Reader) error {
 		return r.against(err)
 	}
 	defer unlock()
-	// Whoever was asked may have taken hours to answer: the key may be current by now, and etcd another.
-	if err := r.in.ring.Refresh(ctx); err != nil {
+	again, facts, err := r.judgeAgain(ctx, plan)
+	if err != nil {
 		return err
 	}
-	if err := r.judge(ctx, !r.flags.yes); err != nil {
+	if err := r.refused(again); err != nil {
 		return err
 	}
-	if err := r.refused(); err != nil {
-		return err
-	}
-	if err := r.destroy(ctx); err != nil {
+	outcomes, err := again.Execute(ctx, r.in.set, r.trail(), retire.Grounds{
+		Settle: r.flags.settle, Evidence: facts.Evidence, Etcd: facts.Etcd, Snapshots: facts.Snapshots,
+	})
+	r.said.Outcomes, r.said.Destroyed = outcomes, retire.With(outcomes, hsm.Destroyed)
+	if err != nil {
 		return errors.Join(r.jsonIfWanted(), err)
 	}
-	return r.done("Destroyed %s on %s.", r.id, strings.Join(r.said.Destroyed, ", "))
+	return r.done(again, "Destroyed %s on %s.", again.KeyID, strings.Join(r.said.Destroyed, ", "))
 }
 
-// judge collects everything that speaks against the destruction in said.Refusals. readEtcd: etcd is read, again if it
-// was read before. An error means that it could not be judged.
-func (r *retirement) judge(ctx context.Context, readEtcd bool) error {
-	r.said = retiredJSON{Destroyed: []string{}, DryRun: r.flags.dryRun, Refusals: []gate.Refusal{}, Warnings: []string{}}
-	if err := r.judgeRing(ctx); err != nil {
+// judge gathers what is to be known and makes the plan. An error means that it could not be judged.
+func (r *retirement) judge(ctx context.Context) (*retire.Plan, retire.Facts, error) {
+	facts, err := r.gather(ctx)
+	if err != nil {
+		return nil, facts, err
+	}
+	plan := retire.Judge(r.request, facts)
+	if r.flags.plan != "" {
+		plan.Refusals = append(plan.Refusals, plan.Check(r.flags.plan)...)
+	}
+	r.said = r.saidOf(plan, facts)
+	return plan, facts, nil
+}
+
+// judgeAgain is under the lock: while somebody was asked the key may have become current, and etcd another. It must be
+// the plan that was shown.
+func (r *retirement) judgeAgain(ctx context.Context, shown *retire.Plan) (*retire.Plan, retire.Facts, error) {
+	if err := r.in.ring.Refresh(ctx); err != nil {
+		return nil, retire.Facts{}, err
+	}
+	plan, facts, err := r.judge(ctx)
+	if err != nil {
+		return nil, facts, err
+	}
+	if differs := plan.Differs(shown); differs != "" && len(plan.Refusals) == 0 {
+		plan.Refusals = append(plan.Refusals, gate.Refusal{
+			Reason: "the plan changed while it was about to be carried out: " + differs, Hint: "run the command again, and look at what it shows",
+		})
+		r.said.Refusals = plan.Refusals
+	}
+	return plan, facts, nil
+}
+
+// complete ends a destruction that was killed after the last token, before its end was on record.
+func (r *retirement) complete(plan *retire.Plan) error {
+	const text = "%s is on no token. Its destruction was begun before, and is complete."
+	if r.flags.dryRun {
+		return r.done(plan, text, plan.KeyID)
+	}
+	unlock, err := lockKeys(r.cfg.StateDir)
+	if err != nil {
+		return r.against(err)
+	}
+	defer unlock()
+	if err := plan.Complete(r.trail()); err != nil {
 		return err
 	}
-	r.said.keyJSON = keyJSON{KeyID: r.id.String(), Ring: r.id.Ring, Fingerprint: r.id.FingerprintHex(), Tokens: []string{}}
-	if r.version.ID.IsZero() {
-		return r.judgeGone()
-	}
-	r.said.keyJSON = keyOf(r.version)
-	if r.version.State != envelope.Retained {
-		return nil
-	}
-	return r.judgeEvidence(ctx, readEtcd)
+	return r.done(plan, text, plan.KeyID)
 }
 
-// refuse notes a reason against the destruction. The error has its advice.
-func (r *retirement) refuse(err error) {
-	r.said.Refusals = append(r.said.Refusals, gate.Refusal{Reason: err.Error(), Hint: advise(err)})
-}
-
-// refused prints the refusals, if there are any, and is then the error that the command ends with.
-func (r *retirement) refused() error {
-	if len(r.said.Refusals) == 0 {
-		return nil
+func (r *retirement) trail() retire.Trail {
+	t := retire.Trail{Peer: ourselves(), User: userName()}
+	if r.cfg.Audit.Path != "" {
+		t.Open = func() (*audit.Writer, error) { return openTrailBeside(r.cfg, retire.TrailName) }
 	}
-	if err := errors.Join(r.printChecks(), r.jsonIfWanted()); err != nil {
-		return err
-	}
-	first := r.said.Refusals[0]
-	if len(r.said.Refusals) == 1 {
-		return finding(hint.Wrap(errors.New(first.Reason), first.Hint))
-	}
-	var text strings.Builder
-	fmt.Fprintf(&text, "%s is not destroyed, for %d reasons:", r.id, len(r.said.Refusals))
-	for _, refusal := range r.said.Refusals {
-		fmt.Fprintf(&text, "\n  %s", refusal.Reason)
-		if refusal.Hint != "" && refusal.Hint != first.Hint {
-			fmt.Fprintf(&text, "\n    (%s)", refusal.Hint)
-		}
-	}
-	return finding(hint.Wrap(errors.New(text.String()), first.Hint))
-}
-
-// against ends the command with one reason that came up last. Another error than a finding stays what it is.
-func (r *retirement) against(err error) error {
-	if !errors.Is(err, errFinding) {
-		return err
-	}
-	r.refuse(err)
-	return errors.Join(r.jsonIfWanted(), err)
+	return t
 }
 
 // confirm asks for the fingerprint on a terminal. Without one, --yes must say it.
-func (r *retirement) confirm(in io.Reader) error {
+func (r *retirement) confirm(in io.Reader, plan *retire.Plan) error {
 	if r.flags.yes {
 		return nil
 	}
-	v := r.version
+	v := plan.Target
 	file, ok := in.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {
 		return finding(hint.Wrap(errors.New("destroying a key needs a confirmation, and there is no terminal to ask on"), "say it with --yes"))
 	}
-	fmt.Fprintf(r.errOut, "This destroys %s on %s for ever.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
+	fmt.Fprintf(r.errOut, "This destroys %s on %s for good.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
 	line, err := bufio.NewReader(io.LimitReader(in, 256)).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != v.ID.FingerprintHex() {
 		return finding(hint.Wrap(errors.New("not confirmed; nothing was destroyed"), "type "+v.ID.FingerprintHex()+", or say --yes"))

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
@@ -95,7 +96,7 @@ func (r *retireRig) holders() []string {
 }
 
 func (r *retireRig) args() []string {
-	return []string{"keys", "retire", r.old, "--evidence", r.report, "--settle", "0s", "--endpoints", r.etcd.url, "--yes", "-o", "json"}
+	return []string{"keys", "retire", r.old, "--evidence", r.report, "--settle", "0s", "--sole-cluster", "--endpoints", r.etcd.url, "--yes", "-o", "json"}
 }
 
 // retire runs the command to its end.
@@ -250,4 +251,28 @@ func (r *retireRig) checkRefusal(want string) {
 	case code != 1 || len(said.Refusals) != 1 || !strings.Contains(said.Refusals[0].Reason, want) || said.Refusals[0].Hint == "" || r.holders() == nil:
 		r.t.Errorf("exit %d, %+v: %s", code, said, errOut)
 	}
+}
+
+// A call that does not return leaves it unknown what becomes of the key: it is told, exit 2, and is on record; the next
+// run finds out, and completes it.
+func TestRetireUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	r := newRetireRig(t)
+	r.tokens[1].faults.Hang("C_DestroyObject")
+	said, errOut, code := r.retire()
+	want := []retire.Outcome{{Token: "hsm-a", Outcome: "destroyed"}, {Token: "hsm-b", Outcome: "unknown"}}
+	if code != 2 || !slices.Equal(said.Outcomes, want) || !slices.Equal(said.Destroyed, []string{"hsm-a"}) ||
+		!strings.Contains(errOut, "destroyed on hsm-a; unknown on hsm-b") || !strings.Contains(errOut, "\nhint: look with: hsm-kms keys list") {
+		t.Errorf("exit %d, %+v: %s", code, said, errOut)
+	}
+	trail, err := os.ReadFile(audit.Beside(r.audit, "keys-retire"))
+	r.must(err)
+	if !bytes.Contains(trail, []byte(`"code":"Unknown"`)) {
+		t.Errorf("the trail: %s", trail)
+	}
+	r.tokens[1].faults.Clear() // the call goes on
+	if said, errOut, code := r.retire(); code != 0 {
+		t.Errorf("again: exit %d, %+v: %s", code, said, errOut)
+	}
+	r.checkGone()
 }

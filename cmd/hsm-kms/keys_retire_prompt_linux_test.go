@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/evidence/gate"
 )
 
 // terminal is a pseudo-terminal: what is written to ours is typed at theirs.
@@ -72,7 +74,7 @@ func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 				r.must(err)
 			}}
 			c := &command{out: &out, errOut: errOut, configPath: r.configPath(), output: "table"}
-			f := &retireFlags{etcdFlags: etcdFlags{endpoints: []string{r.etcd.url}, prefixes: []string{"/registry"}}, evidence: r.report}
+			f := &retireFlags{etcdFlags: etcdFlags{endpoints: []string{r.etcd.url}, prefixes: []string{"/registry"}}, evidence: r.report, accepted: gate.Accepted{SoleCluster: true}}
 			err := c.runRetire(t.Context(), theirs, f, r.old)
 			if test.want == "" {
 				if err != nil || r.holders() != nil || !strings.Contains(out.String(), "Destroyed "+r.old+" on hsm-a, hsm-b.") {

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,12 +38,15 @@ import (
 //	until PATTERN COMMAND...    runs a command until its output matches, for at most 20 s
 //	plant ARGUMENTS             makes a key with attributes that hsm-kms would not give it (see plant_test.go)
 //	keyid NAME STATE            sets $NAME to the key_id of the ring's last key in that state, or of the latest one
+//	hashof NAME FILE            sets $NAME to the plan in the JSON of keys retire, which is the SHA-256 of what was planned
 //	taken NAME                  sets $NAME to a TCP address that is in use until the script ends
 //	term                        sends SIGTERM to all commands that run in the background
 //	etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | plain KEY | named PATH KEYID PROVIDER | save FILE |
-//	     compact | back N | cluster N | term N
+//	     compact | back N | cluster N | term N | log N | role [PREFIX] | namespace UID | renew DURATION
 //	                            writes to the etcd at $ETCD (see fake_etcd_test.go), an undecodable object too; saves a
 //	                            snapshot; forgets the past; goes back by N revisions; has another cluster id or raft term;
+//	                            has N entries more in its raft log than revisions; lets its client read what begins with
+//	                            PREFIX alone; has a namespace kube-system; has a Lease of a node whose clock is ahead;
 //	                            other writes outside /registry, or deletes there;
 //	                            plain writes plain text anywhere; named has another name of the provider
 //	otherelf FROM TO            copies a shared library and makes it one for another processor
@@ -69,7 +74,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"token": tokenCmd, "config": configCmd, "refused": refusedCmd, "code": codeCmd, "until": untilCmd, "otherelf": otherELFCmd,
-			"keyid": keyidCmd, "taken": takenCmd, "term": termCmd, "etcd": etcdCmd,
+			"keyid": keyidCmd, "taken": takenCmd, "term": termCmd, "etcd": etcdCmd, "hashof": hashofCmd,
 		},
 		RequireUniqueNames: true,
 	})
@@ -255,6 +260,23 @@ func keyidCmd(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("no key is %s", args[1])
+}
+
+func hashofCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: hashof NAME FILE")
+	}
+	var said struct {
+		Plan    string
+		Planned json.RawMessage
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &said))
+	var planned bytes.Buffer
+	ts.Check(json.Compact(&planned, said.Planned))
+	if sum := sha256.Sum256(planned.Bytes()); said.Plan != hex.EncodeToString(sum[:]) {
+		ts.Fatalf("the plan %s is not the SHA-256 of %s", said.Plan, planned.Bytes())
+	}
+	ts.Setenv(args[0], said.Plan)
 }
 
 func termCmd(ts *testscript.TestScript, neg bool, args []string) {

@@ -49,7 +49,7 @@ func newOperator(t *testing.T, p *plane, n *node, book *runbook) *operator {
 		t.Fatal(err)
 	}
 	text = bytes.Replace(text, []byte(n.token.Module), []byte(o.faults.Path()), 1)
-	// ACTIVATE_IN and --settle shorten the waits, HOLE is an etcd that does not answer: nothing else of a command is changed.
+	// ACTIVATE_IN and --settle shorten the waits, the ring is bound to no cluster, HOLE is an etcd that does not answer: nothing else of a command is changed.
 	script := fmt.Sprintf(`#!/bin/bash
 args=("$@")
 case "$1 $2" in
@@ -58,7 +58,7 @@ case "$1 $2" in
 done ;;
 "etcd report" | "etcd verify") [[ " $* " == *" --snapshot "* ]] || args+=(--endpoints "${HOLE:-%[1]s}") ;;
 "etcd migrate") mapfile -t servers < servers; args+=(--endpoints %[1]s --kubeconfig kubeconfig "${servers[@]}") ;;
-"keys retire") args+=(--endpoints %[1]s --settle 1s --yes) ;;
+"keys retire") args+=(--endpoints %[1]s --settle 1s --sole-cluster --yes) ;;
 esac
 [[ $1 == audit ]] || args+=(--config %[2]q)
 exec %[3]q "${args[@]}"

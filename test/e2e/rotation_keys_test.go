@@ -199,9 +199,9 @@ func TestRotationKeysRetire(t *testing.T) {
 		"the right one, without confirmation":  {far.KeyID, "confirmation"},
 		"a pending one, misspelt by one digit": {otherKeyID(near.KeyID), "not in the ring"},
 	} {
-		args := []string{"keys", "retire", refused.keyID, "--yes"}
+		args := []string{"keys", "retire", refused.keyID, "--no-etcd", "--yes"}
 		if refused.because == "confirmation" {
-			args = args[:3]
+			args = args[:4]
 		}
 		_, err := a.plugin.Run(t.Context(), args...)
 		exit, ok := errors.AsType[*plugin.ExitError](err)
@@ -212,7 +212,7 @@ func TestRotationKeysRetire(t *testing.T) {
 	if n := len(a.list(t)); n != 4 {
 		t.Fatalf("%d keys after refusals, want 4", n)
 	}
-	if _, err := a.plugin.Run(t.Context(), "keys", "retire", far.KeyID, "--yes"); err != nil {
+	if _, err := a.plugin.Run(t.Context(), "keys", "retire", far.KeyID, "--no-etcd", "--yes"); err != nil {
 		t.Fatal(err)
 	}
 	if keys := a.list(t); len(keys) != 3 || keys[far.KeyID].KeyID != "" {

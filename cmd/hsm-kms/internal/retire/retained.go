@@ -1,0 +1,82 @@
+package retire
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+// retained: which key is current must be clear, here and on every node whose token this machine knows.
+func (j *judgement) retained() {
+	j.plan.Successor = successor(j.View.Versions, j.KeyID)
+	if j.NoEtcd {
+		j.refuse(hint.Wrap(fmt.Errorf("--no-etcd is for pending keys, and %s was current", j.KeyID), "leave --no-etcd out"))
+	}
+	view := j.View
+	switch {
+	case view.Problem != nil || view.Current == nil:
+		j.refuse(fmt.Errorf("which key is current is not clear: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))
+		return
+	case view.Deferred != nil:
+		j.refuse(hint.Wrap(fmt.Errorf("which key is current is not clear: %s is due and does not work on every token", view.Deferred.ID),
+			"see why with: hsm-kms status and hsm-kms doctor; fix the token, or copy the key to it"))
+	}
+	for _, token := range j.Tokens {
+		if !slices.Contains(view.Current.Tokens, token.Name) {
+			j.refuse(hint.Wrap(fmt.Errorf("the current key %s is not on the token %s: a node that has only that one goes on writing under an older key", view.Current.ID, token.Name),
+				"copy the key to it with the vendor's tool, wait until every node names it, then make another report"))
+		}
+	}
+}
+
+// successor is when the key that came after id became current; zero: unknown. A twin of id came with it, not after it.
+func successor(versions []envelope.Version, id envelope.KeyID) time.Time {
+	own, _ := envelope.ActivationOf([]byte(id.Version))
+	for _, v := range versions { // in order
+		inUse := v.State == envelope.Current || v.State == envelope.Retained
+		if inUse && v.Activation.After(own) && !v.Activation.IsZero() {
+			return v.Activation
+		}
+	}
+	return time.Time{}
+}
+
+// evidence notes what reports and snapshots say against destroying a key that was current.
+func (j *judgement) evidence() {
+	j.plan.Rehearsed = j.Rehearsed
+	if j.AuditPath == "" {
+		j.refuse(hint.Wrap(errors.New("audit.path is empty in the configuration, and without a record no key that was current is destroyed"), "set audit.path"))
+	}
+	if j.EvidenceFile == "" {
+		j.refuse(hint.Wrap(fmt.Errorf("%s was current: data in etcd, or in a backup, may need it, and there is no evidence to the contrary", j.KeyID),
+			"keep it, which costs nothing; or make evidence, and name it a day later: hsm-kms etcd report -o json > report.json; --evidence report.json"))
+		return
+	}
+	if !j.Rehearsed {
+		j.warn("refuseKeys of this machine's configuration does not name %s: its end was not rehearsed here", j.KeyID)
+	}
+	if j.Settle < gate.DefaultSettle {
+		j.warn("--settle %s is shorter than %s: an API server that still has a DEK of this key may write under it, and what it writes is lost for good",
+			j.Settle, gate.DefaultSettle)
+	}
+	if j.Named == 0 {
+		j.warn("no --snapshot is named: no backup was looked at, and one that needs %s can never be restored", j.KeyID)
+	}
+	if j.NotEvidence != nil {
+		j.refuse(hint.Wrap(j.NotEvidence, "make one with: hsm-kms etcd report -o json"))
+	}
+	if j.Evidence == nil || j.Etcd == nil {
+		return
+	}
+	judged := gate.Case{
+		KeyID: j.KeyID.String(), Successor: j.plan.Successor, Others: j.others(), Cluster: j.Cluster, Accepted: j.Accepted,
+		Settle: j.Settle, FileName: j.EvidenceFile, File: j.Evidence, Own: j.Etcd, Snapshots: j.Snapshots,
+	}
+	j.plan.Refusals = append(j.plan.Refusals, judged.Judge()...)
+}

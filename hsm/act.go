@@ -70,17 +70,14 @@ const settleCalls = 5
 var errPending = errors.New("the call has not returned, and the token does not show that it was done")
 
 // settle looks at the token until it is clear whether an act was done, for a limited time: also after an error, because
-// a token may have done what it reports as failed. An error means that it is unknown. It does not end with its
-// caller's context: a caller who gives up must be told the truth too.
-func (t *Token) settle(right *claim, isDone func(*sight) (bool, error)) (done bool, err error) {
+// a token may have done what it reports as failed. isDone looks once. An error means that it is unknown. It does not end
+// with its caller's context: a caller who gives up must be told the truth too.
+func (t *Token) settle(right *claim, isDone func(context.Context) (bool, error)) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
 	defer cancel()
 	for {
 		pending := right.pending() // before the look: a call that returns meanwhile is looked after once more
-		now, err := t.look(ctx)
-		if err == nil {
-			done, err = isDone(now)
-		}
+		done, err := isDone(ctx)
 		switch {
 		case err == nil && (done || !pending):
 			return done, nil

@@ -57,7 +57,8 @@ func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 
 // furnish makes the open session into a generation.
 func (t *Token) furnish(ctx context.Context, api p11.API, reader *keyReader, info pkcs11.TokenInfo, fresh bool) (*generation, error) {
-	if err := t.login(ctx, api, reader.slot, reader.session, info); err != nil {
+	in, err := t.login(ctx, api, reader.slot, reader.session, info)
+	if err != nil {
 		return nil, err
 	}
 	keys, err := reader.read(nil)
@@ -70,7 +71,7 @@ func (t *Token) furnish(ctx context.Context, api p11.API, reader *keyReader, inf
 	if err := selfTest(ctx, reader, keys); err != nil {
 		return nil, err
 	}
-	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), control: reader.session}
+	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), control: reader.session, loggedIn: in}
 	gen.table.Store(keys)
 	return gen, nil
 }
@@ -148,22 +149,22 @@ func orNone(seen []string) string {
 
 // login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
 // one C_Login is made, under the latch.
-func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) error {
+func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
 	if in, err := isLoggedIn(api, s); err != nil || in {
-		return err
+		return in, err
 	}
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
-		return nil // a token without a PIN; private keys are then shown to all, and it says so itself
+		return false, nil // a token without a PIN; private keys are then shown to all, and it says so itself
 	}
 	if err := mayLogin(info); err != nil {
-		return err
+		return false, err
 	}
 	pin, file, err := pinfile.Read(t.cfg.PINFile)
 	if errors.Is(err, pinfile.ErrChanging) {
-		return err // reading it again cures that
+		return false, err // reading it again cures that
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+		return false, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	defer pin.Wipe()
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
@@ -177,13 +178,13 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	})
 	switch {
 	case err == nil:
-		return mustBeLoggedIn(api, s)
+		return true, mustBeLoggedIn(api, s)
 	case errors.Is(err, latch.ErrStands), faultOf(err) == faultPIN:
-		return pinRefused(err)
+		return false, pinRefused(err)
 	case errors.Is(err, latch.ErrState):
-		return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a latch that cannot be read is cleared with: hsm-kms doctor --try-pin")
+		return false, hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a latch that cannot be read is cleared with: hsm-kms doctor --try-pin")
 	}
-	return fmt.Errorf("logging in: %w", err)
+	return false, fmt.Errorf("logging in: %w", err)
 }
 
 // mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys.

@@ -80,7 +80,11 @@ func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (
 	if !right.abandon() && err != nil {
 		return Kept, err
 	}
-	gone, lookErr := t.settle(right, func(now *sight) (bool, error) {
+	gone, lookErr := t.settle(right, func(ctx context.Context) (bool, error) {
+		now, err := t.look(ctx)
+		if err != nil {
+			return false, err
+		}
 		if now.unread(id) > before.unread(id) {
 			return false, fmt.Errorf("an object with the CKA_ID of %s cannot be used, and may be that key", id)
 		}

@@ -14,5 +14,5 @@
 // Files: set, token (state), generation (one connection), operate (one operation), sessions and workers (what it is done
 // with), supervise (recovery), look (is the connection sound?), reread (the ring, again), connect and keys (making a
 // generation), module and flight (calls in flight), act and sight (what cannot be taken back, and what became of it),
-// destroy and generate, fault (what a CKR means), advice (what to do about it).
+// destroy, generate and binding, fault (what a CKR means), advice (what to do about it).
 package hsm

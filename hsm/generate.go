@@ -147,7 +147,7 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 	if m.shared, err = isLoggedIn(m.api, s); err != nil {
 		return err
 	}
-	if err := m.t.login(ctx, m.api, slot, s, info); err != nil {
+	if m.gen.loggedIn, err = m.t.login(ctx, m.api, slot, s, info); err != nil {
 		return err
 	}
 	m.t.change(func() { m.t.gen = m.gen }) // for the look afterwards
@@ -188,7 +188,11 @@ func (m *maker) generate(c *call, profile envelope.Profile, stays bool, from int
 
 // settle finds out what became of the key when its making had begun.
 func (m *maker) settle(made Creation, err error) (Creation, error) {
-	is, lookErr := m.t.settle(&m.right, func(now *sight) (bool, error) {
+	is, lookErr := m.t.settle(&m.right, func(ctx context.Context) (bool, error) {
+		now, err := m.t.look(ctx)
+		if err != nil {
+			return false, err
+		}
 		if key := now.find(m.ckaID); key != nil {
 			made.Key = *key
 			return true, nil

@@ -10,11 +10,12 @@ import (
 
 // generation is one connection: module, slot, login, sessions and handles, which live and die together.
 type generation struct {
-	number  uint64
-	slot    uint
-	serial  string      // of the token, as it says itself
-	control p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
-	table   atomic.Pointer[table]
+	number   uint64
+	slot     uint
+	serial   string      // of the token, as it says itself
+	loggedIn bool        // false on a token that needs no login
+	control  p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
+	table    atomic.Pointer[table]
 
 	mu       sync.Mutex
 	idle     []p11.Session

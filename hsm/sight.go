@@ -13,66 +13,80 @@ import (
 
 // sight is the ring as a session of its own shows it, read from scratch, with every fingerprint.
 type sight struct {
-	gen      *generation
-	table    *table
-	loggedIn bool // afterwards: without the login a ring looks empty
+	gen   *generation
+	table *table
 }
 
 // look reads the ring on a new session, whatever the control session is stuck in.
 func (t *Token) look(ctx context.Context) (*sight, error) {
+	result := make(chan *sight, 1)
+	err := t.onOwnSession(ctx, "looking at the ring", false, func(api p11.API, gen *generation, s *p11.Session) error {
+		reader := t.reader(api, gen.slot, *s)
+		seen, err := t.see(reader, gen)
+		*s = reader.session
+		result <- seen
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-result, nil
+}
+
+// onOwnSession runs f on a new session of the present connection, which it closes: f may replace it. An f that was
+// abandoned goes on when its call returns.
+func (t *Token) onOwnSession(ctx context.Context, what string, readWrite bool, f func(api p11.API, gen *generation, s *p11.Session) error) error {
 	t.mu.Lock()
 	gen := t.gen
 	t.mu.Unlock()
 	if gen == nil {
 		var err error
 		if gen, err = t.ready(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	result := make(chan *sight, 1)
-	err := t.sequence(ctx, "looking at the ring", func() {}, func(api p11.API, _ *call) error {
+	err := t.sequence(ctx, what, func() {}, func(api p11.API, _ *call) error {
 		if gen.ended() {
 			return errStale
 		}
-		seen, err := t.lookOn(api, gen)
-		if err == nil {
-			result <- seen
+		if idle, ok := gen.takeIdle(); ok {
+			t.discard(gen, idle) // the new one takes its place
+		}
+		s, err := api.OpenSession(gen.slot, readWrite)
+		if err != nil {
+			return fmt.Errorf("opening session: %w", err)
+		}
+		err = f(api, gen, &s)
+		if closeSession(api, s) != nil {
+			t.noteUnclean()
 		}
 		return err
 	})
-	switch {
-	case err == nil:
-		return <-result, nil
-	case !isAway(err) && !errors.Is(err, errStale):
+	if err != nil && !isAway(err) && !errors.Is(err, errStale) {
 		t.suspected(gen, max(faultOf(err), faultLogin), err)
 	}
-	return nil, err
-}
-
-func (t *Token) lookOn(api p11.API, gen *generation) (*sight, error) {
-	if idle, ok := gen.takeIdle(); ok {
-		t.discard(gen, idle) // the new one takes its place
-	}
-	s, err := api.OpenSession(gen.slot, false)
-	if err != nil {
-		return nil, fmt.Errorf("opening session: %w", err)
-	}
-	reader := t.reader(api, gen.slot, s)
-	seen, err := t.see(reader, gen)
-	if closeErr := closeSession(api, reader.session); closeErr != nil || reader.unclean {
-		t.noteUnclean()
-	}
-	return seen, err
+	return err
 }
 
 // see reads the ring by a reader.
 func (t *Token) see(reader *keyReader, gen *generation) (*sight, error) {
 	table, err := reader.read(nil)
+	if reader.unclean {
+		t.noteUnclean()
+	}
 	if err != nil {
 		return nil, err
 	}
-	in, err := isLoggedIn(reader.api, reader.session)
-	return &sight{gen: gen, table: table, loggedIn: in}, err
+	return &sight{gen: gen, table: table}, stillLoggedIn(reader.api, reader.session, gen)
+}
+
+// stillLoggedIn is asked after a reading: without the login a token shows no private object, and no error.
+func stillLoggedIn(api p11.API, s p11.Session, gen *generation) error {
+	in, err := isLoggedIn(api, s)
+	if err == nil && gen.loggedIn && !in {
+		err = errors.New("the login is lost, and without it private objects are not seen")
+	}
+	return err
 }
 
 // unread counts the objects with the key's CKA_ID that are not served and have no fingerprint: each may be the key.
@@ -88,9 +102,6 @@ func (s *sight) unread(id envelope.KeyID) (n int) {
 // continues returns an error if what the token shows now cannot be compared with what it showed before: what is missing
 // may then be there. version is the key that the act was about.
 func (s *sight) continues(before *sight, version string) error {
-	if before.loggedIn && !s.loggedIn {
-		return errors.New("the login is lost")
-	}
 	others := 0
 	for _, was := range before.table.keys {
 		if was.ID.Version == version {

@@ -209,13 +209,42 @@ func (l *Library) Attributes(s Session, o Object, attributes []uint) (values map
 	return values, err
 }
 
-// FindSecretKeys implements API. The search is ended whatever becomes of it, or the session would refuse
-// the next one.
-func (l *Library) FindSecretKeys(s Session, label string, limit int) (found []Object, err error) {
-	template := []*pkcs11.Attribute{
+// FindSecretKeys implements API.
+func (l *Library) FindSecretKeys(s Session, label string, limit int) ([]Object, error) {
+	return l.find(s, limit, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
+	})
+}
+
+// FindData implements API.
+func (l *Library) FindData(s Session, application, label string, limit int) ([]Object, error) {
+	return l.find(s, limit, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
+		pkcs11.NewAttribute(pkcs11.CKA_APPLICATION, application),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
+	})
+}
+
+// CreateData implements API.
+func (l *Library) CreateData(s Session, application, label string, value []byte) error {
+	template := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_APPLICATION, application),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE, value),
 	}
+	return l.call("C_CreateObject", func() error {
+		_, err := l.ctx.CreateObject(s, template)
+		return err
+	})
+}
+
+// find searches. The search is ended whatever becomes of it, or the session would refuse the next one.
+func (l *Library) find(s Session, limit int, template []*pkcs11.Attribute) (found []Object, err error) {
 	if err := l.call("C_FindObjectsInit", func() error { return l.ctx.FindObjectsInit(s, template) }); err != nil {
 		return nil, err
 	}

@@ -36,6 +36,10 @@ type API interface {
 	Login(s Session, pin []byte) error
 	// FindSecretKeys finds the secret keys of one label, at most limit.
 	FindSecretKeys(s Session, label string, limit int) ([]Object, error)
+	// FindData finds the data objects (CKO_DATA) of one CKA_APPLICATION and label, at most limit.
+	FindData(s Session, application, label string, limit int) ([]Object, error)
+	// CreateData makes a private data object that stays on the token and cannot be changed. s is a session to write.
+	CreateData(s Session, application, label string, value []byte) error
 	// Attribute reads one attribute; the value is a copy.
 	Attribute(s Session, o Object, attribute uint) ([]byte, error)
 	// Attributes reads several in one request; the values are copies. A token fails the whole request for one

@@ -19,7 +19,7 @@ func advise(err error) string {
 	}{
 		{envelope.ErrPINRefused, "correct the PIN file: no further attempt is made until it changes"},
 		{envelope.ErrRingEmpty, "make the first key with: hsm-kms keys create"},
-		{envelope.ErrAmbiguous, "see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong"},
+		{envelope.ErrAmbiguous, envelope.ConflictHint},
 		{envelope.ErrKeyMissing, "restore the key to the HSM from its backup, or point the configuration at the token that holds it"},
 	} {
 		if errors.Is(err, known.err) {

@@ -102,7 +102,7 @@ func (c *changes) twins(err error) {
 		return
 	}
 	c.logger.Error("two keys of the ring share a CKA_ID; both are served for Decrypt", "error", err,
-		"hint", "find out who made the second; when nothing is encrypted under it, remove it with the vendor's tool")
+		"hint", envelope.ConflictHint)
 }
 
 // standing is a version's state for the log. A pending key stays ready once it was: readiness comes and goes with the

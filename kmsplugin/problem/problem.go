@@ -91,7 +91,7 @@ func wholePlugin() []Class {
 			Hint:  "restore the key to the token from its backup; if the ring was begun anew on purpose, stop the plugin and remove proven.json from stateDir",
 			Stops: true, causes: []error{envelope.ErrKeyMissing}},
 		{Code: codes.FailedPrecondition, Words: "the key ring is ambiguous; run hsm-kms keys list on this node",
-			Hint:  "run hsm-kms keys list; name the key that does not belong in refuseKeys, or relabel it with the vendor's tool; docs/rotation.md",
+			Hint:  envelope.ConflictHint,
 			Stops: true, causes: []error{envelope.ErrAmbiguous}},
 		{Code: codes.FailedPrecondition, Words: "the key ring is empty; run hsm-kms keys create",
 			Hint: "run hsm-kms keys create once for the cluster, or copy the ring's keys to this token", Stops: true,

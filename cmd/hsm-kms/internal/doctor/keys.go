@@ -35,13 +35,13 @@ func refusalAdvice(v envelope.Version) string {
 	case strings.Contains(v.Refused, "refuseKeys"):
 		return "take it out of refuseKeys when the rehearsal is over"
 	case !a.Private:
-		return "remove it with the vendor's tool and find out who put it there; keys of the ring are made with: hsm-kms keys create"
+		return "find out who put it there; it is not served and does no harm. Keys of the ring are made with: hsm-kms keys create"
 	case a.Extractable, !a.Sensitive:
 		return "make the next key in the HSM with: hsm-kms keys rotate; attributes of this one cannot be mended"
 	case !a.Local, !a.AlwaysSensitive, !a.NeverExtractable:
 		return "set allowImportedKeys: true if you trust the ceremony that made it; otherwise make one in the HSM with: hsm-kms keys rotate"
 	}
-	return "see that profile is that of the ring; a key that does not belong to it is relabelled or removed with the vendor's tool"
+	return "see that profile is that of the ring, and find out who made the key; it is not served and does no harm"
 }
 
 // attributes tells of the keys that are served: what an auditor asks.

@@ -131,7 +131,7 @@ func ringAdvice(problem error) string {
 	case errors.Is(problem, envelope.ErrNotProven):
 		return heldBackAdvice
 	case errors.Is(problem, envelope.ErrAmbiguous):
-		return "see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong"
+		return envelope.ConflictHint
 	case errors.Is(problem, envelope.ErrKeyMissing):
 		return "restore the key to the token from its backup; if the ring was begun anew on purpose, stop the plugin and remove proven.json from stateDir"
 	}

@@ -115,7 +115,7 @@ func Build(ctx context.Context, sources []Source, opts ReportOptions) (*Report, 
 	}
 	all.into(report)
 	if !opts.AllowEmpty {
-		report.found(all.missing(report, opts.Resources))
+		report.Add(all.missing(report, opts.Resources))
 	}
 	return report, nil
 }
@@ -295,7 +295,7 @@ func (t *tally) into(report *Report) {
 	report.UndecodableObjects = append([]Problem{}, t.problems...)
 	report.Findings = []Finding{}
 	report.Names = names(report)
-	report.found(t.unattributed())
+	report.Add(t.unattributed())
 }
 
 // unattributed are the findings of what is encrypted and of no known resource.

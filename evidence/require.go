@@ -65,12 +65,12 @@ func (r *Report) RequireKey(required Required, allowEmpty bool) []Finding {
 	case under == 0 && objects == 0 && !required.Current:
 		found = append(found, Finding{Problem: "no object at all is under " + Printable(required.KeyID) + ", so nothing shows that there is such a key"})
 	}
-	r.found(found)
+	r.Add(found)
 	return found
 }
 
-// found adds findings, each once.
-func (r *Report) found(findings []Finding) {
+// Add adds findings, each once.
+func (r *Report) Add(findings []Finding) {
 	for _, f := range findings {
 		if !slices.Contains(r.Findings, f) {
 			r.Findings = append(r.Findings, f)
@@ -112,10 +112,7 @@ func Meant(name string, known []string) string {
 			return k
 		}
 	}
-	if nearest := hint.Nearest(name, known); nearest != name {
-		return nearest
-	}
-	return ""
+	return hint.Nearest(name, slices.DeleteFunc(slices.Clone(known), func(k string) bool { return k == name }))
 }
 
 // CheckResources reports the first entry that cannot name a resource, with a hint.

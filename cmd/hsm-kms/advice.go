@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -20,6 +21,7 @@ func advise(err error) string {
 		{envelope.ErrPINRefused, "correct the PIN file: no further attempt is made until it changes"},
 		{envelope.ErrRingEmpty, "make the first key with: hsm-kms keys create"},
 		{envelope.ErrAmbiguous, envelope.ConflictHint},
+		{migrate.ErrBadAnswer, "see what answers at that address: a proxy or load balancer may stand in the API server's place"},
 		{envelope.ErrKeyMissing, "restore the key to the HSM from its backup, or point the configuration at the token that holds it"},
 	} {
 		if errors.Is(err, known.err) {

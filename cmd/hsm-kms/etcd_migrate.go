@@ -20,6 +20,8 @@ type migrateFlags struct {
 	etcdFlags
 	kube       kubeapi.Config
 	requireKey string
+	groups     []string
+	encryption string
 	opts       migrate.Options
 }
 
@@ -39,6 +41,7 @@ writes under it; 2 when it could not be found out.`,
 		Example: `  hsm-kms etcd migrate --dry-run
   hsm-kms etcd migrate
   hsm-kms etcd migrate --resources secrets,widgets.example.com --rate 200 --parallel 8
+  hsm-kms etcd migrate --encryption-config /etc/kubernetes/enc/encryption.yaml   # after a provider was renamed
   hsm-kms etcd migrate --server https://10.0.0.1:6443 --server https://10.0.0.2:6443 --kubeconfig admin.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runMigrate(cmd.Context(), f) },
@@ -48,6 +51,8 @@ writes under it; 2 when it could not be found out.`,
 	flags.StringVar(&f.kube.Kubeconfig, "kubeconfig", "", "`file` (default: $KUBECONFIG, ~/.kube/config, "+kubeapi.AdminKubeconfig+")")
 	flags.StringVar(&f.kube.Context, "context", "", "context in the kubeconfig (default: its current one)")
 	flags.StringArrayVar(&f.kube.Servers, "server", nil, "`URL` of an API server itself, not of a load balancer; give all of them (default: endpointslice default/kubernetes)")
+	flags.StringArrayVar(&f.groups, "group-server", nil, "`GROUP=URL` of an API server that kube-apiserver passes a group on to (an APIService with a Service); give all of them")
+	flags.StringVar(&f.encryption, "encryption-config", "", "the API servers' EncryptionConfiguration `file`: also rewrite what is under another provider name than it has")
 	flags.StringVar(&f.kube.ServerName, "tls-server-name", "", "name in the API servers' certificates (default: the kubeconfig's, or their address)")
 	flags.StringVar(&f.requireKey, "require-key", currentKey, "`KEYID` under which everything is to be, or \"current\"")
 	flags.StringSliceVar(&f.opts.Resources, "resources", f.opts.Resources, "what to migrate, as an EncryptionConfiguration names it")
@@ -97,6 +102,11 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 		return nil, err
 	}
 	opts.RequiredKey, opts.Current, opts.Newer = required.KeyID, required.Current, required.Newer
+	if f.encryption != "" {
+		if opts.Expected, err = loadEncryptionConfig(f.encryption); err != nil {
+			return nil, err
+		}
+	}
 	f.kube.UserAgent = "hsm-kms/" + version
 	servers, err := kubeapi.Connect(ctx, f.kube)
 	if err != nil {
@@ -104,6 +114,9 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 	}
 	for _, server := range servers {
 		opts.Servers = append(opts.Servers, server)
+	}
+	if opts.Groups, err = kubeapi.ConnectGroups(ctx, f.kube, servers[0], f.groups); err != nil {
+		return nil, err
 	}
 	if len(f.kube.Servers) > 0 {
 		if n, err := kubeapi.Published(ctx, f.kube); err == nil && n > len(servers) {
@@ -158,7 +171,10 @@ func unproven(out *migrate.Outcome) error {
 		text += fmt.Sprintf(", and %d more", more)
 	}
 	advice := "see hsm-kms status and the EncryptionConfiguration on that node; docs/migration.md#what-does-each-api-server-write"
-	if open[0].Error != "" {
+	switch {
+	case open[0].Behind != "":
+		advice = "give --group-server for each of them, or leave the resource out of --resources; docs/evidence.md#aggregated-apis"
+	case open[0].Error != "":
 		advice = "see that the API server answers, that the kubeconfig's user may do what docs/evidence.md lists, and that --endpoints and --prefix are this cluster's"
 	}
 	return hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, text), advice)

@@ -97,7 +97,9 @@ func (c *command) printMigration(out *migrate.Outcome) error {
 		return c.json(out)
 	}
 	w := &lines{out: c.out}
-	w.add("Required key: %s\n", evidence.Printable(out.RequiredKey))
+	w.add("Required key: %s", evidence.Printable(out.RequiredKey))
+	w.newer(out.Newer)
+	w.add("")
 	rows := [][]string{{" ", "API SERVER", "RESOURCE", "WRITES"}}
 	for _, p := range out.Servers {
 		rows = append(rows, proofRow(p, out.DryRun))
@@ -139,10 +141,12 @@ func proofRow(p migrate.Proof, dryRun bool) []string {
 		mark, writes = " ", "(no API leads to it)"
 	case p.Skipped:
 		mark, writes = " ", "(there is no object to see it by)"
-	case dryRun:
+	case dryRun && p.Error == "":
 		mark, writes = " ", "(to be proven)"
 	case p.OK:
-		mark, writes = " ", "under the key"
+		mark, writes = " ", "under the key, as "+p.Writes
+	case p.Behind != "":
+		writes = p.Error
 	case p.KeyID != "":
 		writes = p.Writes + " " + p.KeyID
 	case p.Error == "":

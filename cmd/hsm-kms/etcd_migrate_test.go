@@ -93,6 +93,19 @@ func TestVerdict(t *testing.T) {
 			o.Report = nil
 			o.Servers[0] = migrate.Proof{Server: "https://a", Resource: "secrets", Writes: "plain text"}
 		}, migrate.ErrUnproven, 1, "https://a writes secrets as plain text", "EncryptionConfiguration", "plain text"},
+		"renamed": {func(o *migrate.Outcome) {
+			o.Report = nil
+			o.Servers[0] = migrate.Proof{Server: "https://a", Resource: "secrets", Writes: "kms:v2:a", KeyID: "ring/2/new", Expected: "kms:v2:b\x1b"}
+		}, migrate.ErrUnproven, 1, `https://a writes secrets as kms:v2:a, and the EncryptionConfiguration has kms:v2:b\x1b`, "EncryptionConfiguration", "kms:v2:a ring/2/new"},
+		"aggregated": {func(o *migrate.Outcome) {
+			o.Report, o.DryRun = nil, true
+			o.Servers[0] = migrate.Proof{Server: "the Service ns/api", Resource: "widgets.example.com", Behind: "ns/api", Error: "behind it"}
+		}, migrate.ErrUnproven, 1, "the Service ns/api, widgets.example.com: behind it", "--group-server", "behind it"},
+		"proven": {func(o *migrate.Outcome) {}, nil, 0, "", "", "under the key, as kms:v2:hsm-kms"},
+		"newer": {func(o *migrate.Outcome) {
+			o.Newer = []evidence.NewerKey{{KeyID: "ring/3/next", State: "deferred", From: "2026-01-02T03:04:05Z"}}
+		}, nil, 0, "", "", "note: a newer key is deferred (not on every token; was to become current at 2026-01-02T03:04:05Z): ring/3/next"},
+		"not an answer": {func(o *migrate.Outcome) { o.Report = nil }, migrate.ErrBadAnswer, 2, "not an API server's answer", "", "3 objects rewritten"},
 		"forbidden": {func(o *migrate.Outcome) {
 			o.Report = nil
 			o.Servers[0] = migrate.Proof{Server: "https://a", Resource: "secrets", Error: "forbidden\x1b"}

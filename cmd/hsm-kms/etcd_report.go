@@ -84,7 +84,7 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 		report.RequireKey(required, f.allowEmpty)
 	}
 	if expected != nil {
-		expected.Compare(report)
+		expected.Compare(report, nil)
 	}
 	if err := c.printReport(report); err != nil {
 		return err

@@ -128,6 +128,16 @@ func Kubernetes() *Resources {
 // HasLayouts reports whether there are further layouts.
 func (r *Resources) HasLayouts() bool { return len(r.layouts) > 0 }
 
+// IsBuiltIn reports whether kube-apiserver itself serves what is stored of a group.
+func IsBuiltIn(group string) bool {
+	for _, g := range groups {
+		if g.name == group {
+			return true
+		}
+	}
+	return slices.Contains([]string{"", "apiextensions.k8s.io", "apiregistration.k8s.io", "events.k8s.io"}, group)
+}
+
 // Names are the built-in resources, for suggestions.
 func (r *Resources) Names() []string {
 	var names []string

@@ -194,6 +194,9 @@ func (p *provider) texts() ([]string, error) {
 // providers returns those of a resource; nil: none are configured, so it is plain text. What names the resource comes
 // before what names its group, and that before "*.*" (encryptionconfig.transformerFromOverrides).
 func (c *Config) providers(resource string) []string {
+	if resource == "ranges" { // the allocators of a Service's addresses and ports store as Services are stored
+		resource = "services"
+	}
 	for _, specific := range []func(string) bool{
 		func(entry string) bool { return !strings.HasPrefix(entry, "*.") },
 		func(entry string) bool { return strings.HasPrefix(entry, "*.") && entry != "*.*" },
@@ -212,12 +215,23 @@ func (c *Config) providers(resource string) []string {
 	return nil
 }
 
+// Writes returns the provider under which a resource is written, as a report names it; empty: plain text.
+func (c *Config) Writes(resource string) string {
+	if providers := c.providers(resource); len(providers) > 0 {
+		return providers[0]
+	}
+	return ""
+}
+
 // Compare returns in what the report differs from what this configuration would write, and adds it to the report's
 // findings: plain text that should be encrypted, objects under another provider than the first, and objects that an
-// API server with this configuration could not read.
-func (c *Config) Compare(r *evidence.Report) []evidence.Finding {
+// API server with this configuration could not read. It looks at the resources that are wanted; nil: at all of them.
+func (c *Config) Compare(r *evidence.Report, wanted func(resource string) bool) []evidence.Finding {
 	var found []evidence.Finding
 	for _, resource := range r.Resources {
+		if wanted != nil && !wanted(resource.Resource) {
+			continue
+		}
 		providers := c.providers(resource.Resource)
 		if providers == nil {
 			providers = []string{""}
@@ -235,7 +249,7 @@ func (c *Config) Compare(r *evidence.Report) []evidence.Finding {
 			found = append(found, evidence.Finding{Resource: resource.Resource, Problem: "undecodable", Objects: resource.Undecodable})
 		}
 	}
-	r.Findings = append(r.Findings, found...)
+	r.Add(found)
 	return found
 }
 

@@ -52,7 +52,7 @@ func TestCompare(t *testing.T) {
 		resource("secrets", 9, kms, cbc, other), resource("widgets.example.com", 0, kms),
 		{Resource: "pods", Total: 1, Undecodable: 1},
 	}}
-	got := c.Compare(report)
+	got := c.Compare(report, nil)
 	want := []evidence.Finding{
 		{Resource: "deployments.apps", Problem: "plain text, which the configuration cannot read: it writes secretbox:v1:box", Objects: 1},
 		{Resource: "events", Problem: "kms:v2:hsm-kms, where the configuration writes plain text", Objects: 2},
@@ -103,7 +103,7 @@ func TestUnnamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	report := &evidence.Report{Resources: []evidence.Resource{resource("pods", 1), resource("leases", 0, evidence.Key{Provider: "kms:v2:x", Objects: 1})}}
-	if got := c.Compare(report); len(got) != 1 || got[0].Resource != "leases" {
+	if got := c.Compare(report, nil); len(got) != 1 || got[0].Resource != "leases" {
 		t.Errorf("findings = %+v", got)
 	}
 }

@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,11 +26,14 @@ import (
 const oldKey, newKey = "ring/1/old", "ring/2/new"
 
 // sealed is a value under a key; plain text under "".
-func sealed(keyID string) []byte {
+func sealed(keyID string) []byte { return sealedBy("hsm-kms", keyID) }
+
+// sealedBy is sealed, by the provider of that name.
+func sealedBy(provider, keyID string) []byte {
 	if keyID == "" {
 		return []byte("k8s\x00plain")
 	}
-	b := []byte("k8s:enc:kms:v2:hsm-kms:")
+	b := []byte("k8s:enc:kms:v2:" + provider + ":")
 	b = protowire.AppendBytes(protowire.AppendTag(b, 1, protowire.BytesType), []byte("data"))
 	b = protowire.AppendString(protowire.AppendTag(b, 2, protowire.BytesType), keyID)
 	return protowire.AppendBytes(protowire.AppendTag(b, 3, protowire.BytesType), []byte("wrapped"))
@@ -127,6 +131,7 @@ type api struct {
 
 	mu     sync.Mutex
 	keyID  string         // it writes under this; empty: plain text
+	name   string         // of its provider; empty: hsm-kms
 	seen   map[string]int // requests, by method and path
 	before func(w http.ResponseWriter, r *http.Request, n int) bool
 }
@@ -140,7 +145,15 @@ func newAPI(t *testing.T, s *store, keyID string, before func(w http.ResponseWri
 	return a
 }
 
-func (a *api) writes() string { a.mu.Lock(); defer a.mu.Unlock(); return a.keyID }
+// writes is the value that it would store now.
+func (a *api) writes() []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.name == "" {
+		return sealed(a.keyID)
+	}
+	return sealedBy(a.name, a.keyID)
+}
 
 func (a *api) setKey(keyID string) { a.mu.Lock(); defer a.mu.Unlock(); a.keyID = keyID }
 
@@ -192,10 +205,11 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 var documents = map[string]string{
-	"/api/v1":              `{"resources":[{"name":"secrets","namespaced":true},{"name":"secrets/status","namespaced":true},{"name":"configmaps","namespaced":true},{"name":"nodes","namespaced":false}]}`,
-	"/apis/example.com":    `{"versions":[{"groupVersion":"example.com/v2"},{"groupVersion":"example.com/v1"}],"preferredVersion":{"groupVersion":"example.com/v2"}}`,
-	"/apis/example.com/v2": `{"resources":[{"name":"others","namespaced":true}]}`,
-	"/apis/example.com/v1": `{"resources":[{"name":"widgets","namespaced":true}]}`,
+	"/api/v1": `{"resources":[{"name":"secrets","namespaced":true},{"name":"secrets/status","namespaced":true},{"name":"configmaps","namespaced":true},{"name":"nodes","namespaced":false}]}`,
+	"/apis/apiregistration.k8s.io/v1/apiservices": `{"items":[{"spec":{"group":"apps","version":"v1"}}]}`,
+	"/apis/example.com":                           `{"versions":[{"groupVersion":"example.com/v2"},{"groupVersion":"example.com/v1"}],"preferredVersion":{"groupVersion":"example.com/v2"}}`,
+	"/apis/example.com/v2":                        `{"resources":[{"name":"others","namespaced":true}]}`,
+	"/apis/example.com/v1":                        `{"resources":[{"name":"widgets","namespaced":true}]}`,
 }
 
 func (a *api) list(w http.ResponseWriter, path string) {
@@ -220,7 +234,7 @@ func (a *api) create(w http.ResponseWriter, r *http.Request, path string) {
 		a.t.Errorf("a canary of the form %+v, %v", made, err)
 	}
 	path += fmt.Sprintf("/%s%d", made.Metadata.GenerateName, time.Now().UnixNano())
-	metadata(w, path, a.store.put(path, a.writes()))
+	metadata(w, path, a.store.putValue(path, a.writes()))
 }
 
 func (a *api) patch(w http.ResponseWriter, r *http.Request, path string) {
@@ -228,13 +242,14 @@ func (a *api) patch(w http.ResponseWriter, r *http.Request, path string) {
 	if n, _ := r.Body.Read(body[:]); string(body[:n]) != "{}" || r.Header.Get("Content-Type") != "application/merge-patch+json" {
 		a.t.Errorf("%s was patched with %q as %s", path, body[:n], r.Header.Get("Content-Type"))
 	}
-	keyID, revision, ok := a.store.get(path)
+	stored, err := a.store.Find(r.Context(), "/registry/"+path)
+	revision := stored.Revision
 	switch {
-	case !ok:
+	case err != nil:
 		status(w, 404, "NotFound", path+" not found")
 		return
-	case keyID != a.writes():
-		revision = a.store.put(path, a.writes())
+	case !bytes.Equal(stored.Value, a.writes()):
+		revision = a.store.putValue(path, a.writes())
 	}
 	metadata(w, path, revision)
 }
@@ -253,19 +268,36 @@ func status(w http.ResponseWriter, code int, reason, message string) {
 // options connect to API servers with the real client.
 func options(t *testing.T, s *store, apis ...*api) migrate.Options {
 	t.Helper()
-	config := kubeapi.Config{Kubeconfig: filepath.Join(t.TempDir(), "config")}
+	var urls []string
 	for _, a := range apis {
-		config.Servers = append(config.Servers, a.http.URL)
+		urls = append(urls, a.http.URL)
 	}
+	return optionsOf(t, s, urls, nil)
+}
+
+// connect makes the clients of API servers, and of those that are named for groups.
+func connect(t *testing.T, urls, named []string) (servers []*kubeapi.Server, groups map[string][]migrate.Server, err error) {
+	t.Helper()
+	config := kubeapi.Config{Kubeconfig: filepath.Join(t.TempDir(), "config"), Servers: urls}
 	text := `{"clusters":[{"name":"x","cluster":{"server":"http://load-balancer.invalid"}}],"contexts":[{"name":"x","context":{"cluster":"x"}}],"current-context":"x"}`
 	if err := os.WriteFile(config.Kubeconfig, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	servers, err := kubeapi.Connect(t.Context(), config)
+	if servers, err = kubeapi.Connect(t.Context(), config); err == nil {
+		groups, err = kubeapi.ConnectGroups(t.Context(), config, servers[0], named)
+	}
+	return servers, groups, err
+}
+
+// optionsOf is options with API servers for groups.
+func optionsOf(t *testing.T, s *store, urls, named []string) migrate.Options {
+	t.Helper()
+	servers, groups, err := connect(t, urls, named)
 	if err != nil {
 		t.Fatal(err)
 	}
 	opts := migrate.Defaults()
+	opts.Groups = groups
 	for _, server := range servers {
 		opts.Servers = append(opts.Servers, server)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
 )
 
 // Stage is what Options.Progress is told while objects are rewritten.
@@ -18,9 +19,14 @@ const Stage = "rewriting"
 
 // Options say what to do. All but Progress and Say are required; Defaults gives those that few will change.
 type Options struct {
-	Sources     []evidence.Source // what is live; a snapshot cannot be rewritten
-	Prefixes    []string          // of the API server, as evidence.CleanPrefix gives them
-	Servers     []Server          // every API server of the cluster
+	Sources  []evidence.Source // what is live; a snapshot cannot be rewritten
+	Prefixes []string          // of the API server, as evidence.CleanPrefix gives them
+	Servers  []Server          // every API server of the cluster
+	// Groups are the API servers that answer for a group in kube-apiserver's place (an APIService with spec.service), by group.
+	Groups map[string][]Server
+	// Expected is the EncryptionConfiguration of the API servers: what is under another provider than it has is rewritten too.
+	// nil: any provider will do.
+	Expected    *encconfig.Config
 	Known       *stored.Resources // where each resource is in etcd
 	RequiredKey string            // key_id
 	Resources   []string          // as an EncryptionConfiguration names them, wildcards included
@@ -66,9 +72,15 @@ var ErrUnproven = errors.New("not every API server writes under the required key
 // error: see Outcome.Clean and Outcome.Failed.
 func Run(ctx context.Context, opts Options) (*Outcome, error) {
 	began := time.Now()
-	out := &Outcome{RequiredKey: opts.RequiredKey, DryRun: opts.DryRun, Servers: []Proof{}, Resources: []Resource{}, Failures: []Failure{}}
+	out := &Outcome{RequiredKey: opts.RequiredKey, Newer: append([]evidence.NewerKey{}, opts.Newer...), DryRun: opts.DryRun, Servers: []Proof{}, Resources: []Resource{}, Failures: []Failure{}}
 	resources, err := survey(ctx, &opts)
 	if err != nil {
+		return nil, err
+	}
+	if err := opts.checkNames(ctx); err != nil {
+		return nil, err
+	}
+	if err := opts.attribute(ctx, resources); err != nil {
 		return nil, err
 	}
 	err = run(ctx, &opts, resources, out)
@@ -92,6 +104,9 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 			out.Servers = append(out.Servers, s.proof)
 		}
 		out.Found, out.Seconds = total, float64(total)/opts.Rate
+		if slices.ContainsFunc(out.Servers, func(p Proof) bool { return p.Error != "" }) {
+			return ErrUnproven
+		}
 		return nil
 	}
 	if err := p.prove(ctx, resources, out); err != nil {
@@ -109,6 +124,10 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 		return fmt.Errorf("looking at the end: %w", err)
 	}
 	report.RequireKey(evidence.Required{KeyID: opts.RequiredKey, Resources: opts.Resources, Current: opts.Current, Newer: opts.Newer}, opts.AllowEmpty)
+	if opts.Expected != nil {
+		s := newSelector(opts)
+		opts.Expected.Compare(report, s.wants)
+	}
 	out.Report = report
 	return nil
 }

@@ -196,7 +196,7 @@ func TestDryRun(t *testing.T) {
 			t.Errorf("%s was written", key)
 		}
 	}
-	if n := a.requests(""); n != 0 {
+	if n := a.requests(""); n != a.requests("GET /api/v1") {
 		t.Errorf("%d requests", n)
 	}
 }

@@ -8,13 +8,15 @@ import (
 
 // Outcome is what a run has done. Field names are a contract (docs/evidence.md).
 type Outcome struct {
-	RequiredKey string     `json:"requiredKey"`
-	Servers     []Proof    `json:"servers"`   // one for each API server and resource
-	Resources   []Resource `json:"resources"` // those that were asked for and are in etcd, as they were at the beginning
-	Found       int64      `json:"found"`     // objects that were not under the key
-	Rewritten   int64      `json:"rewritten"`
-	Gone        int64      `json:"gone"` // deleted meanwhile, by somebody else
-	Failed      int64      `json:"failed"`
+	RequiredKey string `json:"requiredKey"`
+	// Newer are the keys of the ring that are newer than its current one, if that is the required one.
+	Newer     []evidence.NewerKey `json:"newer"`
+	Servers   []Proof             `json:"servers"`   // one for each API server and resource
+	Resources []Resource          `json:"resources"` // those that were asked for and are in etcd, as they were at the beginning
+	Found     int64               `json:"found"`     // objects that were not under the key
+	Rewritten int64               `json:"rewritten"`
+	Gone      int64               `json:"gone"` // deleted meanwhile, by somebody else
+	Failed    int64               `json:"failed"`
 	// Failures names the first evidence.MaxNamed of them.
 	Failures    []Failure `json:"failures"`
 	Interrupted bool      `json:"interrupted"` // it ended before it was through
@@ -31,9 +33,13 @@ type Proof struct {
 	OK       bool   `json:"ok"`     // under the key that is required
 	Writes   string `json:"writes"` // "plain text", or the provider as in a report; empty: nothing was seen
 	KeyID    string `json:"keyID"`  // of a KMS provider
+	// Expected is the provider that the EncryptionConfiguration has; empty: none was given.
+	Expected string `json:"expected,omitempty"`
 	// Skipped: there is no object of this resource to prove it with, or (Error says so) no API leads to it.
 	Skipped bool   `json:"skipped"`
 	Error   string `json:"error"` // why nothing was seen
+	// Behind is the Service (NAMESPACE/NAME) whose API servers keep the resource and were not named.
+	Behind string `json:"behind,omitempty"`
 }
 
 // Resource is what there is of one resource.
@@ -47,6 +53,18 @@ type Resource struct {
 type Failure struct {
 	Key    string `json:"key"` // of etcd
 	Reason string `json:"reason"`
+}
+
+// maxReason bounds what is kept of why one object or server failed, in bytes.
+const maxReason = 2048
+
+// brief is an error's text, cut.
+func brief(err error) string {
+	text := err.Error()
+	if len(text) > maxReason {
+		return fmt.Sprintf("%s...(%d bytes)", text[:maxReason], len(text))
+	}
+	return text
 }
 
 // unproven tells whether an API server does not write under the key, or may not.
@@ -72,6 +90,8 @@ func Describe(p Proof) string {
 		return fmt.Sprintf("there are no %s to see what %s writes", resource, p.Server)
 	case p.Error != "":
 		return fmt.Sprintf("%s, %s: %s", p.Server, resource, evidence.Printable(p.Error))
+	case p.Expected != "" && p.Writes != p.Expected:
+		return fmt.Sprintf("%s writes %s as %s, and the EncryptionConfiguration has %s", p.Server, resource, evidence.Printable(p.Writes), evidence.Printable(p.Expected))
 	case p.KeyID != "":
 		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, resource, evidence.Printable(p.KeyID))
 	}

@@ -1,9 +1,11 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -46,7 +48,9 @@ func (p *prover) prove(ctx context.Context, resources []*surveyed, out *Outcome)
 			out.Servers = append(out.Servers, s.proof)
 		}
 	}()
-	p.sweep(ctx, resources)
+	if err := p.sweep(ctx, resources); err != nil {
+		return err
+	}
 	deadline := time.Now().Add(p.opts.Wait)
 	said := ""
 	for look := lookFirst; ; look = min(lookMost, 2*look) {
@@ -87,14 +91,35 @@ func waiting(open []*subject) string {
 
 func (p *prover) subjects(resources []*surveyed) []*subject {
 	var subjects []*subject
-	for _, server := range p.opts.Servers {
-		for _, r := range resources {
-			s := &subject{server: server, resource: r, proof: Proof{Server: server.Name(), Resource: r.Resource.Resource}}
+	for _, r := range resources {
+		if r.behind != "" && len(p.opts.Groups[r.group()]) == 0 {
+			subjects = append(subjects, &subject{resource: r, final: true, proof: Proof{Server: "the Service " + r.behind, Resource: r.Resource.Resource, Behind: r.behind, Error: unnamed(r)}})
+			continue
+		}
+		for _, server := range p.opts.serversOf(r.Resource.Resource) {
+			s := &subject{server: server, resource: r, proof: Proof{Server: server.Name(), Resource: r.Resource.Resource, Expected: p.opts.expected(r.Resource.Resource)}}
 			s.proof.Skipped = !plantable(r) && len(r.samples) == 0
 			subjects = append(subjects, s)
 		}
 	}
+	slices.SortStableFunc(subjects, func(a, b *subject) int { return cmp.Compare(p.order(a.server), p.order(b.server)) })
 	return subjects
+}
+
+// order is the place of a server in the options.
+func (p *prover) order(server Server) int { return slices.Index(p.servers(), server) }
+
+// servers are all servers, each once.
+func (p *prover) servers() []Server {
+	all := slices.Clone(p.opts.Servers)
+	for _, group := range slices.Sorted(maps.Keys(p.opts.Groups)) {
+		all = append(all, p.opts.Groups[group]...)
+	}
+	return all
+}
+
+func unnamed(r *surveyed) string {
+	return "the API servers of " + r.group() + " are behind it, and each of them writes as its own configuration says: name each with --group-server " + r.group() + "=URL"
 }
 
 func plantable(r *surveyed) bool { return slices.Contains(Plantable(), r.Resource.Resource) }
@@ -103,8 +128,9 @@ func plantable(r *surveyed) bool { return slices.Contains(Plantable(), r.Resourc
 // the context's error, or that of an etcd that cannot be read.
 func (p *prover) look(ctx context.Context, subjects []*subject) error {
 	var wg sync.WaitGroup
-	errs := make([]error, len(p.opts.Servers))
-	for i, server := range p.opts.Servers {
+	servers := p.servers()
+	errs := make([]error, len(servers))
+	for i, server := range servers {
 		wg.Go(func() {
 			for _, s := range subjects {
 				if s.server == server && !s.settled() && errs[i] == nil {
@@ -129,17 +155,17 @@ func (p *prover) ask(ctx context.Context, s *subject) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && !isAnswer(err):
+	case err != nil && (!isAnswer(err) || errors.Is(err, ErrBadAnswer)):
 		return err
 	case errors.Is(err, errNotServed):
-		s.proof.Error, s.proof.Skipped = err.Error(), true
+		s.proof.Error, s.proof.Skipped = brief(err), true
 		return nil
 	case err != nil:
-		s.proof.Error, s.final = err.Error(), !isPassing(err)
+		s.proof.Error, s.final = brief(err), !isPassing(err)
 		return nil
 	}
 	s.proof.Error, s.proof.Writes, s.proof.KeyID = "", seen.text(), seen.keyID
-	s.proof.OK = seen.meets(p.opts.RequiredKey)
+	s.proof.OK = p.opts.meets(s.proof.Resource, seen)
 	return nil
 }
 
@@ -196,7 +222,7 @@ func (p *prover) canary(ctx context.Context, s *subject) (seen under, err error)
 			err = answered(fmt.Errorf("somebody else removed the canary, another run perhaps: %w", ErrGone)) // try again
 		}
 	}
-	if err == nil && seen.meets(p.opts.RequiredKey) {
+	if err == nil && p.opts.meets(s.resource.Resource.Resource, seen) {
 		_, err = s.server.Rewrite(ctx, planted)
 		err = answered(err)
 	}
@@ -262,7 +288,7 @@ func (p *prover) existing(ctx context.Context, s *subject) (under, error) {
 			return under{}, err
 		}
 		seen, err := seenIn(object, revision)
-		if err == nil && sample.found && seen.meets(p.opts.RequiredKey) {
+		if err == nil && sample.found && p.opts.meets(s.resource.Resource.Resource, seen) {
 			p.mu.Lock()
 			p.moved[sample.Key] = true
 			p.mu.Unlock()

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,7 @@ import (
 // rewriter has objects rewritten, several at a time, at a pace, by the servers in turn.
 type rewriter struct {
 	opts    *Options
-	pool    *pool
+	pools   map[string]*pool // by group; "": of all that have none of their own
 	limiter *rate.Limiter
 	total   int64 // expected
 
@@ -25,8 +26,12 @@ type rewriter struct {
 }
 
 func newRewriter(opts *Options, total int64, out *Outcome) *rewriter {
+	pools := map[string]*pool{"": newPool(opts.Servers, opts.Patience)}
+	for group, servers := range opts.Groups {
+		pools[group] = newPool(servers, opts.Patience)
+	}
 	return &rewriter{
-		opts: opts, pool: newPool(opts.Servers, opts.Patience), limiter: rate.NewLimiter(rate.Limit(opts.Rate), 1),
+		opts: opts, pools: pools, limiter: rate.NewLimiter(rate.Limit(opts.Rate), 1),
 		total: total, out: out, named: map[string]bool{},
 	}
 }
@@ -131,8 +136,9 @@ func (r *rewriter) one(ctx context.Context, object selected) error {
 		r.fail(object, errors.New("it has not the form of an object of the API"))
 		return nil
 	}
-	for range len(r.opts.Servers) + 1 {
-		i, server, err := r.pool.take(ctx)
+	pool := cmp.Or(r.pools[groupOf(object.Resource)], r.pools[""])
+	for range len(pool.members) + 1 {
+		i, server, err := pool.take(ctx)
 		if err != nil {
 			return err
 		}
@@ -144,11 +150,14 @@ func (r *rewriter) one(ctx context.Context, object selected) error {
 			return context.Cause(ctx)
 		}
 		if errors.Is(err, ErrUnreachable) {
-			r.pool.silent(i, err)
+			pool.silent(i, err)
 			object.last = err
 			continue
 		}
-		r.pool.answered(i)
+		if errors.Is(err, ErrBadAnswer) {
+			return fmt.Errorf("%s: %s: %w", server.Name(), evidence.Printable(object.Key), err)
+		}
+		pool.answered(i)
 		if err == nil && revision == object.Revision {
 			err = fmt.Errorf("%w: %s left it as it was, for it takes %s for what it would write itself", ErrPassing, server.Name(), evidence.Printable(object.under.full()))
 		}
@@ -205,7 +214,7 @@ func (r *rewriter) fail(object selected, err error) {
 	r.out.Failed++
 	r.out.Found++
 	if len(r.out.Failures) < evidence.MaxNamed {
-		r.out.Failures = append(r.out.Failures, Failure{Key: object.Key, Reason: err.Error()})
+		r.out.Failures = append(r.out.Failures, Failure{Key: object.Key, Reason: brief(err)})
 		r.named[object.Key] = true
 	}
 	r.progress()

@@ -13,6 +13,9 @@ var (
 	ErrPassing = errors.New("the API server could not do it now")
 	// ErrUnreachable: no answer came. What was asked for may have been done.
 	ErrUnreachable = errors.New("no answer from the API server")
+	// ErrBadAnswer: what came is not the answer of an API server: it has no end, goes round in a circle, or is something
+	// else altogether. It ends the work.
+	ErrBadAnswer = errors.New("not an API server's answer")
 	// ErrUnknown: the API server serves no such resource.
 	ErrUnknown = errors.New("no such resource")
 )
@@ -29,6 +32,11 @@ type Object struct {
 type Server interface {
 	// Name is its address, for people.
 	Name() string
+	// Serves returns nil if it serves a resource. The error wraps ErrUnknown if it does not, with a hint that names a similar one.
+	Serves(ctx context.Context, resource string) error
+	// Behind returns the Service (NAMESPACE/NAME) of the API servers to which it passes on every request for a group; empty:
+	// it answers itself.
+	Behind(ctx context.Context, group string) (service string, err error)
 	// Rewrite has the API server read the object and store it as it is. It stores it only if it does not take the stored
 	// form for the one that it would write now. revision is that of the object afterwards (etcd's mod_revision).
 	Rewrite(ctx context.Context, object Object) (revision int64, err error)

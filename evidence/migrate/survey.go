@@ -20,14 +20,12 @@ const samplesKept = 3
 // selector tells which objects of etcd the work is about, and which of them are not under the key. It is used by one
 // goroutine.
 type selector struct {
-	known    *stored.Resources
-	entries  []string // as in an EncryptionConfiguration
-	required string
-	wanted   map[string]bool // by resource
+	opts   *Options
+	wanted map[string]bool // by resource
 }
 
 func newSelector(opts *Options) *selector {
-	return &selector{known: opts.Known, entries: opts.Resources, required: opts.RequiredKey, wanted: map[string]bool{}}
+	return &selector{opts: opts, wanted: map[string]bool{}}
 }
 
 // selected is an object of etcd that the work is about.
@@ -56,24 +54,37 @@ func underOf(value []byte) (under, error) {
 	return under{v.Text(), v.Object.KeyID}, nil
 }
 
-// meets tells what evidence.Report.RequireKey asks of every object.
-func (u under) meets(required string) bool { return u.keyID == required && required != "" }
+// meets reports what evidence.Report.RequireKey demands of every object, and that its provider is the one that the
+// EncryptionConfiguration has for the resource, if there is one.
+func (o *Options) meets(resource string, u under) bool {
+	return u.keyID == o.RequiredKey && u.keyID != "" && (o.Expected == nil || u.provider == o.Expected.Writes(resource))
+}
+
+// expected is the provider that the EncryptionConfiguration has for a resource; empty: there is no configuration.
+func (o *Options) expected(resource string) string {
+	if o.Expected == nil {
+		return ""
+	}
+	return cmp.Or(o.Expected.Writes(resource), plainText)
+}
+
+const plainText = "plain text"
 
 // text is the provider in words, and full with the key_id.
-func (u under) text() string { return cmp.Or(u.provider, "plain text") }
+func (u under) text() string { return cmp.Or(u.provider, plainText) }
 
 func (u under) full() string { return strings.TrimSpace(u.text() + " " + u.keyID) }
 
 // of returns ok false for an object of another resource.
 func (s *selector) of(o *evidence.Object) (object selected, ok bool) {
-	place := s.known.Of(o.Key, o.Path)
+	place := s.opts.Known.Of(o.Key, o.Path)
 	if !s.wants(place.Resource) {
 		return selected{}, false
 	}
 	u, err := underOf(o.Value)
 	return selected{
 		Object: Object{place.Resource, place.Namespace, place.Name}, Key: string(o.Key), Revision: o.Revision, addressable: place.Known && place.Name != "",
-		broken: err, under: u, found: err != nil || !u.meets(s.required),
+		broken: err, under: u, found: err != nil || !s.opts.meets(place.Resource, u),
 	}, true
 }
 
@@ -81,7 +92,7 @@ func (s *selector) of(o *evidence.Object) (object selected, ok bool) {
 func (s *selector) wants(resource string) bool {
 	wanted, seen := s.wanted[resource]
 	if !seen {
-		wanted = slices.ContainsFunc(s.entries, func(entry string) bool { return stored.Matches(entry, resource) })
+		wanted = slices.ContainsFunc(s.opts.Resources, func(entry string) bool { return stored.Matches(entry, resource) })
 		if len(s.wanted) < maxResources {
 			s.wanted[resource] = wanted
 		}
@@ -94,6 +105,14 @@ type surveyed struct {
 	Resource
 	rest    int64 // objects that are under the key
 	samples []sample
+	behind  string // the Service (NAMESPACE/NAME) whose API servers keep it; empty: kube-apiserver does
+}
+
+func (r *surveyed) group() string { return groupOf(r.Resource.Resource) }
+
+func groupOf(resource string) string {
+	_, group, _ := strings.Cut(resource, ".")
+	return group
 }
 
 // sample is an object that can show what an API server writes.

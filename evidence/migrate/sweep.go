@@ -6,8 +6,9 @@ import (
 	"fmt"
 )
 
-// sweep removes the canaries of a run that was killed. What it cannot remove does no harm and is said.
-func (p *prover) sweep(ctx context.Context, resources []*surveyed) {
+// sweep removes the canaries of a run that was killed. What it cannot remove does no harm and is said. The error is
+// ErrBadAnswer.
+func (p *prover) sweep(ctx context.Context, resources []*surveyed) error {
 	for _, r := range resources {
 		if !plantable(r) {
 			continue
@@ -16,6 +17,9 @@ func (p *prover) sweep(ctx context.Context, resources []*surveyed) {
 			old, err := server.Planted(ctx, r.Resource.Resource, p.opts.Namespace)
 			if errors.Is(err, ErrUnreachable) || errors.Is(err, ErrPassing) {
 				continue // another one will do
+			}
+			if errors.Is(err, ErrBadAnswer) {
+				return fmt.Errorf("looking for the canaries of an earlier run: %s: %w", server.Name(), err)
 			}
 			for _, planted := range old {
 				err = errors.Join(err, server.Remove(ctx, planted))
@@ -26,4 +30,5 @@ func (p *prover) sweep(ctx context.Context, resources []*surveyed) {
 			break
 		}
 	}
+	return nil
 }

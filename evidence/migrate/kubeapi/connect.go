@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -106,6 +108,7 @@ func load(cfg Config) (*rest.Config, error) {
 	base.Timeout = requestTimeout
 	base.WarningHandler = rest.NoWarnings{}
 	base.UserAgent = cfg.UserAgent
+	base.Wrap(func(next http.RoundTripper) http.RoundTripper { return limited{next} })
 	return base, nil
 }
 
@@ -132,6 +135,9 @@ func published(ctx context.Context, base *rest.Config) ([]string, error) {
 		}
 		for _, endpoint := range slice.Endpoints {
 			for _, host := range endpoint.Addresses {
+				if len(addresses) == maxServers {
+					return nil, fmt.Errorf("%w: the cluster publishes more than %d API servers", migrate.ErrBadAnswer, maxServers)
+				}
 				addresses = append(addresses, "https://"+net.JoinHostPort(host, strconv.Itoa(int(*port.Port))))
 			}
 		}

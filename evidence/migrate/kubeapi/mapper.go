@@ -3,8 +3,8 @@ package kubeapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -19,8 +19,9 @@ import (
 // mapper finds the paths of resources by asking for what is served, of the groups that are needed and once each. client-go's
 // discovery does that for all groups and links every typed API into the program: 15 MB, for two small answers.
 type mapper struct {
-	mu    sync.Mutex // guards known
-	known map[string]*served
+	mu       sync.Mutex // guards all below
+	known    map[string]*served
+	passedOn map[string]aggregated // by group; nil: not asked yet
 }
 
 // served is where a resource is.
@@ -94,10 +95,14 @@ func versionsOf(ctx context.Context, client rest.Interface, group string) ([]str
 	if err != nil {
 		return nil, err
 	}
-	paths := []string{"/apis/" + answer.PreferredVersion.GroupVersion}
-	for _, v := range answer.Versions {
-		if v.GroupVersion != answer.PreferredVersion.GroupVersion {
-			paths = append(paths, "/apis/"+v.GroupVersion)
+	var paths []string
+	for _, v := range append([]metav1.GroupVersionForDiscovery{answer.PreferredVersion}, answer.Versions...) {
+		version, ours := strings.CutPrefix(v.GroupVersion, group+"/")
+		if !ours || len(content.IsDNS1123Label(version)) > 0 || len(paths) == maxVersions { // it becomes part of a path
+			return nil, fmt.Errorf("%w: the version %.64q of the group %s, or more than %d", migrate.ErrBadAnswer, v.GroupVersion, group, maxVersions)
+		}
+		if path := "/apis/" + v.GroupVersion; !slices.Contains(paths, path) {
+			paths = append(paths, path)
 		}
 	}
 	return paths, nil
@@ -110,7 +115,7 @@ func ask(ctx context.Context, client rest.Interface, path string, into any) erro
 		return fmt.Errorf("asking what is served: %w", err)
 	}
 	if err := json.Unmarshal(data, into); err != nil {
-		return errors.Join(migrate.ErrUnknown, fmt.Errorf("decoding what is served at %s: %w", path, err))
+		return fmt.Errorf("%w: decoding what is served at %s: %w", migrate.ErrBadAnswer, path, err)
 	}
 	return nil
 }

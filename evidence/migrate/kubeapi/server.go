@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -72,8 +73,8 @@ func (s *Server) Plant(ctx context.Context, resource, namespace string) (migrate
 		return migrate.Object{}, 0, classify(err)
 	}
 	var made metav1.PartialObjectMetadata
-	if err := json.Unmarshal(answer, &made); err != nil || made.Name == "" {
-		return migrate.Object{}, 0, fmt.Errorf("the answer to the making of a canary has no name: %w", err)
+	if err := json.Unmarshal(answer, &made); err != nil || !isCanary(made.Name) {
+		return migrate.Object{}, 0, fmt.Errorf("%w: what was made as a canary does not have the name of one", migrate.ErrBadAnswer)
 	}
 	at, err := revision(answer)
 	return migrate.Object{Resource: resource, Namespace: namespace, Name: made.Name}, at, err
@@ -81,23 +82,28 @@ func (s *Server) Plant(ctx context.Context, resource, namespace string) (migrate
 
 // Planted implements migrate.Server.
 func (s *Server) Planted(ctx context.Context, resource, namespace string) ([]migrate.Object, error) {
-	answer, err := do(ctx, s.client.Get().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("labelSelector", Label+"=true").
-		SetHeader("Accept", metadataList))
-	if err != nil {
-		return nil, classify(err)
-	}
-	var list metav1.PartialObjectMetadataList
-	if err := json.Unmarshal(answer, &list); err != nil {
-		return nil, fmt.Errorf("decoding the list of canaries: %w", err)
+	list := func() *rest.Request {
+		return s.client.Get().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("labelSelector", Label+"=true").SetHeader("Accept", metadataList)
 	}
 	var planted []migrate.Object
-	for _, item := range list.Items {
-		if !strings.HasPrefix(item.Name, namePrefix) {
-			continue // whoever gave it our label: it is not of our making, and not ours to delete
+	err := pages(ctx, list, func(page []byte) (string, error) {
+		var list metav1.PartialObjectMetadataList
+		if err := json.Unmarshal(page, &list); err != nil {
+			return "", fmt.Errorf("decoding the list of canaries: %w", err)
 		}
-		planted = append(planted, migrate.Object{Resource: resource, Namespace: namespace, Name: item.Name})
-	}
-	return planted, nil
+		for _, item := range list.Items {
+			if isCanary(item.Name) { // else somebody gave it our label: it is not ours to delete
+				planted = append(planted, migrate.Object{Resource: resource, Namespace: namespace, Name: strings.Clone(item.Name)})
+			}
+		}
+		return list.Continue, nil
+	})
+	return planted, classify(err)
+}
+
+// isCanary reports whether a name is one that an API server makes of ours. It becomes part of a path.
+func isCanary(name string) bool {
+	return strings.HasPrefix(name, namePrefix) && len(content.IsDNS1123Subdomain(name)) == 0
 }
 
 // Remove implements migrate.Server.
@@ -110,16 +116,6 @@ func (s *Server) Remove(ctx context.Context, planted migrate.Object) error {
 	return err
 }
 
-// do makes a request and returns the answer's body. The error is what the API server said: Result.Raw alone knows its code
-// and not its words.
-func do(ctx context.Context, request *rest.Request) ([]byte, error) {
-	result := request.Do(ctx)
-	if err := result.Error(); err != nil {
-		return nil, err
-	}
-	return result.Raw()
-}
-
 // revision reads the resource version of an answer: an opaque text to clients, and in truth etcd's mod_revision, with which
 // it is compared here (KEP-5504 has made comparing it part of the API).
 func revision(answer []byte) (int64, error) {
@@ -129,7 +125,7 @@ func revision(answer []byte) (int64, error) {
 	}
 	n, err := strconv.ParseInt(object.ResourceVersion, 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("the answer has the resource version %q, which is no revision of etcd", object.ResourceVersion)
+		return 0, fmt.Errorf("the answer has the resource version %.64q, which is no revision of etcd", object.ResourceVersion)
 	}
 	return n, nil
 }
@@ -142,7 +138,7 @@ func classify(err error) error {
 	status, ok := errors.AsType[*apierrors.StatusError](err)
 	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
-	case errors.Is(err, migrate.ErrUnknown), untrusted:
+	case errors.Is(err, migrate.ErrUnknown), errors.Is(err, migrate.ErrBadAnswer), untrusted:
 		return err
 	case !ok:
 		return fmt.Errorf("%w: %w", migrate.ErrUnreachable, err)

@@ -1,0 +1,119 @@
+package kubeapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+)
+
+// Bounds of what an API server, or whatever answers in its place, can make us read, keep and do.
+const (
+	// maxAnswer is of one answer, after decompression, in bytes. etcd takes objects of 1.5 MiB, and what is asked for
+	// here is one object's metadata, a page of them, or what one group serves.
+	maxAnswer = 8 << 20
+	// maxPages is of one list: pageSize objects each.
+	maxPages = 200
+	pageSize = "50"
+	// maxVersions is of one group.
+	maxVersions = 32
+	// maxWords is of what an API server says about an error, in bytes: up to evidence.MaxNamed of them are kept.
+	maxWords = 1024
+	// maxServers is of the addresses that a cluster publishes.
+	maxServers = 100
+)
+
+// limited bounds every answer.
+type limited struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = &limitedBody{body: resp.Body, left: maxAnswer, path: r.URL.Path}
+	return resp, nil
+}
+
+// limitedBody fails where an answer is longer than it may be; a reader that merely stopped would cut it.
+type limitedBody struct {
+	body io.ReadCloser
+	left int
+	path string
+}
+
+// Read implements io.Reader.
+func (l *limitedBody) Read(p []byte) (int, error) {
+	if len(p) > l.left+1 {
+		p = p[:l.left+1]
+	}
+	n, err := l.body.Read(p)
+	if l.left -= n; l.left < 0 {
+		return 0, fmt.Errorf("%w: the answer to %s has more than %d bytes", migrate.ErrBadAnswer, l.path, maxAnswer)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (l *limitedBody) Close() error { return l.body.Close() }
+
+// do makes a request and returns the answer's body. The error is what the API server said: Result.Raw alone knows its code
+// and not its words. It is not repeated here: how long to wait is not for the API server to say.
+func do(ctx context.Context, request *rest.Request) ([]byte, error) {
+	result := request.MaxRetries(0).Do(ctx)
+	if err := result.Error(); err != nil {
+		return nil, shortened(err)
+	}
+	return result.Raw()
+}
+
+// shortened keeps of an API server's error what is used of it.
+func shortened(err error) error {
+	said, ok := errors.AsType[*apierrors.StatusError](err)
+	if !ok {
+		return err
+	}
+	status := said.Status()
+	if len(status.Message) > maxWords {
+		status.Message = fmt.Sprintf("%s...(%d bytes)", status.Message[:maxWords], len(status.Message))
+	}
+	unexpected := apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+	status.Details, status.Reason = nil, metav1.StatusReason(status.Reason[:min(len(status.Reason), maxWords)])
+	if unexpected {
+		status.Details = &metav1.StatusDetails{Causes: []metav1.StatusCause{{Type: metav1.CauseTypeUnexpectedServerResponse}}}
+	}
+	return &apierrors.StatusError{ErrStatus: status}
+}
+
+// pages asks for a list, page by page, until it ends. each gets the text of one page and returns where it goes on. A list that
+// comes back to where it was, or has no end, is ErrBadAnswer.
+func pages(ctx context.Context, request func() *rest.Request, each func(page []byte) (token string, err error)) error {
+	seen := map[string]bool{}
+	token := ""
+	for range maxPages {
+		r := request().Param("limit", pageSize)
+		if token != "" {
+			r = r.Param("continue", token)
+		}
+		answer, err := do(ctx, r)
+		if err != nil {
+			return err
+		}
+		if token, err = each(answer); err != nil || token == "" {
+			return err
+		}
+		if len(token) > maxWords*8 || seen[token] {
+			return fmt.Errorf("%w: a list that goes round in a circle", migrate.ErrBadAnswer)
+		}
+		seen[token] = true
+	}
+	return fmt.Errorf("%w: a list of more than %d pages", migrate.ErrBadAnswer, maxPages)
+}

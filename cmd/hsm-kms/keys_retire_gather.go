@@ -12,6 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
@@ -35,6 +36,7 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 		return f, fmt.Errorf("finding out which key is current: %w", err)
 	}
 	f.Now, f.View = time.Now(), r.in.ring.View()
+	f.Cluster, f.ClusterErr = hsm.ClusterOf(r.in.set.Bindings(ctx))
 	serials := r.in.set.Serials()
 	for _, token := range r.in.set.Members() {
 		f.Tokens = append(f.Tokens, retire.Token{Name: token.Name(), Serial: serials[token.Name()]})

@@ -28,11 +28,12 @@ type retireRig struct {
 	etcd     *fakeEtcd
 	old, new string // key_ids
 	report   string // file
+	sole     bool   // somebody says that no other cluster uses the ring
 }
 
 func newRetireRig(t *testing.T) *retireRig {
 	t.Helper()
-	r := &retireRig{rig: newRig(t, &sharedToken{token: softhsm.ForTest(t, "k8s")})}
+	r := &retireRig{sole: true, rig: newRig(t, &sharedToken{token: softhsm.ForTest(t, "k8s")})}
 	now := time.Now()
 	r.generateAt(r.tokens[0], now.Add(-2*time.Hour))
 	r.generateAt(r.tokens[0], now.Add(-time.Hour))
@@ -51,11 +52,7 @@ func newRetireRig(t *testing.T) *retireRig {
 	t.Cleanup(stop)
 	r.etcd = etcd
 	r.must(etcd.put("secrets/shop/one", r.new))
-	out, errOut, code := r.hsmkms("etcd", "report", "--endpoints", etcd.url, "-o", "json")
-	if code != 0 {
-		t.Fatalf("etcd report: exit %d: %s", code, errOut)
-	}
-	r.report = r.file("report.json", out)
+	r.makeReport()
 	return r
 }
 
@@ -96,7 +93,11 @@ func (r *retireRig) holders() []string {
 }
 
 func (r *retireRig) args() []string {
-	return []string{"keys", "retire", r.old, "--evidence", r.report, "--settle", "0s", "--sole-cluster", "--endpoints", r.etcd.url, "--yes", "-o", "json"}
+	args := []string{"keys", "retire", r.old, "--evidence", r.report, "--settle", "0s", "--endpoints", r.etcd.url, "--yes", "-o", "json"}
+	if r.sole {
+		args = append(args, "--sole-cluster")
+	}
+	return args
 }
 
 // retire runs the command to its end.

@@ -37,9 +37,11 @@ type Facts struct {
 	Problems []error // of tokens that cannot be used: nothing that the ring says can be relied on then
 	View     envelope.View
 	Tokens   []Token // of the configuration; Holds is not looked at
-	Cluster  string  // that the ring is bound to; empty: none
-	Proven   health.Proven
-	Plugin   Plugin
+	// Cluster is the one that the ring is bound to; empty: none. ClusterErr is why that is not clear.
+	Cluster    string
+	ClusterErr error
+	Proven     health.Proven
+	Plugin     Plugin
 	// Used is where this machine's audit trail has the key, of a pending one; UsedErr why that is not known.
 	Used    string
 	UsedErr error
@@ -93,6 +95,10 @@ func Judge(r Request, f Facts) *Plan {
 	}
 	if err := clockIsPlausible(f.View.Versions, f.Proven, f.Now); err != nil {
 		j.refuse(err)
+	}
+	if f.ClusterErr != nil {
+		j.refuse(hint.Wrap(fmt.Errorf("to which cluster the ring belongs is not clear: %w", f.ClusterErr),
+			"see which cluster's configuration names this ring, and what the etcd of each holds under the key: hsm-kms etcd report"))
 	}
 	if i := target(f.View, r.KeyID); i >= 0 {
 		j.plan.Target = f.View.Versions[i]

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/hsm-kms/hsm-kms/hsm"
+)
+
+const (
+	clusterA = "0a0a0a0a-0000-4000-8000-00000000000a"
+	clusterB = "0b0b0b0b-0000-4000-8000-00000000000b"
+)
+
+// bind binds the rig's ring to a cluster, as keys create --cluster does.
+func (r *retireRig) bind(uid string) {
+	r.t.Helper()
+	common, _ := r.hsmOf(r.tokens[0])
+	var tokens []hsm.TokenConfig
+	for _, token := range r.tokens {
+		_, t := r.hsmOf(token)
+		tokens = append(tokens, t)
+	}
+	set, err := hsm.Open(common, tokens)
+	r.must(err)
+	defer set.Start(r.t.Context())()
+	for _, err := range set.Connected(r.t.Context()) {
+		r.must(err)
+	}
+	bound, err := set.Bind(r.t.Context(), uid)
+	r.must(err)
+	for _, b := range bound {
+		r.must(b.Err)
+	}
+}
+
+// Two clusters whose configurations name one ring share its keys. Cluster A is through with the old key, and cluster B's
+// Secrets are under it: its etcd is one that A's administrator does not know of. A ring that is bound lets only its own
+// cluster's etcd pass for evidence; one that is not bound requires somebody to say that no other cluster uses it.
+func TestRetireTwoClustersOneRing(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		bound, etcd string // clusters
+		sole        bool
+		want        string // a refusal; empty: none
+	}{
+		"bound to B, evidence of A":               {clusterB, clusterA, false, "the ring belongs to the cluster " + clusterB + " (UID of its namespace kube-system), and etcd holds the cluster " + clusterA},
+		"bound to B, evidence of A, answered for": {clusterB, clusterA, true, "the ring belongs to the cluster " + clusterB},
+		"bound to A, evidence of A":               {clusterA, clusterA, false, ""},
+		"bound to A, evidence of nobody knows":    {clusterA, "", false, "whether this is its etcd is not clear"},
+		"not bound":                               {"", clusterA, false, "the ring is bound to no cluster"},
+		"not bound, answered for":                 {"", clusterA, true, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRetireRig(t)
+			b, stop, err := newFakeEtcd()
+			r.must(err)
+			t.Cleanup(stop)
+			b.namespace(clusterB)
+			r.must(b.put("secrets/bank/one", r.old))
+			if test.bound != "" {
+				r.bind(test.bound)
+			}
+			if test.etcd != "" {
+				r.etcd.namespace(test.etcd)
+			}
+			r.makeReport()
+			r.sole = test.sole
+			said, errOut, code := r.retire()
+			if test.want == "" {
+				if code != 0 || len(said.Refusals) != 0 || said.Planned.Cluster != test.bound {
+					t.Errorf("exit %d, %+v: %s", code, said, errOut)
+				}
+				return
+			}
+			if code != 1 || len(said.Refusals) != 1 || !strings.Contains(said.Refusals[0].Reason, test.want) || said.Refusals[0].Hint == "" || len(r.holders()) != 2 {
+				t.Errorf("exit %d, %+v, want %q: %s", code, said.Refusals, test.want, errOut)
+			}
+		})
+	}
+}
+
+// Tokens that name two clusters say nothing that could be relied on.
+func TestRetireAmbiguousBinding(t *testing.T) {
+	t.Parallel()
+	r := newRetireRig(t)
+	all := r.tokens
+	for i, uid := range []string{clusterA, clusterB} {
+		r.tokens = all[i : i+1]
+		r.bind(uid)
+	}
+	r.tokens = all
+	r.checkRefusal("to which cluster the ring belongs is not clear: ")
+}
+
+// makeReport makes the evidence again.
+func (r *retireRig) makeReport() {
+	r.t.Helper()
+	out, errOut, code := r.hsmkms("etcd", "report", "--endpoints", r.etcd.url, "-o", "json")
+	if code != 0 {
+		r.t.Fatalf("etcd report: exit %d: %s", code, errOut)
+	}
+	r.report = r.file("report.json", out)
+}

@@ -162,7 +162,11 @@ func (r *reader) accessParts(ctx context.Context, s span, permitted []keyRange) 
 		}
 	}
 	for _, hidden := range s.without(readable) {
-		r.unreadable = append(r.unreadable, hidden.text())
+		if last := len(r.unreadable) - 1; last >= 0 && r.unreadable[last].end == hidden.start {
+			r.unreadable[last].end = hidden.end // it goes on across the border of a prefix
+			continue
+		}
+		r.unreadable = append(r.unreadable, hidden)
 	}
 	return nil
 }

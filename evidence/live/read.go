@@ -31,7 +31,7 @@ type reader struct {
 	way        evidence.Way
 	emit       func([]evidence.Object) error
 	spans      []span
-	unreadable []string
+	unreadable []keyRange
 	limit      int64         // objects of the next page
 	pinned     int64         // revision that is asked for; 0: the newest
 	newest     int64         // revision that etcd has told
@@ -49,7 +49,7 @@ type reader struct {
 
 // Read implements evidence.Source.
 func (e *Etcd) Read(ctx context.Context, way evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
-	r := &reader{etcd: e, way: way, limit: firstPage, unreadable: []string{}, outside: evidence.NewLedger(way == evidence.Followed)}
+	r := &reader{etcd: e, way: way, limit: firstPage, outside: evidence.NewLedger(way == evidence.Followed)}
 	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
 		r.emit = emit
 		if err := r.run(ctx); err != nil {
@@ -65,7 +65,10 @@ func (e *Etcd) Read(ctx context.Context, way evidence.Way, each func([]evidence.
 
 func (r *reader) finish() evidence.Reading {
 	reading := &r.reading
-	reading.Name, reading.Prefixes, reading.Unreadable = r.etcd.name, r.etcd.cfg.Prefixes, r.unreadable
+	reading.Name, reading.Prefixes, reading.Unreadable = r.etcd.name, r.etcd.cfg.Prefixes, []string{}
+	for _, hidden := range r.unreadable {
+		reading.Unreadable = append(reading.Unreadable, hidden.text())
+	}
 	reading.Cluster, reading.Term = strconv.FormatUint(r.cluster, 16), r.term
 	if reading.From > 0 {
 		reading.Notes = append(reading.Notes, fmt.Sprintf(
@@ -75,13 +78,13 @@ func (r *reader) finish() evidence.Reading {
 	if reading.Elsewhere > 0 {
 		reading.Notes = append(reading.Notes, evidence.ElsewhereNote(reading.Elsewhere, "in this etcd"))
 	}
-	if n := len(r.unreadable); n > 0 {
-		const shown = 5
-		text := strings.Join(r.unreadable[:min(n, shown)], ", ")
-		if n > shown {
-			text += fmt.Sprintf(" and %d more ranges", n-shown)
+	if len(reading.Unreadable) > 0 {
+		const shown = 500
+		text := strings.Join(reading.Unreadable, ", ")
+		if len(text) > shown {
+			text = text[:shown] + "..."
 		}
-		reading.Notes = append(reading.Notes, "this client of etcd may not read all keys: what an API server keeps in "+evidence.Printable(text)+" was not seen")
+		reading.Notes = append(reading.Notes, "this client of etcd may not read all keys: what an API server keeps in "+text+" was not seen")
 	}
 	return *reading
 }

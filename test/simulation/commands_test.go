@@ -11,6 +11,11 @@ import (
 // rotate is `keys rotate --activate-in d` on a machine with this clock; the copies arrive after lags, by token; a negative
 // lag is a copy that nobody makes.
 func (w *world) rotate(clock *wallClock, d time.Duration, lags []time.Duration) *key {
+	return w.rotateTo(envelope.NewCKAID, clock, d, lags)
+}
+
+// rotateTo is rotate with a CKA_ID of that kind.
+func (w *world) rotateTo(newID func(time.Time) ([]byte, error), clock *wallClock, d time.Duration, lags []time.Duration) *key {
 	activation := clock.now().Add(d)
 	for _, k := range w.keys {
 		if !k.Activation.Before(activation) {
@@ -18,7 +23,7 @@ func (w *world) rotate(clock *wallClock, d time.Duration, lags []time.Duration) 
 			return nil
 		}
 	}
-	k, err := newKey(len(w.keys)+len(w.trace), activation)
+	k, err := newKey(newID, len(w.keys)+len(w.trace), activation)
 	if err != nil {
 		w.broken("making a key: %v", err)
 		return nil
@@ -49,7 +54,7 @@ func (w *world) withdraw(n *node) *key {
 		w.broken("reading the proven key: %v", err)
 		return nil
 	}
-	ring := envelope.NewRing(envelope.RingConfig{Name: ringName, Profile: envelope.AESGCM, Floor: proven.Key, Now: n.clock.now}, all)
+	ring := envelope.NewRing(envelope.RingConfig{Name: ringName, Profile: envelope.AESGCM, Floor: proven.Key, Now: n.clock.now, Grace: deferGrace}, all)
 	if err := ring.Refresh(context.Background()); err != nil {
 		w.broken("keys retire: %v", err)
 		return nil

@@ -34,7 +34,7 @@ func (r nodeRing) View() envelope.View {
 	skew := r.clock.skew()
 	moved := func(v envelope.Version) envelope.Version {
 		if !v.Activation.IsZero() {
-			v.Activation = v.Activation.Add(-skew)
+			v.Activation, v.Until = v.Activation.Add(-skew), v.Until.Add(-skew)
 		}
 		return v
 	}
@@ -83,7 +83,9 @@ func (n *node) start(w *wire) error {
 	if n.eager {
 		now = func() time.Time { return n.clock.now().Add(100 * 365 * 24 * time.Hour) }
 	}
-	ring := envelope.NewRing(envelope.RingConfig{Name: ringName, Profile: envelope.AESGCM, Floor: proven.Key, Now: now}, n.links)
+	ring := envelope.NewRing(envelope.RingConfig{
+		Name: ringName, Profile: envelope.AESGCM, Floor: proven.Key, Now: now, Grace: deferGrace, AbsentAfter: absentAfter,
+	}, n.links)
 	plugin := kmsplugin.New(kmsplugin.Options{
 		Ring: nodeRing{ring, n.clock}, StateDir: n.state, Proven: proven, RefreshInterval: n.refresh,
 		Random: func(d time.Duration) time.Duration { return d / 3 }, // a run is the plan's alone
@@ -136,6 +138,9 @@ func (n *node) open(o object) ([]byte, error) {
 	return answer.Plaintext, nil
 }
 
+// deferGrace and absentAfter are those of every node.
+const deferGrace, absentAfter = time.Hour, 5 * time.Minute
+
 // lives tells whether the plugin has run, and one way to a token has been usable, for a while.
 func (n *node) lives(before time.Duration) bool {
 	if n.stop == nil || time.Since(n.started) < before {
@@ -149,13 +154,14 @@ func (n *node) lives(before time.Duration) bool {
 	return false
 }
 
-// settled tells whether, besides, nothing changed on the ways lately.
+// settled tells whether, besides, nothing changed on the ways lately. A node that knows of no key from before needs all its
+// tokens: none may be current that one of them lacks.
 func (n *node) settled(before time.Duration) bool {
 	for _, l := range n.links {
 		l.mu.Lock()
 		changed := time.Since(l.changed) < before
 		l.mu.Unlock()
-		if changed {
+		if changed || n.latest.IsZero() && !l.usable(before) {
 			return false
 		}
 	}

@@ -7,6 +7,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
 // never is what run takes for polls that seal only when the key_id is new.
@@ -144,8 +146,8 @@ func TestOutsideAnOutageAtTheActivation(t *testing.T) {
 	})
 }
 
-// TestOutsideFailoverToATokenWithoutTheKey: a node that became current on its one reachable token, and then has only the
-// one that the copy never reached, stops writes rather than go back, and is well again with the copy.
+// TestOutsideFailoverToATokenWithoutTheKey: an emergency key became current on the one token that can be reached. With only
+// the one that the copy never reached, the node stops writes rather than go back, and is well again with the copy.
 func TestOutsideFailoverToATokenWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	s := twoNodes()
@@ -153,7 +155,7 @@ func TestOutsideFailoverToATokenWithoutTheKey(t *testing.T) {
 	tell(t, s, func(t *testing.T, w *world) {
 		n := w.nodes[0]
 		n.links[1].setUp(false)
-		next := w.rotate(n.clock, 3*time.Minute, []time.Duration{-1})
+		next := w.rotateTo(envelope.NewEmergencyCKAID, n.clock, 3*time.Minute, []time.Duration{-1})
 		time.Sleep(4 * time.Minute)
 		names(t, n, next, "ok")
 		o := w.sealedBy(t, n)

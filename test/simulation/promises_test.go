@@ -118,7 +118,7 @@ func (w *world) run(d time.Duration, seal func() bool) {
 	}
 }
 
-// mend makes all right: clocks, ways, plugins, copies. And then promise 4 must hold.
+// mend makes all right: clocks, ways, plugins, copies. And then promise 5 must hold.
 func (w *world) mend() {
 	w.note("everything is mended")
 	for _, n := range w.nodes {

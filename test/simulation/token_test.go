@@ -22,8 +22,8 @@ type key struct {
 }
 
 // newKey makes version number n of the ring, which becomes current at activation.
-func newKey(n int, activation time.Time) (*key, error) {
-	ckaID, err := envelope.NewCKAID(activation)
+func newKey(newID func(time.Time) ([]byte, error), n int, activation time.Time) (*key, error) {
+	ckaID, err := newID(activation)
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func newWorld(pair *net.UnixConn, dir string, s setup) (*world, error) {
 		}
 		w.nodes = append(w.nodes, n)
 	}
-	first, err := newKey(0, w.nodes[0].clock.now())
+	first, err := newKey(envelope.NewCKAID, 0, w.nodes[0].clock.now())
 	if err != nil {
 		return nil, err
 	}

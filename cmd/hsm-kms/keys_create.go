@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,8 @@ func (c *command) keysCreate() *cobra.Command {
 		Use:   "create",
 		Short: "Make the first key of the ring in the HSM",
 		Long: `Makes an AES-256 key (profile hmac-kdf: a 256-bit generic secret) in the first token, sensitive and not
-extractable, then reads it back and checks it. Refuses when the ring has a key already.`,
+extractable, then reads it back and checks it. Refuses when the ring has a key already. With several tokens, copy
+the key to the others: no node writes under it until every token of its configuration has it.`,
 		Example: "  hsm-kms keys create --config /etc/hsm-kms/config.yaml",
 		Args:    cobra.NoArgs,
 		RunE:    c.runKeysCreate,
@@ -47,14 +49,18 @@ func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	return c.printMade(made)
+	return c.printMade(cfg, made)
 }
 
-func (c *command) printMade(made envelope.Version) error {
+func (c *command) printMade(cfg *config.Config, made envelope.Version) error {
 	if c.output == "json" {
 		return c.json(keyOf(made))
 	}
-	_, err := fmt.Fprintf(c.out, "Made %s in the token %s.\n", made.ID, made.Tokens[0])
+	advice := ""
+	if others := strings.Join(tokenNames(cfg)[1:], ", "); others != "" {
+		advice = " Copy it to " + others + ": no node writes under it until every token has it."
+	}
+	_, err := fmt.Fprintf(c.out, "Made %s in the token %s.%s\n", made.ID, made.Tokens[0], advice)
 	return err
 }
 

@@ -35,8 +35,8 @@ func newRetireRig(t *testing.T) *retireRig {
 	t.Helper()
 	r := &retireRig{sole: true, rig: newRig(t, &sharedToken{token: softhsm.ForTest(t, "k8s")})}
 	now := time.Now()
-	r.generateAt(r.tokens[0], now.Add(-2*time.Hour))
-	r.generateAt(r.tokens[0], now.Add(-time.Hour))
+	r.generateAt(r.tokens[0], now.Add(-74*time.Hour))
+	r.generateAt(r.tokens[0], now.Add(-73*time.Hour))
 	other, err := r.tokens[0].store.CopyTo(filepath.Join(r.dir, "hsm-b"))
 	if err != nil {
 		t.Fatal(err)

@@ -228,7 +228,7 @@ func (c *Case) times(v *verdict) {
 	case c.Successor.IsZero():
 		v.against("rotate once more, and make another report then: hsm-kms keys rotate", "no key that followed %s says when it became current", v.keyID)
 	case !c.File.Time.After(c.Successor):
-		v.against(again, "the report %s was made at %s, before the key that followed %s was current (%s): API servers may have written under it since",
+		v.against(again, "the report %s was made at %s, before the key that followed %s was current on every node (%s): API servers may have written under it since",
 			c.FileName, second(c.File.Time), v.keyID, second(c.Successor))
 	}
 	switch apart := began.Sub(c.File.Time); {

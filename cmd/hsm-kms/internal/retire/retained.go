@@ -14,7 +14,7 @@ import (
 
 // retained: which key is current must be clear, here and on every node whose token this machine knows.
 func (j *judgement) retained() {
-	j.plan.Successor = successor(j.View.Versions, j.KeyID)
+	j.plan.Successor = successor(j.View.Versions, j.KeyID, len(j.Tokens) > 1)
 	if j.NoEtcd {
 		j.refuse(hint.Wrap(fmt.Errorf("--no-etcd is for pending keys, and %s was current", j.KeyID), "leave --no-etcd out"))
 	}
@@ -24,7 +24,7 @@ func (j *judgement) retained() {
 		j.refuse(fmt.Errorf("which key is current is not clear: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))
 		return
 	case view.Deferred != nil:
-		j.refuse(hint.Wrap(fmt.Errorf("which key is current is not clear: %s is due and does not work on every token", view.Deferred.ID),
+		j.refuse(hint.Wrap(fmt.Errorf("which key is current is not clear: %s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()),
 			"see why with: hsm-kms status and hsm-kms doctor; fix the token, or copy the key to it"))
 	}
 	for _, token := range j.Tokens {
@@ -35,16 +35,26 @@ func (j *judgement) retained() {
 	}
 }
 
-// successor is when the key that came after id became current; zero: unknown. A twin of id came with it, not after it.
-func successor(versions []envelope.Version, id envelope.KeyID) time.Time {
+// successor is when the key that came after id became current, on every node that was not told otherwise by one of its tokens;
+// zero: unknown. With several tokens a node to which one was absent went on writing under id until the end of the grace.
+// A twin of id came with it, not after it.
+func successor(versions []envelope.Version, id envelope.KeyID, several bool) time.Time {
 	own, _ := envelope.ActivationOf([]byte(id.Version))
-	for _, v := range versions { // in order
+	var first time.Time
+	for _, v := range versions {
 		inUse := v.State == envelope.Current || v.State == envelope.Retained
-		if inUse && v.Activation.After(own) && !v.Activation.IsZero() {
-			return v.Activation
+		if !inUse || !v.Activation.After(own) || v.Activation.IsZero() {
+			continue
+		}
+		at := v.Activation
+		if several && !v.ID.Emergency() {
+			at = v.Until
+		}
+		if first.IsZero() || at.Before(first) {
+			first = at
 		}
 	}
-	return time.Time{}
+	return first
 }
 
 // evidence notes what reports and snapshots say against destroying a key that was current.

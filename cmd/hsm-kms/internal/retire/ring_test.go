@@ -73,9 +73,23 @@ func TestSuccessor(t *testing.T) {
 		"its own place does not matter":    {[]envelope.Version{foreign, first, second}, first.ID, at(2)},
 		"the last of all has no successor": {[]envelope.Version{first, second}, second.ID, time.Time{}},
 	} {
-		if got := successor(test.versions, test.of); !got.Equal(test.want) {
+		if got := successor(test.versions, test.of, false); !got.Equal(test.want) {
 			t.Errorf("%s: %s, want %s", name, got, test.want)
 		}
+	}
+	// With several tokens a node may have held it back until the end of the grace, unless an emergency key ended that.
+	second.Until, third.Until = second.Activation.Add(5*time.Hour), third.Activation.Add(5*time.Hour)
+	if got := successor([]envelope.Version{first, second, third}, first.ID, true); !got.Equal(at(7)) {
+		t.Errorf("several tokens: %s, want %s", got, at(7))
+	}
+	id, err := envelope.NewEmergencyCKAID(at(4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	emergency := version(string(id), at(4), envelope.Current)
+	emergency.Until = at(9)
+	if got := successor([]envelope.Version{first, second, emergency}, first.ID, true); !got.Equal(at(4)) {
+		t.Errorf("an emergency key: %s, want %s", got, at(4))
 	}
 }
 

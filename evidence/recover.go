@@ -51,7 +51,7 @@ func Recover(ctx context.Context, opener Opener, located *Recovered, object *sto
 		return fmt.Errorf("opening the DEK of %s: %w", Printable(string(located.Object.Key)), err)
 	}
 	defer clear(dek)
-	located.Plain, err = decrypt(ctx, dek, object, located.Object.Key)
+	located.Plain, err = decrypt(dek, object, located.Object.Key)
 	if err != nil {
 		return fmt.Errorf("decrypting %s: %w", Printable(string(located.Object.Key)), err)
 	}

@@ -245,7 +245,7 @@ func (v *verifier) encrypted(ctx context.Context, o *Object, value *stored.Value
 	err := dek.err
 	if err == nil && !skipped {
 		var plain []byte
-		plain, err = decrypt(ctx, dek.dek, &value.Object, o.Key)
+		plain, err = decrypt(dek.dek, &value.Object, o.Key)
 		clear(plain)
 	}
 	v.note(o, func(p *part) *int64 {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -23,7 +24,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
+	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/test/evidence/kubestore"
@@ -85,6 +88,45 @@ func (f *fakeEtcd) write(key string, value []byte) {
 	f.written++
 }
 
+// seal writes a Secret as an API server does, with a DEK of its own, which is the key itself or a seed.
+func (f *fakeEtcd) seal(socket, path string, isKey bool) error {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	dek := &kubestore.DEK{Provider: "hsm-kms", Plain: make([]byte, 32), IsKey: isKey}
+	_, _ = rand.Read(dek.Plain)
+	answer, err := kmsapi.NewKeyManagementServiceClient(conn).Encrypt(context.Background(), &kmsapi.EncryptRequest{Plaintext: dek.Plain, Uid: "script"})
+	if err != nil {
+		return err
+	}
+	dek.KeyID, dek.Wrapped = answer.KeyId, answer.Ciphertext
+	secret, err := kubestore.Secret("shop", "db", []byte("secret"))
+	if err != nil {
+		return err
+	}
+	value, err := dek.Value("/registry/"+path, secret)
+	if err != nil {
+		return err
+	}
+	f.write("/registry/"+path, value)
+	return nil
+}
+
+// move puts a value under another key.
+func (f *fakeEtcd) move(from, to string) {
+	f.mu.Lock()
+	var value []byte
+	for _, kv := range f.newest() {
+		if string(kv.Key) == "/registry/"+from {
+			value = kv.Value
+		}
+	}
+	f.mu.Unlock()
+	f.write("/registry/"+to, value)
+}
+
 // newest is what stands there now, in order of keys.
 func (f *fakeEtcd) newest() []*mvccpb.KeyValue {
 	newest := map[string]*mvccpb.KeyValue{}
@@ -105,6 +147,9 @@ func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResp
 		return nil, rpctypes.ErrGRPCPermissionDenied
 	}
 	kvs := slices.DeleteFunc(f.newest(), func(kv *mvccpb.KeyValue) bool {
+		if len(req.RangeEnd) == 0 {
+			return !bytes.Equal(kv.Key, req.Key)
+		}
 		return bytes.Compare(kv.Key, req.Key) < 0 || string(req.RangeEnd) != "\x00" && bytes.Compare(kv.Key, req.RangeEnd) >= 0
 	})
 	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{ClusterId: f.cluster, RaftTerm: f.term, Revision: f.written + 1 - f.back}, Count: int64(len(kvs))}
@@ -226,6 +271,10 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(f.putAt("/"+rest[0], "", ""))
 	case "named 3":
 		ts.Check(f.putAt("/registry/"+rest[0], rest[1], rest[2]))
+	case "seal 2":
+		ts.Check(f.seal(ts.MkAbs("run/kms.sock"), rest[0], rest[1] == "key"))
+	case "move 2":
+		f.move(rest[0], rest[1])
 	case "other 1":
 		f.write("/"+rest[0], nil)
 	case "other 2":

@@ -42,13 +42,16 @@ import (
 //	taken NAME                  sets $NAME to a TCP address that is in use until the script ends
 //	term                        sends SIGTERM to all commands that run in the background
 //	etcd put PATH [KEYID] | delete PATH | cut PATH | other KEY [KEYID] | plain KEY | named PATH KEYID PROVIDER | save FILE |
-//	     compact | back N | cluster N | term N | log N | role [PREFIX] | namespace UID | renew DURATION
+//	     compact | back N | cluster N | term N | log N | role [PREFIX] | namespace UID | renew DURATION |
+//	     seal PATH KIND | move PATH PATH
 //	                            writes to the etcd at $ETCD (see fake_etcd_test.go), an undecodable object too; saves a
 //	                            snapshot; forgets the past; goes back by N revisions; has another cluster id or raft term;
 //	                            has N entries more in its raft log than revisions; lets its client read what begins with
 //	                            PREFIX alone; has a namespace kube-system; has a Lease of a node whose clock is ahead;
 //	                            other writes outside /registry, or deletes there;
-//	                            plain writes plain text anywhere; named has another name of the provider
+//	                            plain writes plain text anywhere; named has another name of the provider; seal has the
+//	                            plugin of the script wrap a DEK (KIND key or seed) and writes a Secret under it; move
+//	                            copies a value to another key
 //	otherelf FROM TO            copies a shared library and makes it one for another processor
 //
 // In MESSAGE and PATTERN, $NAME is the environment's; in MESSAGE and HINT, … stands for anything.

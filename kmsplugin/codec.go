@@ -8,9 +8,9 @@ import (
 	kmsapi "k8s.io/kms/apis/v2"
 )
 
-// wipingCodec is gRPC's protobuf codec, which wipes what holds a DEK once it is no longer needed: the plaintext of a Decrypt
-// answer when it is encoded, the encoded answer when gRPC has sent it, and an Encrypt request when it is decoded. gRPC's
-// buffer for writing to the socket, and a request that came in several frames, are out of reach.
+// wipingCodec is gRPC's protobuf codec, which wipes the plaintext of a Decrypt answer when it is encoded, and the encoded
+// answer when gRPC gives its buffer back. Both are ours. The encoded Encrypt request is gRPC's, which forbids to change it
+// (mem.Buffer): it stays in freed memory until the Go runtime uses that again. So do gRPC's buffers for the socket.
 type wipingCodec struct{ encoding.CodecV2 }
 
 func newCodec() encoding.CodecV2 { return wipingCodec{encoding.GetCodecV2(proto.Name)} }
@@ -28,18 +28,6 @@ func (c wipingCodec) Marshal(v any) (mem.BufferSlice, error) {
 		return nil, err
 	}
 	return mem.BufferSlice{mem.NewBuffer(&encoded, wiper{})}, nil
-}
-
-// Unmarshal decodes into v, which shares no memory with data. Nobody reads data afterwards: there are no interceptors of
-// encoded messages here. Only the bytes of this message are in it.
-func (c wipingCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	err := c.CodecV2.Unmarshal(data, v)
-	if _, ok := v.(*kmsapi.EncryptRequest); ok {
-		for _, buffer := range data {
-			clear(buffer.ReadOnlyData())
-		}
-	}
-	return err
 }
 
 // pooledSize is more than the size up to which package mem gives no buffer back to its pool, but leaves it to the collector.

@@ -9,7 +9,7 @@ import (
 	kmsapi "k8s.io/kms/apis/v2"
 )
 
-// What holds a DEK is zero as soon as gRPC has done with it, and only then.
+// An answer that holds a DEK is zero as soon as gRPC gives its buffer back, and only then.
 func TestCodecWipes(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{32, 1000, 5000} {
@@ -34,19 +34,43 @@ func TestCodecWipes(t *testing.T) {
 		if bytes.Contains(wire, dek[:16]) || bytes.Contains(held, dek[:16]) {
 			t.Errorf("%d bytes: a DEK is left in the answer", size)
 		}
+	}
+}
 
-		request, err := proto.Marshal(&kmsapi.EncryptRequest{Plaintext: dek, Uid: "u"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		neighbour := append(request, "next message"...)
-		var decoded kmsapi.EncryptRequest
-		err = newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(neighbour[:len(request)])}, &decoded)
-		if err != nil || !bytes.Equal(decoded.Plaintext, dek) || decoded.Uid != "u" {
-			t.Errorf("%d bytes: decoded %v, %v", size, &decoded, err)
-		}
-		if bytes.Contains(neighbour, dek[:16]) || !bytes.HasSuffix(neighbour, []byte("next message")) {
-			t.Errorf("%d bytes: what is left of the request: %x", size, neighbour)
+// What gRPC hands over to be decoded is gRPC's: it may share the bytes with anybody who has a reference, and forbids to
+// change them. Nor does what we hand to gRPC change while somebody has a reference.
+func TestCodecLeavesWhatIsGRPCs(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{32, 1000, 5000} {
+		dek := bytes.Repeat([]byte{0xd7}, size)
+		for _, message := range []proto.Message{
+			&kmsapi.EncryptRequest{Plaintext: dek, Uid: "u"}, &kmsapi.DecryptRequest{Ciphertext: dek, Uid: "u"}, &kmsapi.StatusRequest{},
+		} {
+			wire, err := proto.Marshal(message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := bytes.Clone(wire)
+			half := len(wire) / 2
+			for name, data := range map[string]mem.BufferSlice{
+				"one frame":  {mem.SliceBuffer(wire)},
+				"two frames": {mem.SliceBuffer(wire[:half]), mem.SliceBuffer(wire[half:])},
+			} {
+				decoded := message.ProtoReflect().New().Interface()
+				if err := newCodec().Unmarshal(data, decoded); err != nil || !proto.Equal(decoded, message) {
+					t.Errorf("%T of %d bytes, %s: decoded %v, %v", message, size, name, decoded, err)
+				}
+				if !bytes.Equal(wire, before) {
+					t.Fatalf("%T of %d bytes, %s: gRPC's buffer was changed", message, size, name)
+				}
+				// Nor later, by way of memory that the message shares with the buffer.
+				if request, ok := decoded.(*kmsapi.EncryptRequest); ok {
+					clear(request.Plaintext)
+				}
+				if !bytes.Equal(wire, before) {
+					t.Fatalf("%T of %d bytes, %s: the message shares gRPC's buffer", message, size, name)
+				}
+			}
 		}
 	}
 }

@@ -32,6 +32,7 @@ func (w *Writer) write(start int) error {
 	// With all but its newline there, the line is whole as soon as the next one brings the newline.
 	w.newline = n < len(w.buf)
 	w.sequence++
+	w.stats.sequence.Store(w.sequence)
 	w.previous = own
 	w.fresh = false
 	w.torn = nil

@@ -82,6 +82,8 @@ func (f *flusher) flush() error {
 	f.old, f.folder = nil, false
 	w.mu.Unlock()
 
+	w.stats.flushing.begin()
+	defer w.stats.flushing.end()
 	err := f.sync(file)
 	for _, o := range old {
 		err = errors.Join(err, f.sync(o), filelock.Release(o))
@@ -100,7 +102,7 @@ func (f *flusher) flush() error {
 	case err != nil:
 		f.folder = f.folder || folder
 		w.fail(err)
-	case w.stats.Failing && !w.closed:
+	case w.stats.failing.Load() && !w.closed:
 		_ = w.settle(w.again()) // counted, logged and tried again by settle
 	}
 	return err

@@ -33,7 +33,7 @@ func (w *Writer) rotate() error {
 	file, err := w.nextFile(fmt.Sprintf("%s.%012d", w.path, w.sequence))
 	if err != nil {
 		w.retry = time.Now().Add(rotateRetry)
-		w.stats.Failures++
+		w.stats.failures.Add(1)
 		w.opts.Logger.Error("audit trail cannot be rotated and goes on growing", "path", w.path, "error", err,
 			"hint", "let the plugin's user rename and make files in its folder")
 		return nil
@@ -93,7 +93,7 @@ func (w *Writer) Reopen() error {
 	}
 	file, err := w.openEmpty()
 	if err != nil {
-		w.stats.Failures++
+		w.stats.failures.Add(1)
 		return fmt.Errorf("reopening: %w", err)
 	}
 	// An old file that cannot take its last record is no reason to stay with it: the new one tells.

@@ -26,14 +26,6 @@ type Options struct {
 	sync func(*os.File) error // for tests; nil: fsync
 }
 
-// Stats are for metrics.
-type Stats struct {
-	Sequence uint64 // of the last record: beside a history kept elsewhere, it shows a cut-off end
-	Failures uint64 // failed attempts to write, flush or rotate, since the process began
-	Lost     uint64 // operations that are not in the trail, since the process began
-	Failing  bool   // the last attempt to write or to flush failed
-}
-
 // errClosed: Record after Close.
 var errClosed = errors.New("the audit trail is closed")
 
@@ -59,7 +51,7 @@ type Writer struct {
 	fresh    bool       // the file has no good record yet
 	pending  *event     // to be written before anything else; nil: nothing
 	buf      []byte
-	stats    Stats
+	stats    stats
 	flushErr error     // of the last flush
 	retry    time.Time // no rotation before
 	closed   bool
@@ -96,6 +88,7 @@ func Open(opts Options) (*Writer, error) {
 	if err := w.resume(); err != nil {
 		return nil, errors.Join(err, filelock.Release(file))
 	}
+	w.stats.sequence.Store(w.sequence)
 	w.flush.start(w)
 	w.mu.Lock()
 	err = w.settle(w.writePending())
@@ -148,11 +141,13 @@ func (w *Writer) resume() error {
 func (w *Writer) Record(r Record) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.stats.writing.begin()
 	err := w.settle(w.record(&r))
+	w.stats.writing.end()
 	if err == nil {
 		return nil
 	}
-	w.stats.Lost++
+	w.stats.lost.Add(1)
 	if w.pending != nil {
 		w.pending.lost++
 	}
@@ -192,8 +187,8 @@ func (w *Writer) settle(err error) error {
 	switch {
 	case err != nil:
 		w.fail(err)
-	case w.stats.Failing && w.flushErr == nil:
-		w.stats.Failing = false
+	case w.stats.failing.Load() && w.flushErr == nil:
+		w.stats.failing.Store(false)
 		w.opts.Logger.Info("audit trail is written again", "path", w.path)
 	}
 	return err
@@ -201,16 +196,15 @@ func (w *Writer) settle(err error) error {
 
 // fail counts a failure and sees to it that the trail will tell of it.
 func (w *Writer) fail(err error) {
-	w.stats.Failures++
+	w.stats.failures.Add(1)
 	if w.closed {
 		return
 	}
 	w.pendingRecovery("it could not be written: " + err.Error())
 	w.flush.wanted() // which tries again in a second, so that the gap ends without a request too
-	if w.stats.Failing {
+	if w.stats.failing.Swap(true) {
 		return
 	}
-	w.stats.Failing = true
 	consequence := "operations go on without a record (audit.required is false)"
 	if w.opts.Required {
 		consequence = "operations are refused (audit.required is true)"
@@ -224,15 +218,6 @@ func (w *Writer) pendingRecovery(cause string) {
 	if w.pending == nil || w.pending.operation != opRecovered {
 		w.pending = &event{operation: opRecovered, cause: cause}
 	}
-}
-
-// Stats tells how the trail fares.
-func (w *Writer) Stats() Stats {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := w.stats
-	s.Sequence = w.sequence
-	return s
 }
 
 // Close writes the end record, flushes and gives the lock up. What it could not write or flush is its error.

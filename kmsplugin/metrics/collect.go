@@ -185,7 +185,7 @@ func (m *Metrics) ObserveAudit(stats func() audit.Stats) {
 		sequence = c.describe("audit_sequence", "Sequence number of the last record of the audit trail.")
 		failures = c.describe("audit_failures_total", "Failed attempts to write, flush or rotate the audit trail.")
 		lost     = c.describe("audit_lost_operations_total", "Operations that are not in the audit trail.")
-		failing  = c.describe("audit_failing", "1: the last attempt to write or flush the audit trail failed.")
+		failing  = c.describe("audit_failing", "1: the last attempt to write or flush the audit trail failed, or one has been waiting for the disk for ten seconds.")
 	)
 	c.collect = func(ch chan<- prometheus.Metric) {
 		s := stats()

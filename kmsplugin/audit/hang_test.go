@@ -1,0 +1,86 @@
+package audit
+
+import (
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A disk that hangs keeps the writer's lock for as long as it likes. The metrics do not wait for it, and say so.
+func TestStatsWhileTheDiskHangs(t *testing.T) {
+	t.Parallel()
+	w := open(t, trail(t), func(*Options) {})
+	record(t, w, 1, 2)
+	before := w.Stats()
+
+	// A pipe that is full blocks as such a disk does.
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	if err := writer.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = writer.Write(make([]byte, 64<<10))
+	}
+	if err := writer.SetWriteDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	disk := w.file
+	w.file, w.fd, w.size = writer, int(writer.Fd()), 0
+	if err := unix.SetNonblock(w.fd, true); err != nil { // Fd made it blocking, and Close would not end the write
+		t.Fatal(err)
+	}
+	w.mu.Unlock()
+	recorded := make(chan error, 1)
+	go func() { recorded <- w.Record(Record{Time: time.Now(), Operation: "Decrypt"}) }()
+	for w.stats.writing.began.Load() == 0 { // until it has the lock
+		time.Sleep(time.Millisecond)
+	}
+	got := make(chan Stats, 1)
+	go func() { got <- w.Stats() }()
+	select {
+	case s := <-got:
+		if s != before {
+			t.Errorf("%+v, before %+v", s, before)
+		}
+	case <-time.After(10 * time.Second):
+		_ = writer.Close()
+		t.Fatal("Stats waits for the disk")
+	}
+	if w.stats.writing.began.Add(-int64(2 * hungAfter)); !w.Stats().Failing {
+		t.Error("a write that hangs is not told of")
+	}
+	_ = writer.Close() // the write ends with an error
+	<-recorded
+	w.mu.Lock()
+	w.file, w.fd = disk, int(disk.Fd())
+	w.mu.Unlock()
+	_ = w.Close()
+}
+
+func TestAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var a attempt
+		a.begin()
+		time.Sleep(hungAfter)
+		if a.hangs() {
+			t.Error("it hangs too early")
+		}
+		time.Sleep(time.Millisecond)
+		if !a.hangs() {
+			t.Error("it does not hang")
+		}
+		a.end()
+		if a.hangs() {
+			t.Error("it hangs after its end")
+		}
+	})
+}

@@ -1,6 +1,7 @@
 #include "crossing.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -33,24 +34,25 @@ typedef ck_ulong (*init_fn)(ck_ulong session, mechanism *m, ck_ulong key);
 typedef ck_ulong (*operation_fn)(ck_ulong session, unsigned char *in, ck_ulong in_len, unsigned char *out, ck_ulong *out_len);
 typedef ck_ulong (*login_fn)(ck_ulong session, ck_ulong user, unsigned char *pin, ck_ulong pin_len);
 
-void *crossing_load(const char *path, const char **why, ck_ulong *rv)
+void *crossing_load(const char *path, char *why, size_t why_size, ck_ulong *rv)
 {
-	*why = NULL;
+	why[0] = 0;
 	*rv = 0;
 	void *module = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
 	if (module == NULL) {
-		*why = dlerror();
+		const char *text = dlerror(); // of this thread, which may be another one at the next call from Go
+		snprintf(why, why_size, "%s", text != NULL ? text : "dlopen failed and does not say why");
 		return NULL;
 	}
 	ck_ulong (*get_list)(function_list **) = (ck_ulong (*)(function_list **))dlsym(module, "C_GetFunctionList");
 	if (get_list == NULL) {
-		*why = "it has no C_GetFunctionList: it is not a PKCS#11 module";
+		snprintf(why, why_size, "it has no C_GetFunctionList: it is not a PKCS#11 module");
 		return NULL;
 	}
 	function_list *list = NULL;
 	*rv = get_list(&list);
 	if (*rv == 0 && list == NULL)
-		*why = "its C_GetFunctionList gives no function list";
+		snprintf(why, why_size, "its C_GetFunctionList gives no function list");
 	return *rv == 0 ? list : NULL;
 }
 

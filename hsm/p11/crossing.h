@@ -7,6 +7,8 @@
 #ifndef HSM_KMS_CROSSING_H
 #define HSM_KMS_CROSSING_H
 
+#include <stddef.h>
+
 typedef unsigned long ck_ulong; // CK_ULONG, CK_RV and every handle (PKCS#11 v2.40, section 3)
 
 // What an operation of two calls did: each call's CK_RV, nanoseconds, and whether the second was made.
@@ -16,9 +18,9 @@ typedef struct {
 	int second;
 } crossing;
 
-// crossing_load opens the module and asks for its function list; on failure it returns NULL and a message
-// (static or dlerror's) in *why, or the CK_RV of C_GetFunctionList in *rv.
-void *crossing_load(const char *path, const char **why, ck_ulong *rv);
+// crossing_load opens the module and asks for its function list; on failure it returns NULL and a message in why, cut to
+// why_size, or an empty one and the CK_RV of C_GetFunctionList in *rv.
+void *crossing_load(const char *path, char *why, size_t why_size, ck_ulong *rv);
 
 void crossing_gcm(void *list, int decrypt, ck_ulong session, ck_ulong key, unsigned char *iv, ck_ulong iv_len,
                   unsigned char *aad, ck_ulong aad_len, unsigned char *in, ck_ulong in_len, unsigned char *out,

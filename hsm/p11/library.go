@@ -55,12 +55,12 @@ func Load(path, reserved string) (*Library, error) {
 func functionList(path string) (unsafe.Pointer, error) {
 	name := C.CString(path)
 	defer C.free(unsafe.Pointer(name))
-	var why *C.char
+	var why [1024]C.char
 	var rv C.ck_ulong
-	list := C.crossing_load(name, &why, &rv)
+	list := C.crossing_load(name, &why[0], C.size_t(len(why)), &rv)
 	switch {
-	case why != nil:
-		return nil, errors.New(C.GoString(why))
+	case why[0] != 0:
+		return nil, errors.New(C.GoString(&why[0]))
 	case list == nil:
 		return nil, &Error{"C_GetFunctionList", RV(rv)}
 	}

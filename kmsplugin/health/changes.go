@@ -22,7 +22,7 @@ type changes struct {
 	twinned   string            // what twins said last
 	missing   []string          // the tokens that missingOn named last
 	unread    bool              // the last Refresh failed
-	unwritten bool              // the last write of proven.json failed
+	unwritten bool              // the last write of proven.json failed; keep's own
 }
 
 // reported logs the state of Status, and tells whether it is another than before. The cause may differ from probe to

@@ -67,7 +67,8 @@ type Health struct {
 	turned   atomic.Int64  // unix nanoseconds: when Run last came round; 0: it has not begun
 	first    chan struct{} // closed after the first probe
 	schedule schedule
-	saved    Proven
+	proven   chan Proven // holds one: proven, and not yet taken by keep
+	save     func(stateDir string, proven Proven) error
 	log      changes
 }
 
@@ -85,7 +86,7 @@ func New(cfg Config) *Health {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	h := &Health{
-		cfg: cfg, first: make(chan struct{}), saved: cfg.Proven,
+		cfg: cfg, first: make(chan struct{}), proven: make(chan Proven, 1), save: saveProven,
 		schedule: schedule{probeEvery: cfg.ProbeInterval, refreshEvery: cfg.RefreshInterval, random: cfg.Random},
 		log:      changes{logger: cfg.Logger, versions: map[string]string{}},
 	}
@@ -105,9 +106,10 @@ func (h *Health) First() <-chan struct{} { return h.first }
 // Run probes until ctx ends. Its calls into the HSM are bounded by CallLimit; a ring that breaks its promise and does
 // not return leaves the result to grow stale, which Report tells.
 func (h *Health) Run(ctx context.Context) {
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	watching.Go(func() { h.watch(ctx) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { h.watch(ctx) })
+	beside.Go(func() { h.keep(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	probed := false
@@ -140,5 +142,5 @@ func (h *Health) Turning() error {
 		return nil
 	}
 	return hint.Wrap(fmt.Errorf("the probe began %s ago and has not ended", age.Round(time.Second)),
-		"see whether the disk of stateDir hangs; else report it with the goroutines that SIGQUIT prints")
+		"report it with the goroutines that SIGQUIT prints")
 }

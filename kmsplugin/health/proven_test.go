@@ -1,6 +1,7 @@
 package health
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -140,5 +141,27 @@ func TestProvenFileCannotBeWritten(t *testing.T) {
 		if all := strings.Join(logs.lines(), ""); strings.Count(all, "cannot be kept") != 1 {
 			t.Errorf("want one line:\n%s", all)
 		}
+	})
+}
+
+// A disk of stateDir that hangs stops neither the probe nor what Status is told.
+func TestProvenFileThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := ringOf(t)
+		release := make(chan struct{})
+		h := New(Config{Ring: ring, StateDir: "/hangs", ProbeInterval: time.Second})
+		h.save = func(string, Proven) error { <-release; return nil }
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); h.Run(ctx) }()
+		at(time.Hour)
+		mustReport(t, h, id, nil)
+		if err := h.Turning(); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		close(release)
+		<-done
 	})
 }

@@ -87,8 +87,7 @@ func (h *Health) exerciseOnce(ctx context.Context) error {
 	return h.cfg.Ring.Exercise(ctx)
 }
 
-// publish makes the outcome what Report says, tells those who asked to be told, and last, because a disk can hang too,
-// remembers the key.
+// publish makes the outcome what Report says, tells those who asked to be told, and has the key remembered.
 func (h *Health) publish(view envelope.View, failure error, took time.Duration) {
 	now := time.Now()
 	last := h.latest.Load()
@@ -132,14 +131,33 @@ func (h *Health) tell(report Report) {
 	}
 }
 
-// remember writes the proven key to stateDir, at once when it is another, else once a minute at most.
+// remember hands the proven key to keep, in place of one that keep has not taken yet.
 func (h *Health) remember(proven Proven) {
-	if h.cfg.StateDir == "" || proven.Key == h.saved.Key && proven.At.Sub(h.saved.At).Abs() < saveInterval {
-		return
+	select {
+	case <-h.proven:
+	default:
 	}
-	err := saveProven(h.cfg.StateDir, proven)
-	h.log.kept(err)
-	if err == nil {
-		h.saved = proven
+	h.proven <- proven // there is room: nobody else sends
+}
+
+// keep writes proven keys to stateDir until ctx ends: another key at once, the same once a minute at most. It has a
+// goroutine of its own, so that a disk that hangs does not stop the probe, and Status with it.
+func (h *Health) keep(ctx context.Context) {
+	saved := h.cfg.Proven
+	for {
+		var proven Proven
+		select {
+		case proven = <-h.proven:
+		case <-ctx.Done():
+			return
+		}
+		if h.cfg.StateDir == "" || proven.Key == saved.Key && proven.At.Sub(saved.At).Abs() < saveInterval {
+			continue
+		}
+		err := h.save(h.cfg.StateDir, proven)
+		h.log.kept(err)
+		if err == nil {
+			saved = proven
+		}
 	}
 }

@@ -51,7 +51,9 @@ what it can, says what is wrong, and heals without a restart.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return serveUntil(ctx, cfg, newLogger(cfg.Logging, c.errOut))
+			out := newLogWriter(c.errOut)
+			defer out.Close()
+			return serveUntil(ctx, cfg, newLogger(cfg.Logging, out))
 		},
 	})
 }

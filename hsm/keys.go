@@ -46,6 +46,11 @@ type heldKey struct {
 	proof []byte
 }
 
+// refuse keeps a key from being served. Without its fingerprint nobody takes it for another one, or for one that is gone.
+func (k *heldKey) refuse(format string, args ...any) {
+	k.key.Refused, k.key.ID.Fingerprint = fmt.Sprintf(format, args...), [envelope.FingerprintSize]byte{}
+}
+
 // keyReader reads the ring on one session. A session on which something failed is replaced, because a failed
 // operation may leave it unusable.
 type keyReader struct {
@@ -93,7 +98,7 @@ func (r *keyReader) read(old *table) (*table, error) {
 			return nil, err
 		default: // it may be this key alone that the token cannot use just now
 			failed = errors.Join(failed, err)
-			held.key.Refused = fmt.Sprintf("the token cannot use it now: %v", err)
+			held.refuse("the token cannot use it now: %v", err)
 			if err := r.replace(); err != nil {
 				return nil, err
 			}
@@ -169,7 +174,7 @@ func (r *keyReader) fingerprint(held *heldKey) error {
 	if rv, isCKR := p11.RVOf(err); !isCKR || !keyCannot(rv) {
 		return fmt.Errorf("taking the fingerprint of %s: %w", held.key.ID.Version, err)
 	}
-	held.key.Refused = fmt.Sprintf("the token does not use it as %s: %v", r.profile, err)
+	held.refuse("the token does not use it as %s: %v", r.profile, err)
 	return r.replace()
 }
 

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -19,9 +21,10 @@ const UnknownCluster = "unknown"
 // maxUID bounds the UID of a namespace in bytes; Kubernetes gives 36.
 const maxUID = 128
 
-// Where the API server keeps, below its prefix, what tells one cluster from another, and its nodes' clocks.
+// SystemNamespace is where an API server keeps, below its prefix, what tells one cluster from another, and systemLeases its
+// nodes' clocks.
 const (
-	systemNamespace = "namespaces/kube-system"
+	SystemNamespace = "namespaces/kube-system"
 	systemLeases    = "leases/kube-system/"
 )
 
@@ -35,8 +38,8 @@ type cluster struct {
 func (c *cluster) look(o *Object) {
 	switch {
 	case o.Past || o.Deleted:
-	case string(o.Path) == systemNamespace:
-		c.uids = append(c.uids, uidOf(o.Value))
+	case string(o.Path) == SystemNamespace:
+		c.uids = append(c.uids, ClusterUID(o.Value))
 	case bytes.HasPrefix(o.Path, []byte(systemLeases)):
 		var lease coordinationv1.Lease
 		if decode(o.Value, "Lease", &lease) != nil || lease.Spec.RenewTime == nil {
@@ -56,7 +59,42 @@ func (c *cluster) into(reading *Reading) {
 	}
 }
 
-func uidOf(value []byte) string {
+// Clusters are the UIDs of the Kubernetes clusters that a report is about, sorted, each once. unknown: there is one whose UID
+// cannot be read.
+func (r *Report) Clusters() (known []string, unknown bool) {
+	for _, source := range r.Sources {
+		for _, uid := range source.ClusterUIDs {
+			if uid == UnknownCluster {
+				unknown = true
+			} else {
+				known = append(known, uid)
+			}
+		}
+	}
+	slices.Sort(known)
+	return slices.Compact(known), unknown
+}
+
+// ofAnotherCluster are the findings of a report that is not about the cluster that the ring belongs to.
+func (r *Report) ofAnotherCluster(ring string) []Finding {
+	known, _ := r.Clusters()
+	if ring == "" || len(known) == 0 || slices.Equal(known, []string{ring}) {
+		return nil
+	}
+	return []Finding{{Problem: OtherCluster(ring, known)}}
+}
+
+// OtherCluster says that etcd holds another cluster than the one that the ring belongs to.
+func OtherCluster(ring string, held []string) string {
+	printed := make([]string, 0, len(held))
+	for _, uid := range held {
+		printed = append(printed, Printable(uid))
+	}
+	return fmt.Sprintf("the ring belongs to the cluster %s (UID of its namespace kube-system), and etcd holds the cluster %s", Printable(ring), strings.Join(printed, ", "))
+}
+
+// ClusterUID is the UID in a namespace as the API server stores it, or UnknownCluster.
+func ClusterUID(value []byte) string {
 	var namespace corev1.Namespace
 	if decode(value, "Namespace", &namespace) != nil || namespace.UID == "" || len(namespace.UID) > maxUID {
 		return UnknownCluster

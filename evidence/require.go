@@ -24,6 +24,8 @@ type Required struct {
 	Current bool `json:"current"`
 	// Newer are the keys of the ring that are newer than its current one.
 	Newer []NewerKey `json:"newer"`
+	// Cluster is the UID of the cluster that the ring is bound to; empty: none, or it was not asked.
+	Cluster string `json:"cluster,omitempty"`
 }
 
 // NewerKey is a key of the ring that is to become current.
@@ -40,7 +42,7 @@ type NewerKey struct {
 func (r *Report) RequireKey(required Required, allowEmpty bool) []Finding {
 	required.Newer = append([]NewerKey{}, required.Newer...)
 	r.Required = &required
-	var found []Finding
+	found := r.ofAnotherCluster(required.Cluster)
 	var objects, under int64
 	for _, resource := range r.Resources {
 		for _, key := range resource.Keys {

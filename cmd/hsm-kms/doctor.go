@@ -10,12 +10,14 @@ import (
 )
 
 func (c *command) doctor() *cobra.Command {
+	etcd := &etcdFlags{}
 	options := doctor.Options{Prepare: prepareStateDir, Tokens: hsmConfig}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "doctor",
 		Short: "Check a set-up, and say of each thing what is wrong and what to do",
 		Long: `Checks the configuration, module and PIN files, tokens, login counters, mechanisms, keys, the encryption itself, the
-socket's folder, a plugin that runs, and, if it is named, kube-apiserver's EncryptionConfiguration.
+socket's folder, a plugin that runs, and, if they are named, kube-apiserver's EncryptionConfiguration and, with --endpoints, whether etcd holds the
+cluster that the ring belongs to.
 
 It changes nothing on a token. It logs in as serve does: not with a PIN file that was refused before, and never when
 the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
@@ -29,9 +31,13 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options.ConfigPath = c.configPath
+			if cmd.Flags().Changed("endpoints") {
+				options.ClusterUIDs = etcd.clusterUIDs
+			}
 			return c.printFindings(doctor.Run(cmd.Context(), options))
 		},
 	}))
+	etcd.addClient(cmd)
 	cmd.Flags().StringVar(&options.EncryptionConfig, "encryption-config", "", "kube-apiserver's EncryptionConfiguration, to be compared")
 	cmd.Flags().StringVar(&options.Socket, "socket", "", "socket of a running plugin (default: the configuration's, if one runs)")
 	cmd.Flags().BoolVar(&options.TryPIN, "try-pin", false, "forget that the PIN was refused and try it once: it counts on the token if it is wrong")

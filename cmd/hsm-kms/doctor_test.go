@@ -121,7 +121,7 @@ func TestDoctorOfSoundSetup(t *testing.T) {
 	}
 	for _, check := range []string{
 		"configuration", "state-dir", "audit", "socket-folder", "module", "pin-file", "token", "mechanisms", "pin-counters", "pin-latch", "login",
-		"key-attributes", "same-keys", "ring", "self-test", "plugin", "encryption-config", "encryption-endpoint", "encryption-provider",
+		"key-attributes", "same-keys", "ring", "self-test", "cluster", "plugin", "encryption-config", "encryption-endpoint", "encryption-provider",
 		"encryption-order", "encryption-resources",
 	} {
 		if !seen[check] {

@@ -61,14 +61,20 @@ func (f *etcdFlags) add(cmd *cobra.Command) {
 
 // addLive is for commands that need the etcd of a running cluster.
 func (f *etcdFlags) addLive(cmd *cobra.Command) {
+	f.addClient(cmd)
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.overrides, "etcd-servers-overrides", nil, "other etcds, as kube-apiserver takes them: GROUP/RESOURCE#SERVER;SERVER")
+	flags.StringArrayVar(&f.layouts, "resource-path", nil, "`RESOURCE=PREFIX`: another API server keeps this resource below PREFIX in etcd; \"openshift\" names all of OpenShift's; may be given again")
+}
+
+// addClient is for commands that look into one etcd.
+func (f *etcdFlags) addClient(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.endpoints, "endpoints", []string{defaultEndpoint}, "etcd's addresses, as etcdctl takes them")
 	flags.StringVar(&f.caFile, "cacert", "", "CA that signed etcd's certificate (default: kubeadm's, if it is there)")
 	flags.StringVar(&f.cert, "cert", "", "client certificate (default: kubeadm's, if it is there)")
 	flags.StringVar(&f.key, "key", "", "the client certificate's key (default: kubeadm's, if it is there)")
-	flags.StringSliceVar(&f.overrides, "etcd-servers-overrides", nil, "other etcds, as kube-apiserver takes them: GROUP/RESOURCE#SERVER;SERVER")
 	flags.StringSliceVar(&f.prefixes, "prefix", []string{defaultEtcdPrefix}, "kube-apiserver's --etcd-prefix; more than one is fine")
-	flags.StringArrayVar(&f.layouts, "resource-path", nil, "`RESOURCE=PREFIX`: another API server keeps this resource below PREFIX in etcd; \"openshift\" names all of OpenShift's; may be given again")
 	cmd.MarkFlagsRequiredTogether("cert", "key")
 }
 
@@ -199,4 +205,26 @@ func (f *etcdFlags) clusters() ([][]string, error) {
 		}
 	}
 	return clusters, nil
+}
+
+// clusterUIDs are the UIDs of the namespaces kube-system below the prefixes.
+func (f *etcdFlags) clusterUIDs(ctx context.Context) (uids []string, err error) {
+	sources, closeAll, err := f.open(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeAll()) }()
+	for _, source := range sources {
+		for _, prefix := range f.prefixes {
+			object, err := source.Find(ctx, evidence.CleanPrefix(prefix)+"/"+evidence.SystemNamespace)
+			if errors.Is(err, evidence.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			uids = append(uids, evidence.ClusterUID(object.Value))
+		}
+	}
+	return uids, nil
 }

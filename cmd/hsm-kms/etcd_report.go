@@ -11,6 +11,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
+	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -157,6 +158,9 @@ func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required
 		return fmt.Errorf("asking which key is current: %w", problem)
 	}
 	required.KeyID, required.Current = view.Current.ID.String(), true
+	if required.Cluster, err = hsm.ClusterOf(in.set.Bindings(ctx)); err != nil {
+		fmt.Fprintln(c.errOut, "hsm-kms: warning: to which cluster the ring belongs is not clear:", err)
+	}
 	for _, v := range view.Versions {
 		if v.State != envelope.Pending {
 			continue

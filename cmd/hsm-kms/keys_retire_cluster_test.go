@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/hsm"
 )
 
@@ -102,4 +103,43 @@ func (r *retireRig) makeReport() {
 		r.t.Fatalf("etcd report: exit %d: %s", code, errOut)
 	}
 	r.report = r.file("report.json", out)
+}
+
+// etcd report and doctor compare the two as well.
+func TestReportAndDoctorCompareTheCluster(t *testing.T) {
+	t.Parallel()
+	r := newRetireRig(t)
+	r.bind(clusterB)
+	r.etcd.namespace(clusterA)
+	const other = "the ring belongs to the cluster " + clusterB + " (UID of its namespace kube-system), and etcd holds the cluster " + clusterA
+	out, errOut, code := r.hsmkms("etcd", "report", "--require-key", "current", "--endpoints", r.etcd.url, "-o", "json")
+	if code != 1 || !strings.Contains(out, `"problem": "`+other) || !strings.Contains(out, `"cluster": "`+clusterB) {
+		t.Errorf("etcd report: exit %d: %s%s", code, out, errOut)
+	}
+	look := func(args ...string) doctor.Finding {
+		found, _, errOut := r.doctor(args...)
+		for _, f := range found {
+			if f.Check == "cluster" {
+				return f
+			}
+		}
+		t.Fatalf("doctor says nothing of the cluster: %+v, %s", found, errOut)
+		return doctor.Finding{}
+	}
+	if f := look("--endpoints", r.etcd.url); f.Result != doctor.Warn || f.Detail != other || !strings.Contains(f.Hint, "hsm-kms etcd report") {
+		t.Errorf("another cluster: %+v", f)
+	}
+	if f := look("--endpoints", "http://127.0.0.1:1"); f.Result != doctor.Warn || !strings.Contains(f.Detail, "is not known") {
+		t.Errorf("no etcd: %+v", f)
+	}
+	if f := look(); f.Result != doctor.Pass || !strings.Contains(f.Detail, clusterB) {
+		t.Errorf("etcd is not named: %+v", f)
+	}
+	r.etcd.namespace(clusterB)
+	if f := look("--endpoints", r.etcd.url); f.Result != doctor.Pass || !strings.HasSuffix(f.Detail, ", which etcd holds") {
+		t.Errorf("its own cluster: %+v", f)
+	}
+	if out, errOut, code := r.hsmkms("etcd", "report", "--require-key", "current", "--endpoints", r.etcd.url); code != 0 {
+		t.Errorf("its own cluster: exit %d: %s%s", code, out, errOut)
+	}
 }

@@ -12,61 +12,30 @@ import (
 // clusters: etcd holds the objects of the cluster that the ring belongs to, and of no other. Two clusters that share a
 // ring look clean one by one.
 func (c *Case) clusters(v *verdict) {
-	now := clustersOf(c.Own)
+	now, unknown := c.Own.Clusters()
 	if c.File != nil {
-		then := clustersOf(c.File.Report)
-		if len(then.known) > 0 && len(now.known) > 0 && !slices.Equal(then.known, now.known) {
-			v.against(sameFlags, "the report %s is of the cluster %s, and etcd holds the cluster %s now", c.FileName, then, now)
+		if then, _ := c.File.Report.Clusters(); len(then) > 0 && len(now) > 0 && !slices.Equal(then, now) {
+			v.against(sameFlags, "the report %s is of the cluster %s, and etcd holds the cluster %s now", c.FileName, names(then), names(now))
 		}
 	}
-	others := slices.DeleteFunc(slices.Clone(now.known), func(uid string) bool { return uid == c.Cluster })
+	others := slices.DeleteFunc(slices.Clone(now), func(uid string) bool { return uid == c.Cluster })
 	const who = "see which cluster's configuration names this ring, and what its etcd holds under the key: hsm-kms etcd report; a ring belongs to one cluster"
 	switch {
 	case c.Cluster != "" && len(others) > 0:
-		v.against(who, "the ring belongs to the cluster %s (UID of its namespace kube-system), and etcd holds the cluster %s", evidence.Printable(c.Cluster), names(others))
-	case len(now.known) > 1:
-		v.against(who, "etcd holds several clusters: %s", now)
+		v.against(who, "%s", evidence.OtherCluster(c.Cluster, now))
+	case len(now) > 1:
+		v.against(who, "etcd holds several clusters: %s", names(now))
 	case c.Accepted.SoleCluster:
 	case c.Cluster == "":
 		v.against("see that no other cluster's configuration names this ring, and that no etcd but this one has anything under it; then say so: --sole-cluster",
 			"the ring is bound to no cluster: another one may use its keys")
-	case len(now.known) == 0 || now.unknown:
+	case len(now) == 0 || unknown:
 		v.against("name the --prefix and the etcd that hold the namespaces; where they are encrypted, see that this is the cluster's etcd, then say so: --sole-cluster",
 			"the ring belongs to the cluster %s, and whether this is its etcd is not clear: no namespace kube-system was found in plain text, or not each one", evidence.Printable(c.Cluster))
 	}
 }
 
-// clusterSet are the clusters of a report.
-type clusterSet struct {
-	known   []string // sorted
-	unknown bool     // there is one whose UID cannot be read
-}
-
-func (s clusterSet) String() string { return names(s.known) }
-
-func names(uids []string) string {
-	printed := make([]string, 0, len(uids))
-	for _, uid := range uids {
-		printed = append(printed, evidence.Printable(uid))
-	}
-	return strings.Join(printed, ", ")
-}
-
-func clustersOf(r *evidence.Report) clusterSet {
-	var s clusterSet
-	for _, source := range r.Sources {
-		for _, uid := range source.ClusterUIDs {
-			if uid == evidence.UnknownCluster {
-				s.unknown = true
-			} else {
-				s.known = append(s.known, uid)
-			}
-		}
-	}
-	slices.Sort(s.known)
-	s.known = slices.Compact(s.known)
-	return s
-}
+func names(uids []string) string { return evidence.Printable(strings.Join(uids, ", ")) }
 
 // clocks: by no clock of a control-plane node, as its Lease says, is the key about to become current. Nodes whose clock
 // was ahead before, and plugins on machines without a Lease, are not seen.

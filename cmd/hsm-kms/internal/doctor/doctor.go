@@ -48,6 +48,8 @@ type Options struct {
 	EncryptionConfig string // path of an EncryptionConfiguration; "": none is looked at
 	Socket           string // of a running plugin; "": the configuration's, where it is no fault if none runs
 	TryPIN           bool   // clear the PIN latch and try once more
+	// ClusterUIDs reads from etcd whose objects it holds; nil: etcd was not named.
+	ClusterUIDs func(context.Context) ([]string, error)
 	// Prepare makes or checks stateDir.
 	Prepare func(stateDir string) error
 	// Tokens turns the configuration into package hsm's.

@@ -64,6 +64,7 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 	exerciseErr := ring.Exercise(ctx)
 	seen.view = ring.View()
 	d.selfTest(seen, exerciseErr)
+	d.cluster(ctx, set)
 	return seen
 }
 

@@ -33,6 +33,10 @@ func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
+	if cfg.KeyRing == config.PlaceholderRing {
+		return finding(hint.Wrap(fmt.Errorf("keyRing is %s, the placeholder of the samples: clusters that share a ring share its keys", cfg.KeyRing),
+			"name the ring after its cluster, in keyRing of the configuration of every node"))
+	}
 	unlock, err := lockKeys(cfg.StateDir)
 	if err != nil {
 		return err

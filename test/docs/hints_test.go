@@ -123,3 +123,19 @@ func TestSayToRemoveKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestSamplesNameNoRing: no sample hands every reader the same ring: clusters that share a ring on one token share its keys.
+func TestSamplesNameNoRing(t *testing.T) {
+	t.Parallel()
+	samples := 0
+	for path, text := range documents(t) {
+		for _, ring := range regexp.MustCompile(`(?m)^ *keyRing: *(\S+)`).FindAllStringSubmatch(text, -1) {
+			if samples++; ring[1] != "change-me" && !strings.HasSuffix(ring[1], "-$RANDOM") {
+				t.Errorf("%s has a sample with the ring %s", path, ring[1])
+			}
+		}
+	}
+	if samples < 4 {
+		t.Errorf("only %d samples were found", samples)
+	}
+}

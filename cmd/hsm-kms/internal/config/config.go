@@ -23,6 +23,9 @@ const (
 	ProfileHMACKDF = "hmac-kdf"
 )
 
+// PlaceholderRing is the name of the ring in the samples. It is no name for a ring: clusters that keep it share their keys.
+const PlaceholderRing = "change-me"
+
 // Config is the whole file. Required are apiVersion, kind, keyRing and tokens; everything else has a default. An
 // unknown field, a duplicate one and one without a value are errors.
 type Config struct {

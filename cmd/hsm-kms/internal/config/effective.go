@@ -57,6 +57,8 @@ func (c *Config) Warnings() []string {
 			all = append(all, text)
 		}
 	}
+	warn(c.KeyRing == PlaceholderRing,
+		"keyRing is "+PlaceholderRing+", as in the samples: a ring belongs to one cluster, and another cluster that copied them shares its keys")
 	warn(c.Socket.Mode == 0o660 && c.Socket.Group == "",
 		"socket.mode 0660 without socket.group: the file is open to our own group, and none of it is let in unless allowedUIDs has it")
 	warn(len(c.RefuseKeys) > 0, fmt.Sprintf("refuseKeys: %d key_ids are refused, what is still under them cannot be read", len(c.RefuseKeys)))

@@ -234,6 +234,10 @@ func TestWarnings(t *testing.T) {
 			t.Errorf("%s: %q, want %q", line, got, want)
 		}
 	}
+	placeholder := strings.Replace(minimal, "kube-secrets", config.PlaceholderRing, 1)
+	if got := parse(t, placeholder).Warnings(); len(got) != 1 || !strings.Contains(got[0], "a ring belongs to one cluster") {
+		t.Errorf("the placeholder: %q", got)
+	}
 }
 
 func TestUIDs(t *testing.T) {

@@ -38,7 +38,7 @@ func (c *Config) validate(p *problems) {
 	p.oneOf("kind", c.Kind, Kind)
 	c.Socket.validate(p)
 	if !ringPattern.MatchString(c.KeyRing) {
-		p.badValue("keyRing", c.KeyRing, "1 to 63 of a-z, 0-9, dot and hyphen", "name the ring after its cluster, as kube-secrets")
+		p.badValue("keyRing", c.KeyRing, "1 to 63 of a-z, 0-9, dot and hyphen", "name the ring after its cluster: no two clusters share one")
 	}
 	p.oneOf("profile", c.Profile, ProfileAESGCM, ProfileHMACKDF)
 	validateRefuseKeys(p, c.RefuseKeys)

@@ -85,6 +85,34 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
+func TestRotateTimer(t *testing.T) {
+	t.Parallel()
+	analyze := tool(t, "systemd-analyze")
+	for name, c := range map[string]struct {
+		values manifests.Values
+		says   string
+	}{
+		"usual":      {usual(), " keys rotate --if-older-than 2160h --config /etc/hsm-kms/config.yaml\n"},
+		"odd":        {odd(), " keys rotate --if-older-than 2160h --activate-in 24h --config "}, // several tokens
+		"credential": {changed(func(v *manifests.Values) { v.Tokens[0].PINFile = "hsm-pin" }), "\nLoadCredential=hsm-pin:/etc/hsm-kms/hsm-pin\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c.values.Program = "/bin/sh" // verify wants a program that is there
+			files := render(t, "rotate-timer", c.values)
+			paths := write(t, files)
+			said := runTool(t, analyze, "verify", "--man=no", "--recursive-errors=no", paths["hsm-kms-rotate.service"], paths["hsm-kms-rotate.timer"])
+			if strings.Contains(said, "hsm-kms") {
+				t.Errorf("systemd-analyze verify: %s", said)
+			}
+			runTool(t, analyze, "security", "--offline=yes", "--threshold=20", paths["hsm-kms-rotate.service"])
+			if text := string(files[0].Content); !strings.Contains(text, c.says) {
+				t.Errorf("%q is not in:\n%s", c.says, text)
+			}
+		})
+	}
+}
+
 // kubeadmConfig is the part of kubeadm's ClusterConfiguration v1beta4 that is in use.
 type kubeadmConfig struct {
 	APIVersion string `json:"apiVersion"`

@@ -45,6 +45,10 @@ func all() []manifest {
 			{"hsm-kms.socket", "/etc/systemd/system/hsm-kms.socket"},
 			{"hsm-kms.sysusers", "/etc/sysusers.d/hsm-kms.conf"},
 		}, (*Values).checkUnit},
+		{"rotate-timer", "a systemd timer that rotates the master key when it is 90 days old", []target{
+			{"hsm-kms-rotate.service", "/etc/systemd/system/hsm-kms-rotate.service"},
+			{"hsm-kms-rotate.timer", "/etc/systemd/system/hsm-kms-rotate.timer"},
+		}, (*Values).checkUnit},
 		{"kubeadm", "what makes kubeadm's kube-apiserver use the plugin", []target{
 			{"kubeadm-config.yaml", "kubeadm-config.yaml"},
 			{"kube-apiserver-patch.yaml", "kube-apiserver0+json.yaml"},

@@ -63,7 +63,7 @@ func (c *command) manifest(name string) *cobra.Command {
 		set.StringVar(&flags.EncryptionConfig, "path", "/etc/kubernetes/enc/encryption.yaml", "where kube-apiserver finds its EncryptionConfiguration")
 	case "static-pod":
 		set.StringVar(&flags.Image, "image", "hsm-kms:"+version, "image of the program")
-	case "systemd":
+	case "systemd", "rotate-timer":
 		set.StringVar(&flags.Program, "program", "/usr/local/bin/hsm-kms", "where hsm-kms is installed")
 	}
 	switch name {
@@ -81,7 +81,7 @@ func (c *command) manifest(name string) *cobra.Command {
 	case "kind":
 		flags.Program = "/usr/local/bin/hsm-kms"
 	}
-	if slices.Contains([]string{"systemd", "kubeadm", "kind"}, name) {
+	if slices.Contains([]string{"systemd", "rotate-timer", "kubeadm", "kind"}, name) {
 		set.StringVar(&flags.file, "file", "", "print only the file of this name")
 	}
 	return cmd

@@ -185,7 +185,7 @@ func TestRotationKeysRetire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	far, err := a.plugin.RotateKey(t.Context(), time.Hour)
+	far, err := a.plugin.RotateKey(t.Context(), time.Hour, "--another")
 	if err != nil {
 		t.Fatal(err)
 	}

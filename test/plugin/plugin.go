@@ -132,9 +132,9 @@ func (p *Plugin) CreateKey(ctx context.Context) (Key, error) {
 }
 
 // RotateKey makes the next version, current after activateIn.
-func (p *Plugin) RotateKey(ctx context.Context, activateIn time.Duration) (Key, error) {
+func (p *Plugin) RotateKey(ctx context.Context, activateIn time.Duration, flags ...string) (Key, error) {
 	var key Key
-	return key, p.runJSON(ctx, &key, "keys", "rotate", "--activate-in", activateIn.String())
+	return key, p.runJSON(ctx, &key, append([]string{"keys", "rotate", "--activate-in", activateIn.String()}, flags...)...)
 }
 
 // Keys lists the ring.

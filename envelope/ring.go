@@ -190,6 +190,7 @@ type View struct {
 	Problem  error     // why there is no current key, or what is wrong although there is one
 	Twins    error     // names versions that share a CKA_ID, current or not; nil: none do
 	LastRead time.Time // zero: never
+	Tokens   []string  // the names of all configured tokens
 }
 
 // View tells which versions there are, and which is current now. It asks no HSM. A key that it calls
@@ -220,7 +221,7 @@ func (r *Ring) View() View {
 	return View{
 		Versions: append(versions, r.refused...),
 		Current:  c.current, Deferred: c.deferred, Problem: c.problem,
-		Twins: twinsIn(versions), LastRead: r.lastRead,
+		Twins: twinsIn(versions), LastRead: r.lastRead, Tokens: r.cfg.Tokens,
 	}
 }
 

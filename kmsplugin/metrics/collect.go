@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -63,7 +64,7 @@ func (m *Metrics) ObserveRing(view func() envelope.View) {
 		problem    = c.describe("ring_problem", "1: there is no current key, or something is wrong although there is one.")
 		lastRead   = c.describe("ring_last_refresh_timestamp_seconds", "When the ring was last read from a token; 0: never.")
 		current    = c.describe("current_key_info", "Always 1; the label names the current key. Absent: there is none.", "key_id")
-		missing    = c.describe("current_key_missing", "1: the token lacks the current key, or cannot use it, as it was last seen.", "token")
+		missing    = c.describe("current_key_missing", "1: the token lacks the current key, or cannot use it, as it was last seen. Absent: there is no current key.", "token")
 		since      = c.describe("current_key_activation_timestamp_seconds", "Activation time of the current key; absent when it has none (a key made elsewhere).")
 		sealed     = c.describe("seals_total", "Encrypt requests served since the process began, by key of the ring.", "key_id")
 	)
@@ -81,9 +82,6 @@ func (m *Metrics) ObserveRing(view func() envelope.View) {
 		if v.Deferred != nil && !v.Deferred.HeldUntil().IsZero() {
 			sendGauge(ch, until, unixSeconds(v.Deferred.HeldUntil()))
 		}
-		for _, token := range v.Missing() {
-			sendGauge(ch, missing, 1, token)
-		}
 		sendBool(ch, problem, v.Problem != nil)
 		read := 0.0
 		if !v.LastRead.IsZero() {
@@ -91,6 +89,14 @@ func (m *Metrics) ObserveRing(view func() envelope.View) {
 		}
 		sendGauge(ch, lastRead, read)
 		if v.Current != nil {
+			lacking := v.Missing()
+			for _, token := range v.Tokens {
+				number := 0.0
+				if slices.Contains(lacking, token) {
+					number = 1
+				}
+				sendGauge(ch, missing, number, token)
+			}
 			sendGauge(ch, current, 1, v.Current.ID.String())
 			if !v.Current.Activation.IsZero() {
 				sendGauge(ch, since, unixSeconds(v.Current.Activation))

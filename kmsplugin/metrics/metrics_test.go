@@ -54,8 +54,8 @@ func full() (*Metrics, *token) {
 			version(1, envelope.Retained, true), version(2, envelope.Current, true),
 			version(3, envelope.Pending, true), version(4, envelope.Pending, false), version(5, envelope.Refused, false),
 		},
-		LastRead: time.Unix(5000, 500e6),
-		Problem:  envelope.ErrAmbiguous,
+		LastRead: time.Unix(5000, 500e6), Tokens: []string{"hsm-a", "hsm-b", "hsm-c"},
+		Problem: envelope.ErrAmbiguous,
 	}
 	view.Current, view.Deferred = &view.Versions[1], &view.Versions[3]
 	view.Current.Waits = []envelope.Wait{{Token: "hsm-b", Lacks: true}, {Token: "hsm-c"}}
@@ -118,7 +118,7 @@ func TestValues(t *testing.T) {
 	m, a := full()
 	want(t, m, map[string]float64{
 		"ring_versions{retained}": 1, "ring_versions{current}": 1, "ring_versions{pending}": 2, "ring_versions{refused}": 1,
-		"ring_pending_ready{}": 1, "ring_next_activation_timestamp_seconds{}": 3000, "ring_deferred{}": 1, "ring_deferred_until_timestamp_seconds{}": 90400, "current_key_missing{hsm-b}": 1, "ring_problem{}": 1,
+		"ring_pending_ready{}": 1, "ring_next_activation_timestamp_seconds{}": 3000, "ring_deferred{}": 1, "ring_deferred_until_timestamp_seconds{}": 90400, "current_key_missing{hsm-b}": 1, "current_key_missing{hsm-c}": 0, "ring_problem{}": 1,
 		"ring_last_refresh_timestamp_seconds{}": 5000.5, "current_key_activation_timestamp_seconds{}": 2000,
 		"current_key_info{" + id(2).String() + "}": 1, "seals_total{" + id(2).String() + "}": 0,
 		"token_up{hsm-a}": 1, "token_up{hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,

@@ -180,8 +180,11 @@ func (r *reader) count(ctx context.Context, s *span) error {
 	if r.way == evidence.Pinned && r.pinned == 0 {
 		r.pinned = resp.Header.GetRevision()
 	}
-	if s.count = resp.Count; s.count < 0 {
+	switch s.count = resp.Count; {
+	case s.count < 0:
 		return r.etcd.broken("it counts %d keys", s.count)
+	case s.count > maxObjects:
+		return errTooMany()
 	}
 	if s.ours {
 		r.total += s.count
@@ -195,7 +198,7 @@ func (e *Etcd) permitted(ctx context.Context) []keyRange {
 	if e.user == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.patience)
 	defer cancel()
 	user, err := e.client.UserGet(ctx, e.user)
 	if err != nil || len(user.Roles) > maxSpans {

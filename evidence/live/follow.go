@@ -21,8 +21,6 @@ const (
 	maxHeld = 64 << 20
 	// heldCost is what a held object takes beside its key and value.
 	heldCost = 200
-	// catchUp bounds the wait for events: those of the last page at its end, and the answer at the beginning.
-	catchUp = 30 * time.Second
 	// askAgain is the pause between requests for progress.
 	askAgain = 100 * time.Millisecond
 )
@@ -69,10 +67,10 @@ func follow(ctx context.Context, e *Etcd, ranges []keyRange, all bool) (*followe
 		etcd: e, cancel: cancel, all: all, ended: make(chan struct{}), moved: make(chan struct{}, 1),
 		watchers: map[int64]*watcher{}, changes: map[string]change{},
 	}
-	late := time.AfterFunc(catchUp, cancel)
+	late := time.AfterFunc(e.patience, cancel)
 	err := f.begin(ctx, ranges)
-	if !late.Stop() && err != nil {
-		err = f.lost("etcd did not begin to tell what is written within %s", catchUp)
+	if !late.Stop() && ctx.Err() != nil {
+		err = f.lost("etcd did not begin to tell what is written within %s", e.patience)
 	}
 	if err != nil {
 		cancel()
@@ -263,7 +261,7 @@ func (f *follower) settle(ctx context.Context, revision int64) (map[string]chang
 	f.until = max(revision, f.highest)
 	until := f.until
 	f.mu.Unlock()
-	late := time.NewTimer(catchUp)
+	late := time.NewTimer(f.etcd.patience)
 	defer late.Stop()
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
@@ -307,7 +305,7 @@ func (f *follower) silent(until int64) error {
 	if !f.all && !f.prompts {
 		return errors.New("this client may not watch all keys, and this release of etcd does not say what it has told: use one from 3.5.13 on, or a client that may read all keys")
 	}
-	return fmt.Errorf("etcd did not tell within %s what was written up to revision %d", catchUp, until)
+	return fmt.Errorf("etcd did not tell within %s what was written up to revision %d", f.etcd.patience, until)
 }
 
 // stop ends it; nothing is received afterwards. It can be called again.

@@ -58,8 +58,9 @@ import (
 
 const (
 	dialTimeout = 5 * time.Second
-	// callTimeout bounds one request: a page takes well below a second from an etcd that is well.
-	callTimeout = 30 * time.Second
+	// patience bounds the wait for one answer, and for what a watch has to tell: a page takes well below a second from an
+	// etcd that is well.
+	patience = 30 * time.Second
 	// maxAnswer bounds one answer of etcd in bytes; a page that is larger is asked for in smaller pieces. etcd advises
 	// against objects of more than 10 MiB, and takes 1.5 MiB unless told otherwise.
 	maxAnswer = 16 << 20
@@ -80,6 +81,7 @@ type Etcd struct {
 	name     string
 	user     string // of etcd, by the client certificate; empty: none
 	progress evidence.Progress
+	patience time.Duration
 }
 
 var _ evidence.Source = (*Etcd)(nil)
@@ -92,7 +94,7 @@ func Open(cfg Config) (*Etcd, error) {
 			grpc.WithChainUnaryInterceptor(soon()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 		},
 	}
-	e := &Etcd{cfg: cfg, name: strings.Join(cfg.Endpoints, ","), progress: cfg.Progress}
+	e := &Etcd{cfg: cfg, name: strings.Join(cfg.Endpoints, ","), progress: cfg.Progress, patience: patience}
 	if cfg.CAFile != "" || cfg.CertFile != "" || slices.ContainsFunc(cfg.Endpoints, isTLS) {
 		info := transport.TLSInfo{TrustedCAFile: cfg.CAFile, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile}
 		config, err := info.ClientConfig()
@@ -167,7 +169,7 @@ func (e *Etcd) Find(ctx context.Context, key string) (evidence.Object, error) {
 
 // get asks etcd once.
 func (e *Etcd) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	callCtx, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("etcd did not answer within %s", callTimeout))
+	callCtx, cancel := context.WithTimeoutCause(ctx, e.patience, fmt.Errorf("etcd did not answer within %s", e.patience))
 	defer cancel()
 	resp, err := e.client.Get(callCtx, key, opts...)
 	if err == nil && resp.Header == nil {

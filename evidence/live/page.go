@@ -36,10 +36,14 @@ func (r *reader) page(ctx context.Context, at keyRange) (page []*mvccpb.KeyValue
 		return nil, "", err
 	}
 	if r.objects += int64(len(resp.Kvs)); r.objects > maxObjects {
-		return nil, "", fmt.Errorf("etcd has more than %d objects: this is not the store of a Kubernetes cluster", maxObjects)
+		return nil, "", errTooMany()
 	}
 	r.adapt(resp.Kvs)
 	return resp.Kvs, after, nil
+}
+
+func errTooMany() error {
+	return fmt.Errorf("etcd has more than %d objects: this is not the store of a Kubernetes cluster, or somebody fills it", maxObjects)
 }
 
 // checkPage: a page goes on where the last one ended, has no more than was asked for and no less than there is.

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// maxObjects bounds a reading. etcd is made for 8 GiB, and no object of Kubernetes has less than a few hundred bytes.
-	maxObjects = 20_000_000
+	// maxObjects bounds a reading. etcd is made for 8 GiB, and an object of Kubernetes has about 1 kB.
+	maxObjects = 10_000_000
 	// maxWait bounds the time in which a reading waits for etcd, in all: a million objects take half a minute.
 	maxWait = 30 * time.Minute
 )

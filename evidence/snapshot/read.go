@@ -87,6 +87,9 @@ func (r *reader) item(key, value []byte) error {
 		return err
 	}
 	r.revision = max(r.revision, o.Revision)
+	if isMark(value) {
+		return nil
+	}
 	path, ours := evidence.PathOf(r.file.opts.Prefixes, o.Key)
 	if !ours {
 		if stored.IsEncrypted(o.Value) {
@@ -107,6 +110,10 @@ func (r *reader) item(key, value []byte) error {
 	return r.add(o)
 }
 
+// isMark reports whether a value is what etcdutl snapshot restore --bump-revision writes: nothing at all, at the revision
+// that etcd is to go on from. It is no object, and stays in the database and in all its backups.
+func isMark(value []byte) bool { return len(value) == 0 }
+
 // decode reads one item of the bucket. What it returns is a copy. A value and its number that contradict each other are
 // damage: etcd would not take them either.
 func decode(key, value []byte) (o evidence.Object, deleted bool, err error) {
@@ -117,6 +124,9 @@ func decode(key, value []byte) (o evidence.Object, deleted bool, err error) {
 	var kv mvccpb.KeyValue
 	if err := proto.Unmarshal(value, &kv); err != nil {
 		return evidence.Object{}, false, fmt.Errorf("%w: revision %x: %w", evidence.ErrDamaged, key, err)
+	}
+	if isMark(value) {
+		kv.ModRevision = int64(binary.BigEndian.Uint64(key)) //nolint:gosec // a negative one is refused
 	}
 	main := int64(binary.BigEndian.Uint64(key)) //nolint:gosec // a negative one is refused
 	if main < 0 || !deleted && kv.GetModRevision() != main {
@@ -158,7 +168,7 @@ func (f *File) Find(ctx context.Context, key string) (evidence.Object, error) {
 				return ctx.Err()
 			}
 			o, gone, err := decode(revision, value)
-			if err != nil || string(o.Key) != key {
+			if err != nil || string(o.Key) != key || isMark(value) {
 				return err
 			}
 			found, deleted = o, gone

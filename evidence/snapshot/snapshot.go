@@ -7,7 +7,10 @@
 //	key    main revision (8, big-endian) | "_" | sub revision (8), and "t" after it when the key was deleted there
 //	value  mvccpb.KeyValue; of a deletion with the key alone
 //
-// so the newest revision of each key is the first that is met when the bucket is read backwards.
+// etcdutl snapshot restore --bump-revision adds one item whose value is empty. It marks a revision and is no object: see
+// isMark. An object has a key, so its value here is never empty.
+//
+// So the newest revision of each key is the first that is met when the bucket is read backwards.
 package snapshot
 
 import (

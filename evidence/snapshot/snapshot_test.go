@@ -22,7 +22,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// write is one write to etcd; a nil value deletes.
+// write is one write to etcd; a nil value deletes. One without a key is what etcdutl snapshot restore --bump-revision leaves.
 type write struct {
 	key   string
 	value []byte
@@ -45,6 +45,9 @@ func database(t testing.TB, writes []write) []byte {
 				key, kv.ModRevision = append(key, 't'), 0
 			}
 			data, marshalErr := proto.Marshal(kv)
+			if w.key == "" {
+				data = nil
+			}
 			err = errors.Join(err, marshalErr, bucket.Put(key, data))
 		}
 		return err
@@ -131,6 +134,33 @@ func TestRead(t *testing.T) {
 		if reading.Revision != 11 || (reading.SHA256 != "") != hashed || len(reading.Notes) == 0 {
 			t.Errorf("reading = %+v", reading)
 		}
+	}
+}
+
+// A revision that was bumped by a restore is a mark, and no object: the reading goes up to it.
+func TestBumpMark(t *testing.T) {
+	t.Parallel()
+	for _, mark := range []write{{}, {value: []byte("of a revision that deleted")}} {
+		writes := append(sample(), mark)
+		got, reading, err := read(t, database(t, writes))
+		if err != nil || len(got) != 5 || reading.Revision != 12 || reading.Elsewhere != 0 {
+			t.Errorf("read %v, %+v, %v", got, reading, err)
+		}
+		got, reading, err = read(t, withHash(database(t, append(writes, write{"/registry/secrets/a/five", []byte("5")}))))
+		if err != nil || len(got) != 6 || reading.Revision != 13 {
+			t.Errorf("written to since: read %v, %+v, %v", got, reading, err)
+		}
+	}
+	f, err := open(t.Context(), save(t, database(t, append(sample(), write{}))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if o, err := f.Find(t.Context(), "/registry/secrets/a/one"); err != nil || o.Revision != 4 {
+		t.Errorf("Find = %+v, %v", o, err)
+	}
+	if _, err := f.Find(t.Context(), ""); !errors.Is(err, evidence.ErrNotFound) {
+		t.Errorf("the mark was found: %v", err)
 	}
 }
 
@@ -256,6 +286,7 @@ func TestCancelled(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add(database(f, sample())[:8*1024], uint32(5*1024), byte(1))
 	f.Add(database(f, nil)[:5*1024], uint32(1024), byte(0xff))
+	f.Add(database(f, append(sample(), write{}, write{value: []byte("t")}))[:8*1024], uint32(4*1024+300), byte(1))
 	f.Fuzz(func(t *testing.T, db []byte, at uint32, flip byte) {
 		db = bytes.Clone(db[:len(db)/512*512])
 		if int(at) < len(db) {

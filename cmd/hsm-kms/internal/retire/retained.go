@@ -28,7 +28,11 @@ func (j *judgement) retained() {
 			"see why with: hsm-kms status and hsm-kms doctor; fix the token, or copy the key to it"))
 	}
 	for _, token := range j.Tokens {
-		if !slices.Contains(view.Current.Tokens, token.Name) {
+		switch {
+		case slices.Contains(view.Current.Tokens, token.Name) && slices.Contains(view.Missing(), token.Name):
+			j.refuse(hint.Wrap(fmt.Errorf("the current key %s is on the token %s and cannot be used there: a node that has only that one goes on writing under an older key", view.Current.ID, token.Name),
+				"see why with: hsm-kms doctor; repair the copy, wait until every node names the key, then make another report"))
+		case !slices.Contains(view.Current.Tokens, token.Name):
 			j.refuse(hint.Wrap(fmt.Errorf("the current key %s is not on the token %s: a node that has only that one goes on writing under an older key", view.Current.ID, token.Name),
 				"copy the key to it with the vendor's tool, wait until every node names it, then make another report"))
 		}

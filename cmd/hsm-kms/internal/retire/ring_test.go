@@ -1,6 +1,7 @@
 package retire
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -118,6 +119,38 @@ func TestUnserved(t *testing.T) {
 		})
 		if got := len(p.Refusals); (got == 1) != test.refused {
 			t.Errorf("%s: %d refusals: %+v", name, got, p.Refusals)
+		}
+	}
+}
+
+// The current key must work on every token: a node that has only the one on which it does not goes on under an older key.
+func TestCurrentKeyOnEveryToken(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	version := func(n byte, age time.Duration, state envelope.State, tokens ...string) envelope.Version {
+		return envelope.Version{
+			Key:   envelope.Key{ID: envelope.KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{n}}, Activation: now.Add(-age)},
+			State: state, Tokens: tokens,
+		}
+	}
+	for says, current := range map[string]envelope.Version{
+		"is not on the token b":                       version(2, time.Hour, envelope.Current, "a"),
+		"is on the token b and cannot be used there:": version(2, time.Hour, envelope.Current, "a", "b"),
+	} {
+		current.Waits = []envelope.Wait{{Token: "b", Lacks: true}}
+		old := version(1, 2*time.Hour, envelope.Retained, "a", "b")
+		p := Judge(Request{KeyID: old.ID}, Facts{
+			Now: now, Tokens: []Token{{Name: "a"}, {Name: "b"}},
+			View: envelope.View{Versions: []envelope.Version{old, current}, Current: &current},
+		})
+		n := 0
+		for _, refusal := range p.Refusals {
+			if strings.Contains(refusal.Reason, says) && refusal.Hint != "" {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d refusals say that it %s: %+v", n, says, p.Refusals)
 		}
 	}
 }

@@ -112,7 +112,7 @@ func TestLaggingCopy(t *testing.T) {
 	exercised(t, r)
 	expect(t, r, old, next, nil)
 
-	b.connect(0) // out of reach it does not hold the next key back
+	b.connect(0) // out of reach it does not hold the next key back, where there is no grace
 	expect(t, r, next, softKey{}, nil)
 	b.connect(2) // and once current, the key stays
 	expect(t, r, next, softKey{}, nil)

@@ -27,6 +27,8 @@ type Report struct {
 	// Restricted are the resources that the report was restricted to; empty: it tells of all. Whoever takes a report for
 	// evidence that something is nowhere must look here.
 	Restricted []string `json:"restricted"`
+	// Accepted are the ranges in Unreadable of which somebody answered that nothing in them matters.
+	Accepted []string `json:"accepted,omitempty"`
 	// UndecodableObjects names the first MaxNamed of them.
 	UndecodableObjects []Problem `json:"undecodableObjects"`
 	Findings           []Finding `json:"findings"` // empty: there are none, and all requirements are met

@@ -71,6 +71,21 @@ func (r *Report) RequireKey(required Required, allowEmpty bool) []Finding {
 	return found
 }
 
+// RequireRead demands that all of each etcd was read, save the accepted ranges, which are recorded. What lies in another
+// range may be anything.
+func (r *Report) RequireRead(accepted []string) {
+	for _, source := range r.Sources {
+		for _, hidden := range source.Unreadable {
+			switch {
+			case !slices.Contains(accepted, hidden):
+				r.Add([]Finding{{Problem: "the keys " + hidden + " could not be read, and what lies there may be plain text or under any key"}})
+			case !slices.Contains(r.Accepted, hidden):
+				r.Accepted = append(r.Accepted, hidden)
+			}
+		}
+	}
+}
+
 // Add adds findings, each once.
 func (r *Report) Add(findings []Finding) {
 	for _, f := range findings {

@@ -23,6 +23,7 @@ type reportFlags struct {
 	requireKey       string
 	resources        []string
 	encryptionConfig string
+	accepted         []string // ranges
 	allowEmpty       bool
 }
 
@@ -49,6 +50,7 @@ that was named and has no object, an encrypted object of no known resource. Exit
 	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, or \"current\"")
 	flags.StringSliceVar(&f.resources, "resources", nil, "which resources --require-key is about (default secrets); without it, what to report on (default all)")
 	flags.BoolVar(&f.allowEmpty, "allow-empty", false, "a resource or --prefix without any object is no finding")
+	flags.StringArrayVar(&f.accepted, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, matters to the requirement; recorded; may be given again")
 	flags.StringVar(&f.encryptionConfig, "encryption-config", "", "exit 1 unless everything is as this EncryptionConfiguration `file` would write it")
 	return cmd
 }
@@ -86,6 +88,9 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 	}
 	if expected != nil {
 		expected.Compare(report, nil)
+	}
+	if f.requireKey != "" || expected != nil {
+		report.RequireRead(f.accepted)
 	}
 	if err := c.printReport(report); err != nil {
 		return err

@@ -120,7 +120,7 @@ func (n *retireNowJSON) check(apart string) string {
 	return fmt.Sprintf("etcd now%s: %s, %s", apart, counted(int(n.Objects), "object"), retire.Revisions(n.Sources))
 }
 
-// printChecks tells people what was looked at, before anything is asked or destroyed.
+// printChecks prints what was looked at, for people, before anything is asked or destroyed.
 func (r *retirement) printChecks(p *retire.Plan) error {
 	for _, warning := range p.Warnings {
 		fmt.Fprintln(r.errOut, "hsm-kms: warning:", evidence.Printable(warning))

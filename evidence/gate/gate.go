@@ -125,7 +125,7 @@ func (v *verdict) against(hint, format string, args ...any) {
 	v.refusals = append(v.refusals, Refusal{fmt.Sprintf(format, args...), hint})
 }
 
-// whole: the report tells of every resource.
+// whole: the report is about every resource.
 func (v *verdict) whole(name string, r *evidence.Report) {
 	if len(r.Restricted) > 0 {
 		v.against("make it without --resources: hsm-kms etcd report -o json", "%s is restricted to %s: it says nothing of other resources",

@@ -15,7 +15,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
-// Request is what the operator wants.
+// Request is what the operator asked for.
 type Request struct {
 	KeyID        envelope.KeyID
 	EvidenceFile string // empty: none

@@ -80,7 +80,7 @@ func (c Content) Hash() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// IsHash tells whether text can be a Hash.
+// IsHash reports whether text can be a Hash.
 func IsHash(text string) bool {
 	b, err := hex.DecodeString(text)
 	return err == nil && len(b) == sha256.Size

@@ -39,14 +39,15 @@ type fakeEtcd struct {
 	pb.UnimplementedMaintenanceServer
 	url string
 
-	mu      sync.Mutex
-	cluster uint64
-	history []*mvccpb.KeyValue // in order of revision; a nil value: deleted
-	written int64              // revisions, those that compaction took away included
-	term    uint64
-	back    int64  // how many revisions it says less than it has
-	log     int64  // how many entries its raft log has more than it has revisions
-	role    string // the client may read what begins with this alone; empty: all
+	mu           sync.Mutex
+	cluster      uint64
+	history      []*mvccpb.KeyValue // in order of revision; a nil value: deleted
+	written      int64              // revisions, those that compaction took away included
+	term         uint64
+	back         int64  // how many revisions it says less than it has
+	log          int64  // how many entries its raft log has more than it has revisions
+	afterReading func() // once, at the end of the next reading
+	role         string // the client may read what begins with this alone; empty: all
 }
 
 // newFakeEtcd serves one until stop.
@@ -170,6 +171,10 @@ func (f *fakeEtcd) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResp
 // Status implements what a member says of itself. A cluster id of 0 is that of a store which is no etcd, and says nothing.
 func (f *fakeEtcd) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
 	f.mu.Lock()
+	if then := f.afterReading; then != nil {
+		f.afterReading = nil
+		defer then() // the lock is free again
+	}
 	defer f.mu.Unlock()
 	if f.cluster == 0 {
 		return &pb.StatusResponse{Header: &pb.ResponseHeader{}}, nil

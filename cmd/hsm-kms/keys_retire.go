@@ -177,9 +177,6 @@ func (r *retirement) judge(ctx context.Context) (*retire.Plan, retire.Facts, err
 // judgeAgain is under the lock: while somebody was asked the key may have become current, and etcd another. It must be
 // the plan that was shown.
 func (r *retirement) judgeAgain(ctx context.Context, shown *retire.Plan) (*retire.Plan, retire.Facts, error) {
-	if err := r.in.ring.Refresh(ctx); err != nil {
-		return nil, retire.Facts{}, err
-	}
 	plan, facts, err := r.judge(ctx)
 	if err != nil {
 		return nil, facts, err

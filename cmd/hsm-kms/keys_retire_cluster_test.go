@@ -1,8 +1,14 @@
 package main
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/hsm"
@@ -142,4 +148,43 @@ func TestReportAndDoctorCompareTheCluster(t *testing.T) {
 	if out, errOut, code := r.hsmkms("etcd", "report", "--require-key", "current", "--endpoints", r.etcd.url); code != 0 {
 		t.Errorf("its own cluster: exit %d: %s%s", code, out, errOut)
 	}
+}
+
+// With --yes nobody is asked, and all the same the key is judged again under the lock, by what etcd holds then.
+func TestRetireJudgesAgainWithYes(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		meanwhile func(*retireRig) error
+		want      string
+	}{
+		"something was written": {func(r *retireRig) error { return r.etcd.put("secrets/shop/late", r.old) }, "etcd now: 1 object under "},
+		"a token went away": {func(r *retireRig) error {
+			r.tokens[1].faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()
+			return nil
+		}, "every configured token can be reached: token hsm-b: "},
+		"a key was added": {func(r *retireRig) error {
+			return r.elsewhere("keys", "rotate", "--activate-in", "1h")
+		}, "the plan changed while it was about to be carried out: the keys of the ring changed: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRetireRig(t)
+			r.etcd.mu.Lock()
+			r.etcd.afterReading = func() { r.must(test.meanwhile(r)) }
+			r.etcd.mu.Unlock()
+			r.checkRefusal(test.want)
+		})
+	}
+}
+
+// elsewhere runs a command in a process of its own.
+func (r *retireRig) elsewhere(args ...string) error {
+	cmd := exec.CommandContext(r.t.Context(), os.Args[0], append(args, "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
+	cmd.Args[0] = "hsm-kms"
+	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }

@@ -28,9 +28,12 @@ type retireFiles struct {
 // gather finds out what is to be known of the key. What a refusal can be made of is in the facts; an error means that it
 // could not be found out.
 func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
-	f := retire.Facts{Problems: slices.DeleteFunc(slices.Clone(r.in.problems), func(err error) bool { return err == nil }), Proven: r.in.proven}
+	f := retire.Facts{Problems: r.tokenProblems(ctx), Proven: r.in.proven}
 	if len(f.Problems) > 0 {
 		return f, nil
+	}
+	if err := r.in.ring.Refresh(ctx); err != nil {
+		return f, err
 	}
 	if err := r.in.ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
 		return f, fmt.Errorf("finding out which key is current: %w", err)
@@ -57,6 +60,20 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 	}
 	f.Plugin = r.askPlugin(ctx)
 	return f, ctx.Err()
+}
+
+// tokenProblems reads every token: the ring is content with those that can be read, and keeps what it knows of the others.
+func (r *retirement) tokenProblems(ctx context.Context) []error {
+	problems := slices.DeleteFunc(slices.Clone(r.in.problems), func(err error) bool { return err == nil })
+	if len(problems) > 0 {
+		return problems
+	}
+	for _, token := range r.in.set.Members() {
+		if _, err := token.Keys(ctx); err != nil {
+			problems = append(problems, fmt.Errorf("token %s: %w", token.Name(), err))
+		}
+	}
+	return problems
 }
 
 // gatherEvidence reads what was named, and etcd.

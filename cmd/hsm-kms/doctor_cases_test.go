@@ -163,7 +163,7 @@ func ringsBroken() []broken {
 				r.addToken("hsm-b", copied)
 				r.generateAt(r.tokens[0], time.Now().Add(time.Hour))
 			}},
-		{name: "another key under the same CKA_ID", check: "same-keys", hint: "find out which is the cluster's",
+		{name: "another key under the same CKA_ID", check: "same-keys", hint: "keep every key; find out which key_ids are in use",
 			spoil: func(r *rig) { r.generate(r.another(), r.first) }},
 	}
 }

@@ -70,7 +70,7 @@ func (r *retirement) tokenProblems(ctx context.Context) []error {
 	}
 	for _, token := range r.in.set.Members() {
 		if _, err := token.Keys(ctx); err != nil {
-			problems = append(problems, fmt.Errorf("token %s: %w", token.Name(), err))
+			problems = append(problems, err)
 		}
 	}
 	return problems

@@ -15,8 +15,8 @@ import (
 
 // An instruction to make a key go away: the verb in its base form together with a key, or the tool with which that is done.
 var (
-	makesGo  = regexp.MustCompile(`(?i)(\b(delete|remove|destroy|erase|wipe|purge|relabel)\b|--delete-object)`)
-	aboutKey = regexp.MustCompile(`(?i)(\bkeys?\b|vendor's tool|pkcs11-tool|\bobject with\b|\bthe one that\b|\btwin\b)`)
+	makesGo  = regexp.MustCompile(`(?i)(\b(delete|remove|destroy|erase|wipe|purge|relabel|replace|overwrite)\b|--delete-object)`)
+	aboutKey = regexp.MustCompile(`(?i)(\bkeys?\b|vendor's tool|pkcs11-tool|\bobject with\b|\bthe one that\b|\btwin\b|\bthe other\b)`)
 	byVendor = regexp.MustCompile(`(?i)\b(deleted|removed|destroyed|erased|wiped|relabell?ed)\b[^.;]*\bvendor's tool`)
 	forbids  = regexp.MustCompile(`(?i)\b(do not|never|may not|cannot|nobody may|not to)\b[^.;:]*$`)
 )
@@ -108,6 +108,7 @@ func TestSayToRemoveKeys(t *testing.T) {
 		"see why with: hsm-kms keys list; mend that, or delete the object with the vendor's tool when you know that it is not needed",
 		"see that profile is that of the ring; a key that does not belong to it is relabelled or removed with the vendor's tool",
 		"run pkcs11-tool --delete-object --type secrkey",
+		"find out which is the cluster's (hsm-kms etcd report shows what etcd needs) and replace the other by a copy of it",
 		"Destroy the key.",
 	} {
 		if !sayToRemoveKeys(text) {

@@ -69,7 +69,7 @@ func (d *doctor) sameKeys(read []string, served []envelope.Version) (clash bool)
 		if other := slices.IndexFunc(served[:i], func(u envelope.Version) bool { return u.ID.Version == v.ID.Version }); other >= 0 {
 			clash = true
 			d.fail(check, "", fmt.Sprintf("one CKA_ID and two different keys: %s on %s, %s on %s", served[other].ID, strings.Join(served[other].Tokens, ","),
-				v.ID, strings.Join(v.Tokens, ",")), "find out which is the cluster's (hsm-kms etcd report shows what etcd needs) and replace the other by a copy of it")
+				v.ID, strings.Join(v.Tokens, ",")), envelope.ConflictHint)
 		}
 	}
 	if clash {

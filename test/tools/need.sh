@@ -8,6 +8,7 @@
 #   test/tools/need.sh shellcheck   and these too (shellcheck, opensc)
 #   test/tools/need.sh tokens       and the other tokens of test/tokens: Debian with root only, elsewhere their tests are
 #                                   skipped and say so
+#   test/tools/need.sh cluster      and what makes nodes (mmdebstrap, nsenter, ip)
 #   test/tools/need.sh checkers     and what judges the manifests (systemd-analyze, promtool), likewise
 set -euo pipefail
 
@@ -41,6 +42,7 @@ present() {
 	cc) has gcc || has cc || has clang ;;
 	opensc) has pkcs11-tool ;;
 	shellcheck) has shellcheck ;;
+	cluster) has mmdebstrap && has nsenter && has ip ;;
 	checkers) has systemd-analyze && has promtool ;;
 	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext ;;
 	*) echo "need.sh: I know nothing of '$1'" >&2 && exit 2 ;;
@@ -56,6 +58,7 @@ package() {
 	apt:cc) echo gcc libc6-dev ;;
 	apk:cc) echo gcc musl-dev ;;
 	dnf:cc | brew:cc) echo gcc ;;
+	apt:cluster) echo mmdebstrap util-linux iproute2 ;;
 	apt:checkers) echo systemd prometheus ;;
 	apt:tokens)
 		echo opencryptoki libnss3-tools p11-kit p11-kit-modules libtpm2-pkcs11-1 libtpm2-pkcs11-tools \

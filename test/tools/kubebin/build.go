@@ -16,12 +16,17 @@ import (
 // every is how often the progress of a build is told.
 const every = 5 * time.Second
 
-// builder compiles the tools of the module in source.
+// builder compiles programs of the module in source.
 type builder struct {
-	source  string // folder of the module
-	version string // of Kubernetes, stamped into kube-apiserver
-	log     io.Writer
+	source   string // folder of the module
+	version  string // of Kubernetes, stamped into its programs
+	programs []program
+	effort   string // what a person is told before it begins
+	log      io.Writer
 }
+
+// program is the name of a file, and the package that it is compiled from.
+type program struct{ name, pkg string }
 
 // progress is the clock of one build: one ticker over all its commands, so that many short ones are not silent.
 type progress struct {
@@ -31,25 +36,45 @@ type progress struct {
 
 func (p progress) elapsed() time.Duration { return time.Since(p.started).Round(time.Second) }
 
-// programs are built in this order; name is the file, pkg its package.
-var programs = [...]struct{ name, pkg string }{
-	{"etcd", "go.etcd.io/etcd/server/v3"},
-	{"etcdctl", "go.etcd.io/etcd/etcdctl/v3"},
-	{"etcdutl", "go.etcd.io/etcd/etcdutl/v3"},
-	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
+// serverPrograms are what Find gives, in the order in which they are built.
+func serverPrograms() []program {
+	return []program{
+		{"etcd", "go.etcd.io/etcd/server/v3"},
+		{"etcdctl", "go.etcd.io/etcd/etcdctl/v3"},
+		{"etcdutl", "go.etcd.io/etcd/etcdutl/v3"},
+		{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
+	}
+}
+
+// nodePrograms are what a control-plane node has beside them.
+func nodePrograms() []program {
+	var programs []program
+	for _, name := range []string{"kubelet", "kubeadm", "kube-controller-manager", "kube-scheduler", "kubectl"} {
+		programs = append(programs, program{name, "k8s.io/kubernetes/cmd/" + name})
+	}
+	return programs
+}
+
+// names lists the programs for a person.
+func (b builder) names() string {
+	var names []string
+	for _, p := range b.programs {
+		names = append(names, p.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // build compiles all programs into dir. Its log file goes away with dir; what matters of it is in the error.
 func (b builder) build(ctx context.Context, dir string) error {
 	clock := progress{time.Now(), time.NewTicker(every)}
 	defer clock.tick.Stop()
-	fmt.Fprintf(b.log, "building kube-apiserver and etcd for Kubernetes %s: once, about 13 CPU minutes\n", b.version)
+	fmt.Fprintf(b.log, "building %s for Kubernetes %s: once, %s\n", b.names(), b.version, b.effort)
 	stale, err := b.stale(ctx, clock, filepath.Join(dir, "list.log"))
 	if err != nil {
 		return err
 	}
 	log := filepath.Join(dir, "build.log")
-	for _, p := range programs {
+	for _, p := range b.programs {
 		args := []string{"build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", b.ldflags(), "-o", filepath.Join(dir, p.name), p.pkg}
 		tell := func() string {
 			return fmt.Sprintf("%s: compiled %d of %d packages", p.name, min(packages(log), stale), stale)
@@ -70,7 +95,7 @@ func (b builder) build(ctx context.Context, dir string) error {
 // stale fetches the sources and counts the packages that are not in Go's build cache yet.
 func (b builder) stale(ctx context.Context, clock progress, log string) (int, error) {
 	args := []string{"list", "-trimpath", "-deps", "-f", "{{if .Stale}}stale {{.ImportPath}}{{end}}"}
-	for _, p := range programs {
+	for _, p := range b.programs {
 		args = append(args, p.pkg)
 	}
 	tell := func() string {

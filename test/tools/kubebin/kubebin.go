@@ -1,5 +1,6 @@
 // Package kubebin finds the kube-apiserver and etcd that the tests and the demo run, or builds them from their Go
-// modules (test/tools/kube) into a cache. Only the search and the build may live here; test/kube runs them.
+// modules (test/tools/kube) into a cache, and likewise what a whole control-plane node needs (Node). Only the search and
+// the build may live here; test/kube and test/cluster run them.
 //
 // Search order: $KUBEBUILDER_ASSETS, PATH, the cache. The cache is
 // ${XDG_CACHE_HOME:-$HOME/.cache}/hsm-kms/<kubernetes version>/bin; it appears there by a rename, so that it is
@@ -8,6 +9,8 @@ package kubebin
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -64,36 +68,93 @@ func Find(ctx context.Context, log io.Writer) (Set, error) {
 	return cached(ctx, log)
 }
 
-// cached gives the cache's set, filled first if need be.
+// NodeSet is what runs on a control-plane node, all of one release and built here.
+type NodeSet struct {
+	Server  Set    // kube-apiserver, etcd, etcdctl, etcdutl
+	Node    Set    // kubelet, kubeadm, kubectl, kube-controller-manager, kube-scheduler
+	Version string // of Kubernetes, such as v1.37.2
+}
+
+// Node gives the programs of a control-plane node, building what the cache lacks: 5 CPU minutes more than Find. A user's
+// own kube-apiserver is not used, because all must be of one release.
+func Node(ctx context.Context, log io.Writer) (NodeSet, error) {
+	source, version, err := sources(ctx)
+	if err != nil {
+		return NodeSet{}, err
+	}
+	server, err := cached(ctx, log)
+	if err != nil {
+		return NodeSet{}, err
+	}
+	b := builder{source: source, version: version, programs: nodePrograms(), effort: "about 5 CPU minutes", log: log}
+	key, err := b.key()
+	if err != nil {
+		return NodeSet{}, err
+	}
+	node, err := build(ctx, b, "node-"+key)
+	return NodeSet{Server: server, Node: node, Version: version}, err
+}
+
+// cached gives the cache's kube-apiserver and etcd, built first if need be.
 func cached(ctx context.Context, log io.Writer) (Set, error) {
 	source, version, err := sources(ctx)
 	if err != nil {
 		return Set{}, err
 	}
-	root, err := cacheRoot()
+	b := builder{source: source, version: version, programs: serverPrograms(), effort: "about 13 CPU minutes", log: log}
+	return build(ctx, b, "bin")
+}
+
+// key identifies what is built: the modules with their checksums, the programs and how they are linked.
+func (b builder) key() (string, error) {
+	h := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(b.source, name))
+		if err != nil {
+			return "", fmt.Errorf("reading the module of the tools: %w", err)
+		}
+		fmt.Fprintf(h, "%s %d\n%s\n", name, len(data), data)
+	}
+	fmt.Fprintln(h, b.names(), b.ldflags(), runtime.GOARCH)
+	return hex.EncodeToString(h.Sum(nil))[:12], nil
+}
+
+// build gives the folder of that name in the cache of b's release, filled first if need be.
+func build(ctx context.Context, b builder, name string) (Set, error) {
+	root, err := CacheRoot()
 	if err != nil {
 		return Set{}, err
 	}
-	set := Set{Dir: filepath.Join(root, "hsm-kms", version, "bin"), Source: "built from source, cached"}
-	if complete(set.Dir) == nil {
+	set := Set{Dir: filepath.Join(root, b.version, name), Source: "built from source, cached"}
+	if b.complete(set.Dir) {
 		return set, nil
 	}
 	parent := filepath.Dir(set.Dir)
 	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // programs, nothing secret
 		return Set{}, fmt.Errorf("making the cache folder: %w (set XDG_CACHE_HOME to a folder that can be written)", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(parent, "lock"), log)
+	unlock, err := lock(ctx, filepath.Join(parent, "lock"), b.log)
 	if err != nil {
 		return Set{}, err
 	}
 	defer unlock()
-	if complete(set.Dir) == nil { // somebody else built it while we waited
+	if b.complete(set.Dir) { // somebody else built it while we waited
 		return set, nil
 	}
-	if err := fill(ctx, builder{source: source, version: version, log: log}, set.Dir); err != nil {
+	if err := fill(ctx, b, set.Dir); err != nil {
 		return Set{}, err
 	}
 	return set, nil
+}
+
+// complete reports whether a folder of the cache has all programs.
+func (b builder) complete(dir string) bool {
+	for _, p := range b.programs {
+		if isProgram(dir, p.name) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // fill builds into a temporary folder beside dir and renames it to dir. Under the lock.
@@ -117,7 +178,7 @@ func fill(ctx context.Context, b builder, dir string) error {
 		return fmt.Errorf("opening the build folder to its readers: %w", err)
 	}
 	if err := b.build(ctx, temp); err != nil {
-		return fmt.Errorf("building kube-apiserver and etcd %s: %w", b.version, err)
+		return fmt.Errorf("building %s %s: %w", b.names(), b.version, err)
 	}
 	if err := os.Rename(temp, dir); err != nil {
 		return fmt.Errorf("putting the build in its place: %w", err)
@@ -128,13 +189,20 @@ func fill(ctx context.Context, b builder, dir string) error {
 // complete says what a folder lacks.
 func complete(dir string) error {
 	for _, name := range needed {
-		info, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			return fmt.Errorf("looking for %s: %w", name, err)
+		if err := isProgram(dir, name); err != nil {
+			return err
 		}
-		if info.IsDir() || info.Mode()&0o111 == 0 {
-			return fmt.Errorf("%s in %s is not a program", name, dir)
-		}
+	}
+	return nil
+}
+
+func isProgram(dir, name string) error {
+	info, err := os.Stat(filepath.Join(dir, name))
+	if err != nil {
+		return fmt.Errorf("looking for %s: %w", name, err)
+	}
+	if info.IsDir() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("%s in %s is not a program", name, dir)
 	}
 	return nil
 }
@@ -161,16 +229,17 @@ func check(ctx context.Context, dir string) error {
 	return nil
 }
 
-// cacheRoot is the user's cache folder; the same on all systems, so that the documents can name it.
-func cacheRoot() (string, error) {
+// CacheRoot is the folder below the user's cache folder in which the tests keep what is costly to make; the same on all
+// systems, so that the documents can name it.
+func CacheRoot() (string, error) {
 	if dir := os.Getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
-		return dir, nil
+		return filepath.Join(dir, "hsm-kms"), nil
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
 		return "", fmt.Errorf("finding the cache folder: %w (set XDG_CACHE_HOME)", err)
 	}
-	return filepath.Join(home, ".cache"), nil
+	return filepath.Join(home, ".cache", "hsm-kms"), nil
 }
 
 // sources finds the module test/tools/kube and the Kubernetes version that it asks for.

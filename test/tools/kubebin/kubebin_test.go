@@ -37,6 +37,11 @@ func cacheWith(t *testing.T) (root, bin string) {
 	if err := os.CopyFS(bin, os.DirFS(programsIn(t, version))); err != nil {
 		t.Fatal(err)
 	}
+	for _, p := range serverPrograms() {
+		if err := os.WriteFile(filepath.Join(bin, p.name), nil, 0o755); err != nil { //nolint:gosec // programs
+			t.Fatal(err)
+		}
+	}
 	return root, bin
 }
 
@@ -105,7 +110,7 @@ func TestInterruptedBuildLeavesNothing(t *testing.T) {
 	if err := os.Mkdir(left, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	err = fill(ctx, builder{source: source, version: version, log: cancelOn{cancel}}, filepath.Join(root, "bin"))
+	err = fill(ctx, builder{source: source, version: version, programs: serverPrograms(), log: cancelOn{cancel}}, filepath.Join(root, "bin"))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("err = %v, want canceled", err)
 	}
@@ -133,4 +138,37 @@ func TestLockKeepsOthersOut(t *testing.T) {
 		}
 		again()
 	})
+}
+
+func TestKeyChangesWithModulesAndPrograms(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key := func(b builder) string {
+		t.Helper()
+		k, err := b.key()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	b := builder{source: dir, version: "v1.37.2", programs: nodePrograms()}
+	first := key(b)
+	if again := key(b); again != first {
+		t.Errorf("the key of equal contents changes: %s, %s", first, again)
+	}
+	fewer := b
+	fewer.programs = fewer.programs[1:]
+	if key(fewer) == first {
+		t.Error("fewer programs have the same key")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "go.sum"), []byte("other"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if key(b) == first {
+		t.Error("other checksums have the same key")
+	}
 }

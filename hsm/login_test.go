@@ -217,7 +217,8 @@ func TestLatchIsLocked(t *testing.T) {
 
 var latchedFile = pinfile.Identity{Device: 1, Inode: 2, Size: 3, Ctime: 4}
 
-// systemd makes a credential anew at every start: the refused PIN in it is known by its path.
+// systemd makes a credential again at every start, and for a command beside the service in another folder: the refused PIN
+// in it is known by its name.
 func TestLatchOfACredentialOutlivesRestarts(t *testing.T) {
 	t.Parallel()
 	l := latch.New(t.TempDir())
@@ -232,7 +233,11 @@ func TestLatchOfACredentialOutlivesRestarts(t *testing.T) {
 	if !errors.Is(err, latch.ErrStands) {
 		t.Errorf("after a restart: %v", err)
 	}
-	if err := l.Clear(t.Context(), "token", credential); err != nil {
+	beside := pinfile.Identity{Path: "/run/credentials/run-u42.service/pin", Inode: 3, Ctime: 3, Credential: true}
+	if err := l.Standing("token", beside, true); !errors.Is(err, latch.ErrStands) {
+		t.Errorf("a command beside the service: %v", err)
+	}
+	if err := l.Clear(t.Context(), "token", beside); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Attempt(t.Context(), "token", credential, true, func() (latch.Outcome, error) { return latch.Succeeded, nil }); err != nil {

@@ -148,7 +148,7 @@ func (r *record) forbids(clean bool) error {
 // that succeeds on one with its own PIN file must not lift the latch of the other. The name is a hash because a serial
 // or label may hold any byte.
 func (l *Latch) path(token string, file pinfile.Identity) string {
-	sum := sha256.Sum256([]byte(token + "\x00" + file.Path))
+	sum := sha256.Sum256([]byte(token + "\x00" + file.Name()))
 	return filepath.Join(l.dir, "pin-latch-"+hex.EncodeToString(sum[:8])+".json")
 }
 

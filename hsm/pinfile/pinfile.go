@@ -51,14 +51,23 @@ type Identity struct {
 	Credential bool `json:"credential,omitempty"`
 }
 
-// Is tells whether both are the same state of the same file, by whatever path it was found. A credential is known by its
-// path alone: a restart makes another file of it and says nothing of its content.
+// Is reports whether both are the same state of the same file, by whatever path it was found. A credential is known by its
+// name alone: a restart makes another file of it and says nothing of its content, and a command that is run beside the
+// service, with the same credential, has it in another folder.
 func (i Identity) Is(other Identity) bool {
 	if i.Credential && other.Credential {
-		return i.Path == other.Path
+		return i.Name() == other.Name()
 	}
 	i.Path = other.Path
 	return i == other
+}
+
+// Name is what the file is known by: its path, or the name of the credential.
+func (i Identity) Name() string {
+	if i.Credential {
+		return filepath.Base(i.Path)
+	}
+	return i.Path
 }
 
 // Resolve returns the absolute path that a pinFile of the configuration means: itself when absolute, else the

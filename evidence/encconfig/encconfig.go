@@ -223,6 +223,36 @@ func (c *Config) Writes(resource string) string {
 	return ""
 }
 
+// Lost names what c reads and next does not, such as "secrets: kms:v2:vault". Keys that stand in the file count as lost
+// whatever next has: their secrets are never read here, so that two keys of one name cannot be told apart.
+func (c *Config) Lost(next *Config) []string {
+	var lost []string
+	for _, e := range c.entries {
+		for _, resource := range e.resources {
+			reads := next.providers(resource)
+			for _, n := range next.entries {
+				if slices.Contains(n.resources, resource) { // a pattern is no resource
+					reads = append(reads, n.providers...)
+				}
+			}
+			for _, text := range e.providers {
+				inFile := text != "" && !strings.HasPrefix(text, "kms:")
+				if what := resource + ": " + orIdentity(text); (inFile || !slices.Contains(reads, text)) && !slices.Contains(lost, what) {
+					lost = append(lost, what)
+				}
+			}
+		}
+	}
+	return lost
+}
+
+func orIdentity(text string) string {
+	if text == "" {
+		return "identity"
+	}
+	return "the provider or key " + text
+}
+
 // Compare returns in what the report differs from what this configuration would write, and adds it to the report's
 // findings: plain text that should be encrypted, objects under another provider than the first, and objects that an
 // API server with this configuration could not read. It looks at the resources that are wanted; nil: at all of them.

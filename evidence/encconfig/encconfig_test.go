@@ -134,3 +134,35 @@ func TestMistakes(t *testing.T) {
 		t.Error("a huge file is read")
 	}
 }
+
+// TestLost: what an API server reads with one list and not with the next.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	parse := func(entries string) *encconfig.Config {
+		t.Helper()
+		c, err := encconfig.Parse([]byte("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n" + entries))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	const (
+		ours = `{kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix:///s"}}`
+		v1   = `{kms: {name: hsm-kms, endpoint: "unix:///s"}}`
+		cbc  = `{aescbc: {keys: [{name: k1, secret: YQ==}, {name: k2, secret: Yg==}]}}`
+	)
+	next := parse("- {resources: [secrets], providers: [" + ours + ", " + cbc + ", {identity: {}}]}")
+	for _, c := range []struct{ old, want string }{
+		{"- {resources: [secrets], providers: [{identity: {}}, " + ours + "]}", ""},
+		{"- {resources: [secrets], providers: [" + v1 + "]}", "secrets: the provider or key kms:v1:hsm-kms"},
+		{"- {resources: [secrets, configmaps], providers: [" + ours + "]}", "configmaps: the provider or key kms:v2:hsm-kms"},
+		{"- {resources: ['*.*'], providers: [" + ours + "]}", "*.*: the provider or key kms:v2:hsm-kms"},
+		// The same names, and nobody knows whether the same keys.
+		{"- {resources: [secrets], providers: [" + cbc + "]}", "secrets: the provider or key aescbc:v1:k1; secrets: the provider or key aescbc:v1:k2"},
+		{"- {resources: [events], providers: [{identity: {}}]}", "events: identity"},
+	} {
+		if got := strings.Join(parse(c.old).Lost(next), "; "); got != c.want {
+			t.Errorf("%s\nloses %q, want %q", c.old, got, c.want)
+		}
+	}
+}

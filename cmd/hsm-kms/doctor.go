@@ -26,10 +26,14 @@ that user may read and write is what counts.
 Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 		Example: `  hsm-kms doctor
   hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml
+  hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml --step 1
   hsm-kms doctor --try-pin      # the PIN that was refused is right now: try it once more
   hsm-kms doctor -o json | jq '.[] | select(.result != "pass")'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if options.Step != 0 && options.Step != 1 && options.Step != 2 {
+				return fmt.Errorf("--step %d: 1 and 2 are known", options.Step)
+			}
 			options.ConfigPath = c.configPath
 			if cmd.Flags().Changed("endpoints") {
 				options.ClusterUIDs = etcd.clusterUIDs
@@ -39,6 +43,7 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 	}))
 	etcd.addClient(cmd)
 	cmd.Flags().StringVar(&options.EncryptionConfig, "encryption-config", "", "kube-apiserver's EncryptionConfiguration, to be compared")
+	cmd.Flags().IntVar(&options.Step, "step", 0, "of a migration, with --encryption-config: at step 1 this plugin only reads, at step 2 it writes (default 2)")
 	cmd.Flags().StringVar(&options.Socket, "socket", "", "socket of a running plugin (default: the configuration's, if one runs)")
 	cmd.Flags().BoolVar(&options.TryPIN, "try-pin", false, "forget that the PIN was refused and try it once: it counts on the token if it is wrong")
 	return cmd

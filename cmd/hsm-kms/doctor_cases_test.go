@@ -172,6 +172,13 @@ func pluginsBroken() []broken {
 	return []broken{
 		{name: "no plugin where one was named", check: "plugin", hint: "start it",
 			spoil: func(r *rig) { r.args = []string{"--socket", r.socket} }},
+		{name: "a plugin left its socket", check: "plugin", hint: "see why it does not run",
+			spoil: func(r *rig) {
+				l, err := net.ListenUnix("unix", &net.UnixAddr{Name: r.socket})
+				r.must(err)
+				l.SetUnlinkOnClose(false)
+				r.must(l.Close())
+			}},
 		{name: "plugin unwell", check: "plugin", hint: "its log says",
 			spoil: func(r *rig) { r.serve("the HSM is unavailable", "") }},
 		{name: "plugin of another ring", check: "plugin", hint: "runs with this configuration",
@@ -228,6 +235,10 @@ func encryptionsBroken() []broken {
 			spoil: encryption("secrets", goodKMS+","+identity+","+cbc)},
 		{name: "encryption: another provider first", check: "encryption-order", hint: "put this plugin first", warns: true,
 			spoil: encryption("secrets", cbc+","+goodKMS+","+identity)},
+		{name: "encryption: step 1, and this plugin writes", check: "encryption-order", hint: "at step 1 the provider that was there before comes first",
+			spoil: func(r *rig) { encryption("secrets", goodKMS+","+identity)(r); r.args = []string{"--step", "1"} }},
+		{name: "encryption: step 1, identity in between", check: "encryption-order", hint: "put this plugin first", warns: true,
+			spoil: func(r *rig) { encryption("secrets", cbc+","+identity+","+goodKMS)(r); r.args = []string{"--step", "1"} }},
 		{name: "encryption: no identity", check: "encryption-order", hint: "add identity", warns: true,
 			spoil: encryption("secrets", goodKMS)},
 		{name: "encryption: secrets left out", check: "encryption-resources", hint: "add secrets",

@@ -46,6 +46,7 @@ type Finding struct {
 type Options struct {
 	ConfigPath       string
 	EncryptionConfig string // path of an EncryptionConfiguration; "": none is looked at
+	Step             int    // 1: it is that of the first step of a migration
 	Socket           string // of a running plugin; "": the configuration's, where it is no fault if none runs
 	TryPIN           bool   // clear the PIN latch and try once more
 	// ClusterUIDs reads from etcd whose objects it holds; nil: etcd was not named.
@@ -74,6 +75,7 @@ func Run(ctx context.Context, options Options) []Finding {
 	}
 	stateful := d.stateDir()
 	d.audit()
+	d.owners()
 	folder := d.socketFolder()
 	usable := d.inspect(ctx, d.files())
 	var ring *ringSeen

@@ -243,12 +243,17 @@ func (d *doctor) order(e encryptionEntry) {
 			return // the check of the endpoint says so
 		}
 		d.fail(check, "", "secrets are covered by an entry without this plugin", "add the kms provider to that entry, as its first")
+	case d.Step == 1 && ours == 0:
+		d.fail(check, "", "this plugin encrypts secrets already: an API server that does not have it in its list yet cannot read them",
+			"at step 1 the provider that was there before comes first: hsm-kms manifests encryption-config with --plaintext or --from prints it")
+	case d.Step == 1 && (identity == 0 || identity == len(e.Providers)-1 || identity < 0):
+		d.pass(check, "", fmt.Sprintf("step 1: %s still writes secrets, and this plugin reads; go on when every kube-apiserver has such a list", e.Providers[0].kind()))
 	case identity == 0:
 		d.fail(check, "", "identity is the first provider for secrets: they are stored in plain text",
-			"put the kms provider first, and identity last; identity first is right only until every kube-apiserver can read with the plugin")
+			"put the kms provider first, and identity last; at step 1 of a migration identity first is right: add --step 1")
 	case ours > 0:
 		d.warn(check, "", fmt.Sprintf("the first provider for secrets is %s: it encrypts, and this plugin only reads", e.Providers[0].kind()),
-			"put this plugin first once every kube-apiserver has it in its list")
+			"put this plugin first once every kube-apiserver has it in its list; at step 1 of a migration this is right: add --step 1")
 	case identity >= 0 && identity < len(e.Providers)-1:
 		d.fail(check, "", "identity is not the last provider for secrets: what stands after it is never asked", "move identity to the end")
 	case identity < 0:

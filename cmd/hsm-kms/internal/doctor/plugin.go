@@ -1,10 +1,12 @@
 package doctor
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"time"
 
@@ -17,17 +19,26 @@ import (
 // askWait is kube-apiserver's own default for a call.
 const askWait = 3 * time.Second
 
+// recoverWait is how long a plugin may take to log in once the PIN that it was refused is accepted: it tries again every few
+// seconds.
+const recoverWait = 15 * time.Second
+
 // plugin compares with the plugin that runs on this machine, if one does. ring may be nil.
 func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	const check = "plugin"
 	path := cmp.Or(d.Socket, d.cfg.Socket.Path)
-	ctx, cancel := context.WithTimeout(ctx, askWait)
+	connect, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	conn, err := (&net.Dialer{}).DialContext(connect, "unix", path)
 	switch {
 	case socket.NobodyListens(err):
 		if d.Socket != "" {
 			d.fail(check, "", "nobody answers on "+path, "start it with hsm-kms serve, or give the socket.path of the one that runs with --socket")
+			return
+		}
+		if why := d.belongsHere(path); why != "" {
+			d.fail(check, "", fmt.Sprintf("nobody answers on %s, and a plugin belongs there: %s", path, why),
+				"see why it does not run: systemctl status hsm-kms, or crictl ps -a and the log of the pod; kube-apiserver cannot read a Secret before it does")
 			return
 		}
 		d.pass(check, "", "none runs: nobody answers on "+path)
@@ -39,7 +50,7 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	}
 	who := processBehind(conn)
 	_ = conn.Close()
-	answer, err := kmsplugin.StatusOf(ctx, path)
+	answer, err := d.ask(ctx, path)
 	switch {
 	case err != nil:
 		d.failure(check, "", err, "the plugin's log has the cause, and what to do about it")
@@ -49,6 +60,40 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 		d.compare(answer.KeyID, path, ring)
 	}
 	d.process(who)
+}
+
+// ask asks the plugin for its Status. One that waits behind a refused PIN gets the time to log in after --try-pin.
+func (d *doctor) ask(ctx context.Context, path string) (kmsplugin.StatusAnswer, error) {
+	for deadline := time.Now().Add(recoverWait); ; {
+		once, cancel := context.WithTimeout(ctx, askWait)
+		answer, err := kmsplugin.StatusOf(once, path)
+		cancel()
+		if !d.TryPIN || err == nil && answer.Healthz == "ok" || time.Now().After(deadline) || ctx.Err() != nil {
+			return answer, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// belongsHere returns why a plugin should answer on the socket; "": there is no sign of one yet.
+func (d *doctor) belongsHere(socketPath string) string {
+	if _, err := os.Lstat(socketPath); err == nil {
+		return "its socket is there"
+	}
+	for _, path := range []string{"/etc/systemd/system/multi-user.target.wants/hsm-kms.service", "/etc/kubernetes/manifests/hsm-kms.yaml"} {
+		// What starts a plugin with another configuration starts another plugin.
+		if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(d.ConfigPath)) {
+			return path + " starts it"
+		}
+	}
+	const path = "/etc/kubernetes/enc/encryption.yaml" // the one that is given may be a draft
+	if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte("unix://"+socketPath)) {
+		return path + " has kube-apiserver call it"
+	}
+	return ""
 }
 
 // compare holds the plugin's current key against the ring as it was read just now.

@@ -44,6 +44,7 @@ func all() []manifest {
 			{"hsm-kms.service", "/etc/systemd/system/hsm-kms.service"},
 			{"hsm-kms.socket", "/etc/systemd/system/hsm-kms.socket"},
 			{"hsm-kms.sysusers", "/etc/sysusers.d/hsm-kms.conf"},
+			{"as-plugin", "/usr/local/sbin/hsm-kms-as-plugin"},
 		}, (*Values).checkUnit},
 		{"rotate-timer", "a systemd timer that rotates the master key when it is 90 days old", []target{
 			{"hsm-kms-rotate.service", "/etc/systemd/system/hsm-kms-rotate.service"},
@@ -56,7 +57,10 @@ func all() []manifest {
 		{"kind", "a kind cluster with SoftHSM, for a trial on a laptop", []target{
 			{"kind.yaml", "kind.yaml"},
 			{"kind.dockerfile", "Dockerfile.kind"},
-		}, (*Values).checkUnit},
+			{"encryption-config.yaml", "encryption.yaml"},
+			{"hsm-kms.service", "hsm-kms.service"},
+			{"hsm-kms.socket", "hsm-kms.socket"},
+		}, (*Values).checkKind},
 		{"dockerfile", "an image with the program, and how a vendor's module gets into it", []target{{"dockerfile", "Dockerfile"}}, nil},
 		{"alerts", "Prometheus alert rules", []target{{"alerts.yaml", "hsm-kms.rules.yaml"}}, nil},
 		{"dashboard", "a Grafana dashboard", []target{{"dashboard.json", "hsm-kms.json"}}, nil},
@@ -117,7 +121,7 @@ func fill(name string, v *Values) ([]byte, error) {
 		return templates.ReadFile("templates/" + name + ".static")
 	}
 	parsed, err := template.New(name).Option("missingkey=error").Funcs(template.FuncMap{
-		"quote": quote, "unit": unit, "join": strings.Join,
+		"quote": quote, "unit": unit, "shell": shell, "join": strings.Join,
 	}).Parse(string(text))
 	if err != nil {
 		return nil, err
@@ -139,6 +143,9 @@ func quote(text string) (string, error) {
 	}
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
+
+// shell writes a text as one word of sh.
+func shell(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // unit writes a text for a systemd unit (systemd.syntax(7), systemd.unit(5)): specifiers off, blanks and quotes kept.
 func unit(text string) string {

@@ -20,7 +20,7 @@ func usual() manifests.Values {
 		StateDir: "/var/lib/hsm-kms", AuditPath: "/var/log/hsm-kms/audit.log", HTTPAddress: "127.0.0.1:9808",
 		Tokens:  []manifests.Token{{Name: "hsm-a", Label: "k8s", Module: "/opt/vendor/lib/libvendor.so", PINFile: "/etc/hsm-kms/pin"}},
 		Version: "1.2.3", Image: "registry.example.com/hsm-kms:1.2.3", Program: "/usr/local/bin/hsm-kms",
-		EncryptionConfig: "/etc/kubernetes/enc/encryption.yaml", Resources: []string{"secrets"}, Step: 1,
+		EncryptionConfig: "/etc/kubernetes/enc/encryption.yaml", Provider: "hsm-kms", Resources: []string{"secrets"},
 	}
 }
 
@@ -155,6 +155,12 @@ func TestRefusals(t *testing.T) {
 		{"encryption-config", func(v *manifests.Values) { v.From, v.FromEndpoint = "hsm-kms", "unix:///x" }, "own provider"},
 		{"encryption-config", func(v *manifests.Values) { v.From, v.Plaintext = "aescbc", true }, "exclude each other"},
 		{"encryption-config", func(v *manifests.Values) { v.Step = 3 }, "1 and 2"},
+		{"encryption-config", func(v *manifests.Values) { v.Step = 1 }, "add what the cluster holds today"},
+		{"encryption-config", func(v *manifests.Values) { v.Step = 2 }, "add what the cluster holds today"},
+		{"encryption-config", func(v *manifests.Values) { v.Provider = "a:b" }, "--name"},
+		{"encryption-config", func(v *manifests.Values) { v.Provider = "" }, "--name"},
+		{"static-pod", func(v *manifests.Values) { v.Image = "" }, "--image"},
+		{"static-pod", func(v *manifests.Values) { v.SocketGroup = "kube" }, "getent group kube"},
 		{"encryption-config", func(v *manifests.Values) { v.Resources = nil }, "--resources"},
 		{"static-pod", func(v *manifests.Values) { v.Tokens[0].PINFile = "pin" }, "absolute path"},
 		{"systemd", func(v *manifests.Values) { v.Tokens[0].PINFile = "p:n" }, "no name that a unit can hold"},
@@ -245,3 +251,28 @@ func checkPod(t *testing.T, pod *corev1.Pod, v manifests.Values) {
 }
 
 func folder(path string) string { return path[:strings.LastIndex(path, "/")] }
+
+// TestPodFollowsLinks: a module that is a link is mounted with every folder on its way, or the pod cannot load it.
+func TestPodFollowsLinks(t *testing.T) {
+	t.Parallel()
+	v := usual()
+	v.Tokens[0].Module = "/usr/lib/softhsm/libsofthsm2.so"
+	v.Tokens[0].Links = []string{"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/libvendor.so.1"}
+	var pod corev1.Pod
+	strictly(t, render(t, "static-pod", v)[0], &pod)
+	for _, path := range []string{"/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib/x86_64-linux-gnu/libvendor.so.1"} {
+		if !slices.ContainsFunc(pod.Spec.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == path && m.ReadOnly }) {
+			t.Errorf("%s is not mounted: %+v", path, pod.Spec.Containers[0].VolumeMounts)
+		}
+	}
+}
+
+// TestPodHasTheSocketsGroup: without capabilities, root can give a file only to a group that it is in.
+func TestPodHasTheSocketsGroup(t *testing.T) {
+	t.Parallel()
+	var pod corev1.Pod
+	strictly(t, render(t, "static-pod", changed(func(v *manifests.Values) { v.SocketMode, v.SocketGroup = "0660", "65532" }))[0], &pod)
+	if !slices.Equal(pod.Spec.SecurityContext.SupplementalGroups, []int64{65532}) {
+		t.Errorf("supplemental groups: %v", pod.Spec.SecurityContext.SupplementalGroups)
+	}
+}

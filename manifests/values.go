@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -16,7 +18,7 @@ type Values struct {
 	ConfigPath  string // the plugin's configuration
 	SocketPath  string
 	SocketMode  string // as 0600
-	SocketGroup string // "": none
+	SocketGroup string // "": none; the pod needs its number
 	StateDir    string
 	AuditPath   string // "": no trail
 	HTTPAddress string // host:port; "": off
@@ -26,17 +28,20 @@ type Values struct {
 	Image            string   // of the pod
 	Program          string   // path of hsm-kms on the host
 	EncryptionConfig string   // path of kube-apiserver's EncryptionConfiguration
+	Provider         string   // name of the plugin in it, which becomes part of what etcd holds
 	Resources        []string // to be encrypted
 	Plaintext        bool     // the cluster holds plain text
 	From             string   // the provider that it is to come from: aescbc, aesgcm, secretbox, or the name of a KMS plugin
 	FromEndpoint     string   // endpoint of that KMS plugin
-	Step             int      // 1: every API server learns to read; 2: writes
+	Step             int      // 1: every API server learns to read; 2: writes; 0: not given
 }
 
 // Token is what manifests need to know of a token.
 type Token struct {
 	Name, Module, PINFile string
 	Label                 string // "": it is chosen by serial or slot
+	// Links are the paths that Module leads to where it is a link: each link on the way, and the file at the end.
+	Links []string
 }
 
 // localProviders keep their keys in the EncryptionConfiguration.
@@ -45,8 +50,8 @@ func localProviders() []string { return []string{"aescbc", "aesgcm", "secretbox"
 // FromLocal tells whether From keeps its keys in the EncryptionConfiguration.
 func (v *Values) FromLocal() bool { return slices.Contains(localProviders(), v.From) }
 
-// ReadOnly tells whether the plugin stands after what encrypts today.
-func (v *Values) ReadOnly() bool { return (v.Plaintext || v.From != "") && v.Step == 1 }
+// ReadOnly reports whether the plugin stands after what encrypts today.
+func (v *Values) ReadOnly() bool { return (v.Plaintext || v.From != "") && v.Step != 2 }
 
 // Credential is the name under which the PIN comes from systemd; "": it is a file.
 func (t Token) Credential() string {
@@ -134,8 +139,11 @@ func (v *Values) checkEncryption() error {
 	switch {
 	case v.Plaintext && v.From != "":
 		return errors.New("--plaintext and --from exclude each other: what is plain text is read by identity in any case")
-	case v.Step != 1 && v.Step != 2:
+	case v.Step < 0 || v.Step > 2:
 		return fmt.Errorf("--step %d: 1 and 2 are known", v.Step)
+	case v.Step != 0 && !v.Plaintext && v.From == "":
+		return hint.Wrap(fmt.Errorf("--step %d alone is the list of a new cluster, which reads nothing that was written before", v.Step),
+			"add what the cluster holds today: --plaintext, or --from PROVIDER")
 	case v.From == "identity":
 		return hint.Wrap(errors.New("--from identity: identity does not encrypt"), "use --plaintext")
 	case v.From != "" && !v.FromLocal() && !strings.HasPrefix(v.FromEndpoint, "unix:///"):
@@ -145,28 +153,43 @@ func (v *Values) checkEncryption() error {
 		return fmt.Errorf("--from-endpoint: %s is no KMS plugin", v.From)
 	case v.From == "" && v.FromEndpoint != "":
 		return errors.New("--from-endpoint needs --from with the name of that KMS plugin")
-	case v.From == ProviderName:
-		return hint.Wrap(fmt.Errorf("--from %s: that is the name of this plugin's own provider", v.From), "give the other provider's name")
+	case v.From == v.Provider:
+		return hint.Wrap(fmt.Errorf("--from %s: that is the name of this plugin's own provider", v.From),
+			"give the other provider's name, or this one another with --name")
 	case len(v.Resources) == 0 || slices.Contains(v.Resources, ""):
-		return errors.New("--resources: name at least one, as secrets")
+		return errors.New("--resources: name at least one, such as secrets")
+	case !providerName.MatchString(v.Provider):
+		return fmt.Errorf("--name %q: a provider's name has letters, digits, dots, hyphens and underscores, 63 at most", v.Provider)
 	}
 	return nil
 }
 
-// ProviderName is the name of the plugin in the EncryptionConfiguration. It becomes part of what etcd holds.
-const ProviderName = "hsm-kms"
-
-// Provider is ProviderName, for the templates.
-func (v *Values) Provider() string { return ProviderName }
+// providerName is narrower than kube-apiserver's rule, which forbids ":" alone: the name stands in etcd, and in what
+// other programs print.
+var providerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 func (v *Values) checkPod() error {
 	for _, t := range v.Tokens {
 		if t.Credential() != "" {
 			return hint.Wrap(fmt.Errorf("token %s: pinFile %q is a systemd credential, which a pod does not get", t.Name, t.PINFile),
-				"give pinFile an absolute path, as /etc/hsm-kms/pin")
+				"give pinFile an absolute path, such as /etc/hsm-kms/pin")
 		}
 	}
+	if v.Image == "" {
+		return hint.Wrap(errors.New("the image of the pod is not named"),
+			"build one with the file that hsm-kms manifests dockerfile prints, and name it with --image")
+	}
+	if _, err := strconv.ParseUint(v.SocketGroup, 10, 32); v.SocketGroup != "" && err != nil {
+		return hint.Wrap(fmt.Errorf("socket.group %q is a name, and the pod's image has no such group", v.SocketGroup),
+			"give the number of the group: getent group "+v.SocketGroup)
+	}
 	return nil
+}
+
+// checkKind puts the configuration where the node's image has it, wherever it lies on the laptop.
+func (v *Values) checkKind() error {
+	v.ConfigPath = "/etc/hsm-kms/config.yaml"
+	return errors.Join(v.checkUnit(), v.checkEncryption())
 }
 
 func (v *Values) checkUnit() error {

@@ -45,6 +45,13 @@ func (v *Values) Volumes() []Volume {
 			add("module", t.Module, "File", true)
 		} else {
 			add("module", folder, "Directory", true)
+			for _, link := range t.Links { // a link that leads out of its folder leads nowhere in the pod
+				if folder := filepath.Dir(link); systemFolder(folder) {
+					add("module", link, "File", true)
+				} else {
+					add("module", folder, "Directory", true)
+				}
+			}
 		}
 	}
 	if v.SoftHSM() {

@@ -1,8 +1,6 @@
 # Dockerfile.kind: a kind node with the plugin and SoftHSM in it. For trials only: token, key and PIN are in the image.
-# In a folder with your configuration as config.yaml, and the image of `hsm-kms manifests dockerfile` as hsm-kms:dev:
-#   hsm-kms manifests encryption-config > encryption.yaml
-#   hsm-kms manifests systemd --file hsm-kms.service > hsm-kms.service
-#   hsm-kms manifests systemd --file hsm-kms.socket > hsm-kms.socket
+# Build it in a folder with your configuration as config.yaml and the other files of `hsm-kms manifests kind`; the image of
+# `hsm-kms manifests dockerfile` is hsm-kms:dev:
 #   docker build -f Dockerfile.kind -t hsm-kms-kind .
 ARG HSM_KMS=hsm-kms:dev
 ARG NODE=kindest/node:v1.34.0

@@ -14,7 +14,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 export CGO_ENABLED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak lint fuzz release tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak cluster lint fuzz release tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -57,6 +57,12 @@ bench-apiserver: need build tools ## a kube-apiserver's start, list, create and 
 soak: need build ## load and faults mixed for MINUTES (1); SEED of an earlier run gives the same faults
 	@$(GO) build -o bin/soak ./test/soak
 	@exec bin/soak -bin bin/hsm-kms -minutes $(MINUTES) -seed $(SEED)
+
+# A program of its own and not `go test`, so that Ctrl-C reaches it alone and it clears up.
+cluster: need build ## installs hsm-kms on nodes with systemd, kubelet and kubeadm, as root; FULL=1 for all, RUN=TestSystemd for one
+	@test/tools/need.sh cluster
+	@$(GO) test -tags e2e -c -o bin/cluster ./test/cluster
+	@cd test/cluster && HSM_KMS_CLUSTER=1 HSM_KMS_CLUSTER_FULL=$(FULL) HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms exec $(CURDIR)/bin/cluster -test.v -test.timeout 60m -test.run '$(RUN)'
 
 lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 	@GO=$(GO) test/tools/lint.sh

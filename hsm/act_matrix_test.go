@@ -227,7 +227,7 @@ func actFaults() []actFault {
 		}},
 		{name: "late", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan {
 			return m.DelayCall(fn, max(late[fn], 3*actTimeout/2))
-		}},
+		}, slow: true},
 		{name: "hangs", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCall(fn) }, slow: true},
 		{name: "done, and hangs", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCallAfter(fn) }, last: true, slow: true},
 		{name: "killed before", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCall(fn) }, kill: true},
@@ -249,7 +249,7 @@ func (x *matrix) newCase(t *testing.T, timeout time.Duration) *actCase {
 	}
 	b := *x.base
 	b.t, b.token, b.log = t, token, &logLines{}
-	b.module = faultp11.New(t, token.Module, faultp11.Options{SoftHSMConf: token.Conf(), AllowBusyFinalize: true})
+	b.module = faultp11.New(t, token.Module, faultp11.Options{SoftHSMConf: token.Conf()})
 	b.cfg.Module, b.cfg.PINFile, b.cfg.CallTimeout = b.module.Path(), token.PINFile, timeout
 	b.common.StateDir = t.TempDir()
 	c := &actCase{bench: &b, errand: errand{StateDir: b.common.StateDir, Token: b.cfg, Act: x.act, KeyID: x.pending.String()}}

@@ -120,6 +120,13 @@ func (f *flight) end(c *call) {
 	}
 }
 
+// idle reports whether every call has returned.
+func (f *flight) idle() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.active) == 0
+}
+
 // drain keeps further calls from beginning and waits until none is in flight but self, the caller's own. It
 // fails when ctx ends first; calls may then begin again. After success the caller must call resume.
 func (f *flight) drain(ctx context.Context, self *call) (resume func(), err error) {

@@ -22,12 +22,13 @@ type Creation struct {
 	// Key is the key as the token shows it: served, or refused and why. Unless it was made it has its CKA_ID and its
 	// activation alone.
 	Key envelope.Key
+	// Hangs: a call into the module has not returned. The module must not be used again in this process.
+	Hangs bool
 }
 
 // Generate makes a key of the ring on the token, with the CKA_ID ckaID, after the profile was proven on the token. The
 // error is nil if and only if the key was made. It returns by ctx, and some callTimeouts later at the latest, whatever
-// the module does. While a call hangs, the module must not be used again in this process. It must not be in use before:
-// crypto11, which makes the key, initialises and finalises it.
+// the module does. The module must not be in use before: crypto11, which makes the key, initialises and finalises it.
 func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte) (Creation, error) {
 	made := Creation{Outcome: NotMade, Key: envelope.Key{CKAID: ckaID}}
 	made.Key.Activation, _ = envelope.ActivationOf(ckaID)
@@ -36,19 +37,17 @@ func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte)
 		return made, err
 	}
 	m := &maker{t: set.tokens[0], ckaID: ckaID}
-	ended := make(chan struct{})
-	err = m.t.onControl(ctx, "making a key", func() { close(ended) }, func(api p11.API, c *call) error {
+	err = m.t.onControl(ctx, "making a key", func() {}, func(api p11.API, c *call) error {
 		m.api = api
 		return m.run(ctx, c)
 	})
 	if m.right.abandon() {
 		made, err = m.settle(made, err)
 	}
-	select {
-	case <-ended:
+	if m.t.mod.flight.idle() { // C_Finalize under a call crashes modules
 		m.close()
-	default: // it hangs, and C_Finalize under a call crashes modules
 	}
+	made.Hangs = !m.t.mod.flight.idle()
 	return made, err
 }
 

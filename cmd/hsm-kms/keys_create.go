@@ -96,7 +96,13 @@ func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (e
 	}
 	made, err := hsm.Generate(ctx, common, tokens[0], id)
 	v := envelope.Version{Key: made.Key, State: envelope.Current, Tokens: []string{tokens[0].Name}}
+	if v.Activation.After(time.Now()) {
+		v.State = envelope.Pending
+	}
 	switch {
+	case made.Outcome == hsm.Made && made.Hangs:
+		err = hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made, and a call into the module has not returned: nothing more was looked at", id),
+			"when the HSM answers again, see how it is with: hsm-kms keys list")
 	case made.Outcome == hsm.Made && made.Key.Refused == "":
 		return v, nil
 	case made.Outcome == hsm.Made:
@@ -108,9 +114,11 @@ func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (e
 		err = hint.Wrap(fmt.Errorf("whether the key with CKA_ID %x was made is unknown: %w", id, err),
 			"when the HSM answers again, see whether it is there with: hsm-kms keys list")
 	case errors.Is(err, hsm.ErrProfile):
-		return v, finding(err)
+		return v, finding(fmt.Errorf("no key was made: %w", err))
+	case errors.Is(err, envelope.ErrPINRefused), errors.Is(err, hsm.ErrConfiguration):
+		return v, err // as everywhere
 	default:
-		return v, err
+		return v, fmt.Errorf("no key was made: %w", err)
 	}
 	if c.output == "json" {
 		err = errors.Join(err, c.json(keyOf(v)))

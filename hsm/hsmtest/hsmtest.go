@@ -47,6 +47,7 @@ func Run(t *testing.T, s Subject) {
 		{"concurrency", testConcurrency},
 		{"deadlines", testDeadlines},
 		{"live ring", testLiveRing},
+		{"binding", testBinding},
 		{"other profile", testOtherProfile},
 		{"wrong PIN", testWrongPIN},
 	} {

@@ -1,4 +1,4 @@
-// Package evidence tells what etcd, or a snapshot of it, holds under which key: the report, whether every DEK can still
+// Package evidence finds out what etcd, or a snapshot of it, holds under which key: the report, whether every DEK can still
 // be opened and every object authenticated (verify), and one object recovered (get). What may live here is that work on
 // objects; where they come from is its subpackages' ([Source]: live, snapshot), what their bytes mean is
 // envelope/stored's, and the HSM is an [Opener] that the command line hands in. It knows no PKCS#11 and no KMS service.

@@ -24,7 +24,7 @@ type Report struct {
 	// too. Live, etcd does not show them.
 	History []Resource `json:"history"`
 	Sources []Reading  `json:"sources"`
-	// Restricted are the resources that the report was restricted to; empty: it tells of all. Whoever takes a report for
+	// Restricted are the resources that the report was restricted to; empty: it is about all. A caller that takes a report for
 	// evidence that something is nowhere must look here.
 	Restricted []string `json:"restricted"`
 	// Accepted are the ranges in Unreadable of which somebody answered that nothing in them matters.

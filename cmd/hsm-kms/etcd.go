@@ -21,7 +21,7 @@ func (c *command) etcd() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "etcd",
 		Short: "What etcd or a snapshot holds under which key, and whether it can be opened",
-		Long: `report tells what etcd or a snapshot file holds under which key and in plain text, and asks no HSM. verify opens
+		Long: `report lists what etcd or a snapshot file holds under which key and in plain text, and asks no HSM. verify opens
 every DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db --require-key current

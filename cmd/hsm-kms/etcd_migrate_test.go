@@ -62,20 +62,21 @@ func outcomeFor(change func(o *migrate.Outcome)) *migrate.Outcome {
 	return o
 }
 
-// Each outcome has an exit code, words and advice of its own, and a table that is safe to show.
-func TestVerdict(t *testing.T) {
-	t.Parallel()
+// verdictCase is an outcome, and what is made of it.
+type verdictCase struct {
+	change func(o *migrate.Outcome)
+	err    error
+	code   int
+	says   string
+	hint   string
+	shows  string
+}
+
+func verdictCases() map[string]verdictCase {
 	left := func(o *migrate.Outcome) {
 		o.Report.Findings = []evidence.Finding{{Resource: "secrets", Problem: "under another key: x", Objects: 2}}
 	}
-	for name, tc := range map[string]struct {
-		change func(o *migrate.Outcome)
-		err    error
-		code   int
-		says   string
-		hint   string
-		shows  string
-	}{
+	return map[string]verdictCase{
 		"clean":   {func(*migrate.Outcome) {}, nil, 0, "", "", "3 objects rewritten, 0 gone meanwhile, 0 failed"},
 		"dry run": {func(o *migrate.Outcome) { o.DryRun, o.Seconds, o.Report = true, 20000, nil }, nil, 0, "", "", "dry run: 3 objects would be rewritten, in about 5h33m0s"},
 		"left":    {left, nil, 1, "1 finding: 2 objects of secrets: under another key: x", "docs/evidence.md", "under another key"},
@@ -110,7 +111,13 @@ func TestVerdict(t *testing.T) {
 			o.Report = nil
 			o.Servers[0] = migrate.Proof{Server: "https://a", Resource: "secrets", Error: "forbidden\x1b"}
 		}, migrate.ErrUnproven, 1, `https://a, secrets: forbidden\x1b`, "may do what", `nothing that was seen: forbidden\x1b`},
-	} {
+	}
+}
+
+// Each outcome has an exit code, words and advice of its own, and a table that is safe to show.
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	for name, tc := range verdictCases() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			out := outcomeFor(tc.change)

@@ -115,6 +115,13 @@ func (f *fakeEtcd) seal(socket, path string, isKey bool) error {
 	return nil
 }
 
+// compact forgets all but the newest revisions.
+func (f *fakeEtcd) compact() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.history = f.newest()
+}
+
 // move puts a value under another key.
 func (f *fakeEtcd) move(from, to string) {
 	f.mu.Lock()
@@ -269,9 +276,7 @@ func etcdCmd(ts *testscript.TestScript, neg bool, args []string) {
 	case "save 1":
 		ts.Check(f.save(ts.MkAbs(rest[0])))
 	case "compact 0":
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.history = f.newest()
+		f.compact()
 	case "plain 1":
 		ts.Check(f.putAt("/"+rest[0], "", ""))
 	case "named 3":

@@ -13,7 +13,7 @@ var ErrUndecodable = errors.New("not a value of kube-apiserver")
 // encrypted begins every value that kube-apiserver has encrypted.
 const encrypted = "k8s:enc:"
 
-// IsEncrypted tells whether an API server has encrypted the value, by whichever provider.
+// IsEncrypted reports whether an API server has encrypted the value, by whichever provider.
 func IsEncrypted(value []byte) bool { return bytes.HasPrefix(value, []byte(encrypted)) }
 
 // Provider is a kind of encryption as it stands in the value's prefix.

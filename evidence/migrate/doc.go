@@ -1,4 +1,4 @@
-// Package migrate brings everything that etcd holds under one key: it has the API servers write anew what is not under it.
+// Package migrate brings everything that etcd holds under one key: it has the API servers rewrite what is not under it.
 // What may live here is that work: which objects are left (survey), whether every API server writes under the key (prove),
 // and the rewriting, at a pace and with what can fail on the way. How an API server is asked is [Server]'s (package
 // kubeapi), what etcd holds an evidence.Source's. It knows no flags and prints nothing.

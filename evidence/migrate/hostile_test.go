@@ -35,17 +35,19 @@ func page(w http.ResponseWriter, token, name string) bool {
 	return true
 }
 
-// Whatever answers in an API server's place: the work ends soon, with a clear error, in bounded memory, and nothing is
-// deleted that is not ours.
-func TestHostileServer(t *testing.T) {
-	t.Parallel()
+// hostileServer is one way not to be an API server.
+type hostileServer struct {
+	before   func(w http.ResponseWriter, r *http.Request, n int) bool
+	says     string
+	requests int // at most
+}
+
+// secrets is where canaries are.
+const secrets = "/api/v1/namespaces/default/secrets"
+
+func hostileServers() map[string]hostileServer {
 	is := func(r *http.Request, method, path string) bool { return r.Method == method && r.URL.Path == path }
-	const secrets = "/api/v1/namespaces/default/secrets"
-	for name, tc := range map[string]struct {
-		before   func(w http.ResponseWriter, r *http.Request, n int) bool
-		says     string
-		requests int // at most
-	}{
+	return map[string]hostileServer{
 		"a list in a circle": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			return is(r, "GET", secrets) && page(w, "again", "other")
 		}, "goes round in a circle", 5},
@@ -83,7 +85,14 @@ func TestHostileServer(t *testing.T) {
 			}
 			return is(r, "GET", "/api/v1")
 		}, "decoding what is served", 1},
-	} {
+	}
+}
+
+// Whatever answers in an API server's place: the work ends soon, with a clear error, in bounded memory, and nothing is
+// deleted that is not ours.
+func TestHostileServer(t *testing.T) {
+	t.Parallel()
+	for name, tc := range hostileServers() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newStore()

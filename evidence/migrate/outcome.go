@@ -67,7 +67,7 @@ func brief(err error) string {
 	return text
 }
 
-// unproven tells whether an API server does not write under the key, or may not.
+// unproven reports whether an API server does not write under the key, or may not.
 func (o *Outcome) unproven() bool {
 	for _, p := range o.Servers {
 		if !p.OK && !p.Skipped {
@@ -77,7 +77,7 @@ func (o *Outcome) unproven() bool {
 	return false
 }
 
-// Clean tells whether everything that was asked for is under the key.
+// Clean reports whether everything that was asked for is under the key.
 func (o *Outcome) Clean() bool { return o.Report != nil && len(o.Report.Findings) == 0 }
 
 // Describe puts a proof in words that are safe for a terminal.

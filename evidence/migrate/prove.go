@@ -252,7 +252,7 @@ func (p *prover) stored(ctx context.Context, planted Object, revision int64) (un
 // ErrElsewhere: what an API server wrote is not in the etcd that is read.
 var ErrElsewhere = errors.New("what it writes is not in this etcd")
 
-// seenIn tells what the object is under, if it is still as the server left it.
+// seenIn returns what the object is under, if it is still as the server left it.
 func seenIn(object evidence.Object, revision int64) (under, error) {
 	if object.Revision != revision {
 		return under{}, answered(errMoved)

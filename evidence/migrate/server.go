@@ -42,7 +42,7 @@ type Server interface {
 	Rewrite(ctx context.Context, object Object) (revision int64, err error)
 	// Plant creates an object without any content, marked as a canary of ours. The resource is one of Plantable.
 	Plant(ctx context.Context, resource, namespace string) (planted Object, revision int64, err error)
-	// Planted lists the canaries that there are in the namespace, whoever planted them.
+	// Planted lists the canaries that there are in the namespace, those of other runs included.
 	Planted(ctx context.Context, resource, namespace string) ([]Object, error)
 	// Remove deletes a canary. One that is gone is no error.
 	Remove(ctx context.Context, planted Object) error

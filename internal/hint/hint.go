@@ -14,7 +14,7 @@ type hinted struct {
 func (h *hinted) Error() string { return h.err.Error() }
 func (h *hinted) Unwrap() error { return h.err }
 
-// Wrap returns err with advice for whoever has to mend it: an imperative without a full stop, such as
+// Wrap returns err with advice for the person who has to fix it: an imperative without a full stop, such as
 // "chmod 0400 /etc/hsm-kms/pin". A nil err stays nil; empty advice adds nothing. Error, Is and As are unchanged.
 func Wrap(err error, advice string) error {
 	if err == nil || advice == "" {

@@ -31,7 +31,7 @@ const (
 	// metadataOnly leaves the API server no other form of an answer.
 	metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 	metadataList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-	// Label marks the canaries, for whoever comes across one.
+	// Label marks the canaries, for people who come across one.
 	Label = "hsm-kms/canary"
 	// namePrefix begins a canary's name.
 	namePrefix = "hsm-kms-canary-"

@@ -130,20 +130,20 @@ func TestNamesThatLeadElsewhere(t *testing.T) {
 	}
 }
 
-// What servers say of 100 objects that fail, a megabyte each, is kept in short.
+// What servers say of 16 objects that fail, 256 KiB each, is kept in short.
 func TestLongReasons(t *testing.T) {
 	s := newStore()
-	fill(s, 100, oldKey)
-	long := strings.Repeat("x", 1<<20)
+	fill(s, 16, oldKey)
+	long := strings.Repeat("x", 1<<18)
 	a := newAPI(t, s, newKey, func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		return r.Method == http.MethodPatch && strings.Contains(r.URL.Path, "/ns/") && answer(w, 422, "Invalid", long)
 	})
 	before := heap()
 	out, err := migrate.Run(t.Context(), options(t, s, a))
-	if err != nil || len(out.Failures) != 100 {
+	if err != nil || len(out.Failures) != 16 {
 		t.Fatalf("%d failures, %v", len(out.Failures), err)
 	}
-	if grown := heap() - before; grown > 8<<20 {
+	if grown := heap() - before; grown > 2<<20 {
 		t.Errorf("%d bytes are kept", grown)
 	}
 	for _, f := range out.Failures {

@@ -109,22 +109,24 @@ func TestNotAddressable(t *testing.T) {
 	s.put("secrets/ns/one/two", oldKey)
 	s.put("secrets/a%2fb/one", oldKey)
 	s.put("secrets/cluster-wide", oldKey)
+	s.put("elsewhere/ns/one", oldKey)
 	s.twice = true
 	opts := options(t, s, newAPI(t, s, newKey, nil))
 	opts.Parallel = 1 // else what is read again may be under way
+	opts.Resources = []string{"*.*"}
 	out, err := migrate.Run(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out.Found != 8 || out.Rewritten != 3 || out.Failed != 5 {
+	if out.Found != 9 || out.Rewritten != 3 || out.Failed != 6 {
 		t.Errorf("outcome: %+v", out)
 	}
 	for key, want := range map[string]string{
-		"ns/broken": "no API server can read it", "ns/..": "is no name", "ns/one/two": "not the form", "a%2fb/one": "is no name",
-		"cluster-wide": "place in etcd says otherwise",
+		"secrets/ns/broken": "no API server can read it", "secrets/ns/..": "is no name", "secrets/ns/one/two": "not the form", "secrets/a%2fb/one": "is no name",
+		"secrets/cluster-wide": "place in etcd says otherwise", "elsewhere/ns/one": "--resource-path names it",
 	} {
 		if !slices.ContainsFunc(out.Failures, func(f migrate.Failure) bool {
-			return f.Key == "/registry/secrets/"+key && strings.Contains(f.Reason, want)
+			return f.Key == "/registry/"+key && strings.Contains(f.Reason, want)
 		}) {
 			t.Errorf("%s: no failure says %q: %+v", key, want, out.Failures)
 		}

@@ -132,6 +132,9 @@ func (r *rewriter) one(ctx context.Context, object selected) error {
 	case object.broken != nil:
 		r.fail(object, fmt.Errorf("no API server can read it: %w", object.broken))
 		return nil
+	case !object.known:
+		r.fail(object, errors.New("it is of no known resource: --resource-path names it"))
+		return nil
 	case !object.addressable:
 		r.fail(object, errors.New("it has not the form of an object of the API"))
 		return nil

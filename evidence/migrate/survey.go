@@ -33,6 +33,7 @@ type selected struct {
 	Object
 	Key         string
 	Revision    int64
+	known       bool  // it is of a known resource
 	addressable bool  // it has the form of an object of the API
 	broken      error // why no API server can decode it
 	last        error // why the last attempt failed
@@ -83,7 +84,7 @@ func (s *selector) of(o *evidence.Object) (object selected, ok bool) {
 	}
 	u, err := underOf(o.Value)
 	return selected{
-		Object: Object{place.Resource, place.Namespace, place.Name}, Key: string(o.Key), Revision: o.Revision, addressable: place.Known && place.Name != "",
+		Object: Object{place.Resource, place.Namespace, place.Name}, Key: string(o.Key), Revision: o.Revision, known: place.Known, addressable: place.Known && place.Name != "",
 		broken: err, under: u, found: err != nil || !s.opts.meets(place.Resource, u),
 	}, true
 }

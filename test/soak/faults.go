@@ -74,6 +74,28 @@ func (w *world) inject(ctx context.Context, random *rand.Rand, d time.Duration, 
 	return nil
 }
 
+// longestHang is how long a call may hang.
+const longestHang = 4 * time.Second
+
+// holdsAfterWorst is what the program holds after the storm that takes most: every call hangs, for as long as one can. The Go
+// runtime keeps each thread that it ever needed, so how many there are is the work of the worst storm so far, and says
+// nothing of growth unless the worst has come before the first look too.
+func (w *world) holdsAfterWorst(ctx context.Context) (resources, error) {
+	var release []func()
+	for _, function := range functions() {
+		release = append(release, w.module.Hang(function))
+	}
+	pause(ctx, longestHang)
+	for _, end := range release {
+		end()
+	}
+	if _, err := w.heal(ctx); err != nil {
+		return resources{}, fmt.Errorf("after a storm in which every call hung: %w", err)
+	}
+	pause(ctx, settling) // calls that were given up have returned by then
+	return w.holds(ctx)
+}
+
 // fault sets one fault and says which. Those that last are ended later, by themselves or by heal.
 func (w *world) fault(random *rand.Rand) string {
 	m := w.module
@@ -81,7 +103,7 @@ func (w *world) fault(random *rand.Rand) string {
 	case n < 11:
 		return w.failure(random)
 	case n < 13:
-		function, d := pick(random, append(functions(), cryptoFunctions()...)), between(random, 100*time.Millisecond, 4*time.Second)
+		function, d := pick(random, append(functions(), cryptoFunctions()...)), between(random, 100*time.Millisecond, longestHang)
 		time.AfterFunc(d, m.Hang(function))
 		return fmt.Sprintf("hang %s %s", function, d)
 	case n < 15:

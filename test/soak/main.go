@@ -78,7 +78,7 @@ func soak(ctx context.Context, o options) (err error) {
 	defer l.end()
 	pause(ctx, settling)
 	var r report
-	if r.Start, err = w.holds(ctx); err != nil {
+	if r.Start, err = w.holdsAfterWorst(ctx); err != nil {
 		return err
 	}
 	l.watchStalls()
@@ -87,13 +87,12 @@ func soak(ctx context.Context, o options) (err error) {
 		return err
 	}
 	r.Stall = l.longestStall()
-	pause(ctx, settling) // calls that were given up have returned by then
-	l.end()
-	if r.End = r.Start; w.plugin.Process().Running() && ctx.Err() == nil {
-		if r.End, err = w.holds(ctx); err != nil {
+	if r.End = r.Start; r.Ill == nil && w.plugin.Process().Running() && ctx.Err() == nil {
+		if r.End, err = w.holdsAfterWorst(ctx); err != nil {
 			return err
 		}
 	}
+	l.end()
 	if ctx.Err() != nil {
 		return fmt.Errorf("interrupted (seed %d)", o.seed)
 	}

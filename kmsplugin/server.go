@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/hsm-kms/hsm-kms/internal/throttle"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
 )
@@ -18,12 +19,14 @@ import (
 // refused with a code of their own.
 const (
 	maxMessage      = 64 << 10
-	maxHeaderList   = 16 << 10
+	maxHeaderList   = 4 << 10         // kube-apiserver sends a few hundred bytes; each half-sent request keeps them
 	flowWindow      = 64 << 10        // fixed windows: no BDP pings on a local socket, and bounded memory for each connection
 	ioBuffer        = 4 << 10         // for each connection and direction; gRPC's own default is 32 KiB
 	handshakeLimit  = 5 * time.Second // from accept to the end of the HTTP/2 preface
 	idleLimit       = time.Hour       // kube-apiserver asks every minute; who is idle for that long has forgotten us
 	minPingInterval = 30 * time.Second
+	dropLogInterval = 10 * time.Second // between two log lines about connections that had to go
+	dropLogLongest  = 10 * time.Minute
 )
 
 // streamsPerSlot times MaxInFlight bounds the requests of one connection. With more streams than slots, the refusal of
@@ -49,7 +52,7 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	p.waitForFirstProbe(ctx)
 	server := p.newServer()
 	bounds := p.options.Conns
-	bounds.Dropped = p.options.Metrics.ConnectionDropped
+	bounds.Dropped = p.dropped()
 	limited := conns.Limit(lis, bounds)
 	p.guard.slots.connections = func() int { s := limited.Stats(); return s.Open - s.Unfinished }
 	served := make(chan error, 1)
@@ -66,6 +69,30 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	p.notify.Stopping()
 	p.drain(server)
 	return nil
+}
+
+// dropped counts each connection that had to go, and logs those that had come to ask, with pauses.
+func (p *Plugin) dropped() func(net.Conn, conns.Reason) {
+	pace := &throttle.Throttle{Interval: dropLogInterval, Longest: dropLogLongest}
+	var mu sync.Mutex
+	return func(c net.Conn, why conns.Reason) {
+		p.options.Metrics.ConnectionDropped()
+		if why == conns.Unfinished {
+			return
+		}
+		mu.Lock()
+		pass, skipped := pace.Allow(time.Now())
+		mu.Unlock()
+		if !pass {
+			return
+		}
+		peer, err := peers.Of(c)
+		if err != nil {
+			return // it has ended by itself
+		}
+		p.options.Logger.Warn("a connection was closed to make room", "reason", string(why), "pid", peer.PID, "uid", peer.UID,
+			"executable", peer.Executable, "alsoClosed", skipped, "hint", "kube-apiserver needs one connection for each KMS provider: see what else connects")
+	}
 }
 
 // drain lets requests in flight end, and cuts them off when they take too long: a call into an HSM can hang for ever.

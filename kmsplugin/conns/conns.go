@@ -1,40 +1,61 @@
-// Package conns bounds the connections of a listener. What may live here: counting, and choosing which to drop.
+// Package conns bounds the connections of a listener, and what their half-sent requests hold. What may live here: counting,
+// and choosing which to drop.
 //
-// Whoever can connect can open connections and say nothing. So those that have not finished the HTTP/2 preface (24 bytes
-// of magic and the first SETTINGS frame, RFC 9113 section 3.4) are dropped first, oldest first, when there are too many:
-// a client that means it finishes within a millisecond, and an established connection is never dropped for another.
+// Who can connect can open connections and say nothing, or begin requests and not end them. When there are too many
+// connections, one goes: the oldest that has not finished the HTTP/2 preface (24 bytes of magic and the first SETTINGS
+// frame, RFC 9113 section 3.4), which a client that means it does within a millisecond; else the one that has been without
+// an open request for longest; else one whose request has been half-sent for ten seconds. Only when every connection waits
+// for an answer does the newcomer go. When half-sent requests hold too much, one of those connections goes that hold more
+// than their share: the one whose request has been half-sent for longest.
 package conns
 
 import (
 	"container/list"
-	"fmt"
 	"net"
 	"sync"
-	"syscall"
+	"sync/atomic"
+	"time"
 )
+
+// Reason is why a connection was dropped.
+type Reason string
+
+// The reasons.
+const (
+	Unfinished Reason = "it had not finished the HTTP/2 preface"
+	Idle       Reason = "it had no open request for longest"
+	HalfSent   Reason = "it had begun requests and not ended them"
+	Newcomer   Reason = "every other connection waits for an answer"
+)
+
+// halfSentLimit is how long a request can be half-sent before its connection goes for a new one. A client that means it
+// sends a request at once.
+const halfSentLimit = 10 * time.Second
 
 // Config bounds the connections. Zero values are the defaults.
 type Config struct {
-	Unfinished int // at most this many without a finished preface; default 32
-	// Total is at most this many in all; default 48. An API server has one for each KMS provider entry. Each may hold as many
-	// half-open requests as the server allows streams (512), at 6 KiB: more connections could fill the static pod's 256 MiB.
-	Total   int
-	Dropped func() // told of each connection dropped, without locks held; nil: nobody is
+	Unfinished int   // at most this many without a finished preface; default 32
+	Total      int   // at most this many in all; default 48. An API server has one for each KMS provider entry.
+	HalfSent   int64 // bytes that half-sent requests of all connections hold at most, about; default 32 MiB
+	// Dropped is told of each connection that has to go, before it is closed, without locks held; nil: nobody is.
+	Dropped func(c net.Conn, why Reason)
 }
 
 // Stats are the numbers of one listener.
 type Stats struct {
 	Open, Unfinished int
 	Dropped          uint64 // since the start
+	HalfSent         int64  // bytes that half-sent requests hold, about
 }
 
 // Listener is a listener that keeps to the bounds. All methods may be called from any number of goroutines.
 type Listener struct {
 	net.Listener
-	cfg Config
+	cfg  Config
+	held atomic.Int64 // the sum of what the connections hold
 
-	mu         sync.Mutex
-	open       int
+	mu         sync.Mutex // before a connection's
+	open       map[*conn]struct{}
 	unfinished *list.List // of *conn, oldest first
 	dropped    uint64
 }
@@ -47,17 +68,20 @@ func Limit(lis net.Listener, cfg Config) *Listener {
 	if cfg.Total <= 0 {
 		cfg.Total = 48
 	}
-	if cfg.Dropped == nil {
-		cfg.Dropped = func() {}
+	if cfg.HalfSent <= 0 {
+		cfg.HalfSent = 32 << 20
 	}
-	return &Listener{Listener: lis, cfg: cfg, unfinished: list.New()}
+	if cfg.Dropped == nil {
+		cfg.Dropped = func(net.Conn, Reason) {}
+	}
+	return &Listener{Listener: lis, cfg: cfg, open: map[*conn]struct{}{}, unfinished: list.New()}
 }
 
 // Stats returns the present numbers.
 func (l *Listener) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{Open: l.open, Unfinished: l.unfinished.Len(), Dropped: l.dropped}
+	return Stats{Open: len(l.open), Unfinished: l.unfinished.Len(), Dropped: l.dropped, HalfSent: l.held.Load()}
 }
 
 // Accept waits for the next connection that there is room for.
@@ -67,11 +91,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: raw, listener: l}
-		victim := l.admit(c)
+		c := newConn(raw, l)
+		victim, why := l.admit(c)
 		if victim != nil {
-			_ = victim.Close()
-			l.cfg.Dropped()
+			l.drop(victim, why)
 		}
 		if victim != c {
 			return c, nil
@@ -79,24 +102,79 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit counts c in, and returns the connection that has to go for it: c itself when all others are established.
-func (l *Listener) admit(c *conn) (victim *conn) {
+// admit counts c in, and returns the connection that has to go for it, if one has to.
+func (l *Listener) admit(c *conn) (victim *conn, why Reason) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.unfinished.Len() >= l.cfg.Unfinished || l.open >= l.cfg.Total {
-		victim = c
-		if oldest := l.unfinished.Front(); oldest != nil {
-			victim = oldest.Value.(*conn)
-			l.forgetPlace(victim)
-		}
+	if l.unfinished.Len() >= l.cfg.Unfinished || len(l.open) >= l.cfg.Total {
+		victim, why = l.victim(c)
+		l.forget(victim)
 		l.dropped++
 	}
+	l.open[c] = struct{}{}
+	if victim == c {
+		return victim, why // Close counts it out
+	}
 	c.place = l.unfinished.PushBack(c)
-	l.open++
-	return victim
+	return victim, why
 }
 
-// finish takes c out of those that may be dropped.
+// victim is the connection that has to go for newcomer. Call it with the lock.
+func (l *Listener) victim(newcomer *conn) (*conn, Reason) {
+	if oldest := l.unfinished.Front(); oldest != nil {
+		return oldest.Value.(*conn), Unfinished
+	}
+	var idle, half *conn
+	var idleSince, halfSince time.Time
+	for c := range l.open {
+		switch s := c.state(); {
+		case s.open == 0 && (idle == nil || s.idle.Before(idleSince)):
+			idle, idleSince = c, s.idle
+		case s.open > 0 && !s.unfinished.IsZero() && (half == nil || s.unfinished.Before(halfSince)):
+			half, halfSince = c, s.unfinished
+		}
+	}
+	switch {
+	case idle != nil:
+		return idle, Idle
+	case half != nil && time.Since(halfSince) > halfSentLimit:
+		return half, HalfSent
+	}
+	return newcomer, Newcomer
+}
+
+// relieve drops connections until half-sent requests hold no more than they may. Of those that hold at least the average,
+// the one goes whose request has been half-sent for longest: one that sends a whole burst of requests holds much for a
+// moment, and is not it.
+func (l *Listener) relieve() {
+	for l.held.Load() > l.cfg.HalfSent {
+		l.mu.Lock()
+		var victim *conn
+		var since time.Time
+		average := l.held.Load() / int64(max(1, len(l.open)))
+		for c := range l.open {
+			s := c.state()
+			if !s.unfinished.IsZero() && s.held >= average && (victim == nil || s.unfinished.Before(since)) {
+				victim, since = c, s.unfinished
+			}
+		}
+		if victim == nil { // it has ended by itself meanwhile
+			l.mu.Unlock()
+			return
+		}
+		l.forget(victim)
+		l.dropped++
+		l.mu.Unlock()
+		l.drop(victim, HalfSent)
+	}
+}
+
+func (l *Listener) drop(victim *conn, why Reason) {
+	l.cfg.Dropped(victim.Conn, why)
+	_ = victim.Close()
+}
+
+// finish takes c out of those that are dropped first.
 func (l *Listener) finish(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -110,68 +188,15 @@ func (l *Listener) forgetPlace(c *conn) {
 	}
 }
 
+// forget counts c out. Call it with the lock.
+func (l *Listener) forget(c *conn) {
+	l.forgetPlace(c)
+	delete(l.open, c)
+	c.letGo()
+}
+
 func (l *Listener) gone(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.forgetPlace(c)
-	l.open--
-}
-
-const (
-	prefaceSize     = 24 // "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-	frameHeaderSize = 9  // RFC 9113 section 4.1: the first three bytes are the length of what follows
-)
-
-// conn watches its first bytes. As with any net.Conn, Read is called by one goroutine at a time.
-type conn struct {
-	net.Conn
-	listener *Listener
-	place    *list.Element // among the unfinished; nil: finished or closed. Under the listener's lock.
-	close    sync.Once
-
-	seen     int // bytes read, until finished
-	needed   int // bytes of preface and first frame; 0: the frame's length is not known yet
-	length   [3]byte
-	finished bool
-}
-
-// Read reads, and notes when the preface is complete. Whether its bytes are right is the HTTP/2 server's to judge, which
-// closes the connection if not.
-func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if !c.finished {
-		c.note(b[:n])
-	}
-	return n, err
-}
-
-func (c *conn) note(b []byte) {
-	for i := range c.length {
-		if at := prefaceSize + i - c.seen; at >= 0 && at < len(b) {
-			c.length[i] = b[at]
-		}
-	}
-	c.seen += len(b)
-	if c.needed == 0 && c.seen >= prefaceSize+len(c.length) {
-		c.needed = prefaceSize + frameHeaderSize + int(c.length[0])<<16 + int(c.length[1])<<8 + int(c.length[2])
-	}
-	if c.needed > 0 && c.seen >= c.needed {
-		c.finished = true
-		c.listener.finish(c)
-	}
-}
-
-// Close closes the connection and counts it out, once.
-func (c *conn) Close() error {
-	err := c.Conn.Close()
-	c.close.Do(func() { c.listener.gone(c) })
-	return err
-}
-
-// SyscallConn lets the peer's credentials be read.
-func (c *conn) SyscallConn() (syscall.RawConn, error) {
-	if sc, ok := c.Conn.(syscall.Conn); ok {
-		return sc.SyscallConn()
-	}
-	return nil, fmt.Errorf("a connection of type %T has no descriptor", c.Conn)
+	l.forget(c)
 }

@@ -4,8 +4,10 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -71,7 +73,7 @@ func TestWhenAPrefaceIsFinished(t *testing.T) {
 	for name, text := range map[string]string{"empty settings": hello, "settings": helloWithSettings} {
 		for _, step := range []int{1, 2, 7, 23, 24, 25, 26, 27, 33, 100} {
 			limited := Limit(nil, Config{})
-			c := &conn{listener: limited}
+			c := newConn(nil, limited)
 			limited.admit(c)
 			for at := 0; at < len(text); at += step {
 				if c.finished {
@@ -89,7 +91,7 @@ func TestWhenAPrefaceIsFinished(t *testing.T) {
 func TestOldestUnfinishedGoesFirst(t *testing.T) {
 	t.Parallel()
 	dropped := make(chan struct{}, 100)
-	l, dial := listen(t, Config{Unfinished: 2, Total: 10, Dropped: func() { dropped <- struct{}{} }})
+	l, dial := listen(t, Config{Unfinished: 2, Total: 10, Dropped: func(net.Conn, Reason) { dropped <- struct{}{} }})
 	established := dial()
 	if _, err := established.Write([]byte(hello)); err != nil {
 		t.Fatal(err)
@@ -116,29 +118,189 @@ func TestOldestUnfinishedGoesFirst(t *testing.T) {
 	}
 }
 
-// When all are established, the newcomer is the one to go.
-func TestTotal(t *testing.T) {
+// frameOf is the header of a frame, and a payload of zeros.
+func frameOf(kind, flags byte, stream uint32, length int) string {
+	return string([]byte{byte(length >> 16), byte(length >> 8), byte(length), kind, flags,
+		byte(stream >> 24), byte(stream >> 16), byte(stream >> 8), byte(stream)}) + strings.Repeat("\x00", length)
+}
+
+const endStream = 0x1
+
+// established is a connection of a listener that has said hello.
+func established(t *testing.T, l *Listener, dial func() net.Conn, want int) net.Conn {
+	t.Helper()
+	conn := dial()
+	if _, err := conn.Write([]byte(hello)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, l, "established", func(s Stats) bool { return s.Open == want && s.Unfinished == 0 })
+	return conn
+}
+
+// When there are too many and all are established, the one goes that has been idle for longest.
+func TestIdleLongestGoes(t *testing.T) {
 	t.Parallel()
-	l, dial := listen(t, Config{Unfinished: 2, Total: 3})
+	reasons := make(chan Reason, 10)
+	l, dial := listen(t, Config{Unfinished: 2, Total: 3, Dropped: func(_ net.Conn, why Reason) { reasons <- why }})
 	var conns []net.Conn
 	for i := range 3 {
-		conns = append(conns, dial())
-		if _, err := conns[i].Write([]byte(hello)); err != nil {
+		conns = append(conns, established(t, l, dial, i+1))
+	}
+	// The oldest has a request open, and the next asks once more.
+	for i, text := range []string{frameOf(frameHeaders, 0, 1, 10) + frameOf(frameData, endStream, 1, 10), frameOf(frameHeaders, endStream, 1, 10) + frameOf(frameReset, 0, 1, 4)} {
+		if _, err := conns[i].Write([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, l, "established", func(s Stats) bool { return s.Open == i+1 && s.Unfinished == 0 })
 	}
-	late := dial()
-	eventually(t, l, "the newcomer goes", func(s Stats) bool { return s.Dropped == 1 })
-	if !closed(t, late) {
-		t.Error("the newcomer is there")
+	eventually(t, l, "requests are seen", func(Stats) bool { return opened(l) == 1 })
+	established(t, l, dial, 3)
+	if why := <-reasons; why != Idle {
+		t.Errorf("reason: %s", why)
 	}
-	_ = conns[0].Close()
-	eventually(t, l, "there is room", func(s Stats) bool { return s.Open == 2 })
-	next := dial()
-	eventually(t, l, "accepted", func(s Stats) bool { return s.Open == 3 })
-	for _, conn := range append(conns[1:], next) {
-		_ = conn.Close()
+	for i, want := range []bool{false, false, true} {
+		if got := closed(t, conns[i]); got != want {
+			t.Errorf("connection %d closed: %v", i, got)
+		}
 	}
-	eventually(t, l, "all are counted out", func(s Stats) bool { return s.Open == 0 && s.Unfinished == 0 })
+}
+
+// opened counts the open requests.
+func opened(l *Listener) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		n += c.state().open
+	}
+	return n
+}
+
+// Connections that wait for answers stay; among those whose request is half-sent, the oldest goes, after a while.
+func TestBusyConnectionsStay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := Limit(nil, Config{Total: 2})
+		var conns []*conn
+		for _, text := range []string{frameOf(frameHeaders, endStream, 1, 10), frameOf(frameHeaders, 0, 1, 10)} {
+			c := newConn(nil, l)
+			if victim, _ := l.admit(c); victim != nil {
+				t.Fatal("no room")
+			}
+			c.note([]byte(hello + text))
+			conns = append(conns, c)
+		}
+		late := newConn(nil, l)
+		if victim, why := l.admit(late); victim != late || why != Newcomer {
+			t.Errorf("at once: %v goes: %s", victim, why)
+		}
+		l.gone(late)
+		time.Sleep(halfSentLimit + time.Second)
+		if victim, why := l.admit(newConn(nil, l)); victim != conns[1] || why != HalfSent {
+			t.Errorf("after a while: %v goes: %s", victim, why)
+		}
+	})
+}
+
+// What is held is known frame by frame, and given back when a request is sent, taken back, answered or cut off.
+func TestWhatHalfSentRequestsHold(t *testing.T) {
+	t.Parallel()
+	half := frameOf(frameHeaders, 0, 1, 100) + frameOf(frameData, 0, 1, 1000)
+	const cost = requestCost + 1000 + frameCost
+	for name, tc := range map[string]struct {
+		in, out string
+		held    int64
+		open    int
+	}{
+		"half-sent":          {half, "", cost, 1},
+		"sent":               {half + frameOf(frameData, endStream, 1, 0), "", 0, 1},
+		"with the headers":   {frameOf(frameHeaders, endStream, 1, 100), "", 0, 1},
+		"taken back":         {half + frameOf(frameReset, 0, 1, 4), "", 0, 0},
+		"answered":           {half, frameOf(frameHeaders, 0, 1, 5) + frameOf(frameData, 0, 1, 7) + frameOf(frameHeaders, endStream, 1, 3), 0, 0},
+		"refused":            {half, frameOf(frameReset, 0, 1, 4), 0, 0},
+		"two":                {half + frameOf(frameHeaders, 0, 3, 0), "", cost + requestCost, 2},
+		"other frames":       {half + frameOf(6, endStream, 0, 8) + frameOf(8, 0, 1, 4), frameOf(6, 1, 0, 8), cost, 1},
+		"continued headers":  {frameOf(frameHeaders, 0, 1, 100) + frameOf(frameContinuation, 0, 1, 50), "", requestCost + 50 + frameCost, 1},
+		"data of no request": {frameOf(frameData, 0, 1, 100), "", 0, 0},
+	} {
+		for _, step := range []int{1, 8, 9, 10, 4096} {
+			l := Limit(nil, Config{})
+			ours, theirs := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, theirs) }()
+			c := newConn(ours, l)
+			l.admit(c)
+			text := hello + tc.in
+			for at := 0; at < len(text); at += step {
+				c.note([]byte(text[at:min(at+step, len(text))]))
+			}
+			for at := 0; at < len(tc.out); at += step {
+				if _, err := c.Write([]byte(tc.out[at:min(at+step, len(tc.out))])); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if s := c.state(); s.held != tc.held || s.open != tc.open || l.Stats().HalfSent != tc.held {
+				t.Errorf("%s in steps of %d: %+v, all %d; want %d", name, step, s, l.Stats().HalfSent, tc.held)
+			}
+			_ = c.Close()
+			_ = theirs.Close()
+			if s := l.Stats(); s.HalfSent != 0 || s.Open != 0 {
+				t.Errorf("%s: after the end %+v", name, s)
+			}
+		}
+	}
+}
+
+// The connection goes whose requests have been half-sent for longest, and not one that sends many at this moment.
+func TestHalfSentRequestsAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var dropped []net.Conn
+		l := Limit(nil, Config{HalfSent: 100 * requestCost, Dropped: func(c net.Conn, why Reason) {
+			if why != HalfSent {
+				t.Errorf("reason: %s", why)
+			}
+			dropped = append(dropped, c)
+		}})
+		begin := func(c *conn, n int) {
+			for i := range n {
+				c.note([]byte(frameOf(frameHeaders, 0, uint32(2*i+1), 10)))
+			}
+		}
+		var conns []*conn
+		for range 4 {
+			ours, theirs := net.Pipe()
+			defer func() { _ = theirs.Close() }()
+			c := newConn(ours, l)
+			l.admit(c)
+			c.note([]byte(hello))
+			conns = append(conns, c)
+		}
+		begin(conns[1], 5) // the oldest, with less than its share
+		time.Sleep(time.Second)
+		begin(conns[2], 40)
+		time.Sleep(time.Second)
+		begin(conns[0], 60)
+		if len(dropped) != 1 || dropped[0] != conns[2].Conn {
+			t.Errorf("dropped %v", dropped)
+		}
+		if held := l.Stats().HalfSent; held > l.cfg.HalfSent || held < 60*requestCost {
+			t.Errorf("%d bytes are held", held)
+		}
+	})
+}
+
+// FuzzFrames: however bytes are cut, and whatever they are, the frames are the same and nothing is held below zero.
+func FuzzFrames(f *testing.F) {
+	f.Add([]byte(hello+frameOf(frameHeaders, 0, 1, 100)+frameOf(frameData, 0, 1, 3)), uint8(3))
+	f.Fuzz(func(t *testing.T, text []byte, step uint8) {
+		whole, cut := newConn(nil, Limit(nil, Config{})), newConn(nil, Limit(nil, Config{}))
+		whole.listener.admit(whole)
+		cut.listener.admit(cut)
+		whole.note(text)
+		for at, n := 0, int(step)+1; at < len(text); at += n {
+			cut.note(text[at:min(at+n, len(text))])
+		}
+		a, b := whole.state(), cut.state()
+		if a.held != b.held || a.open != b.open || a.held < 0 || whole.finished != cut.finished || a.open > maxStreams {
+			t.Errorf("%+v and %+v", a, b)
+		}
+	})
 }

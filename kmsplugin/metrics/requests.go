@@ -70,7 +70,7 @@ func (q *requests) register(r prometheus.Registerer) {
 	q.unknownKeys = counter("unknown_key_requests_total", "Decrypt requests for a key_id that the ring does not hold.")
 	q.refusedKeys = counter("refused_key_requests_total", "Decrypt requests for a key that is on the token and not served.")
 	q.refusedPeers = counter("peers_refused_total", "Connections of processes that may not connect.")
-	q.dropped = counter("connections_dropped_total", "Connections dropped because there were too many.")
+	q.dropped = counter("connections_dropped_total", "Connections dropped because there were too many, or because half-sent requests held too much.")
 	r.MustRegister(total, took, q.probes, q.probeTook, q.probed, q.probedWell, q.unknownKeys, q.refusedKeys, q.refusedPeers, q.dropped)
 }
 

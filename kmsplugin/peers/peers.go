@@ -89,6 +89,13 @@ func Connection(ctx context.Context) any {
 	return nil
 }
 
+// Of returns the process at the other end of an open connection.
+func Of(conn net.Conn) (Peer, error) {
+	p, _, err := credentialsOf(conn)
+	p.Executable = executable(p.PID)
+	return p, err
+}
+
 // ServerHandshake admits the peer or fails; gRPC then closes the connection.
 func (c *creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	p, groups, err := credentialsOf(conn)

@@ -187,6 +187,11 @@ func (w *world) during(client kmsapi.KeyManagementServiceClient, flood func(cont
 
 // flood opens at least 400 connections that each send the parts, from 20 goroutines, and closes them when all are there.
 func (w *world) flood(ctx context.Context, parts func(i int) [][]byte) {
+	w.floodOf(ctx, 400, 200*time.Millisecond, parts)
+}
+
+// floodOf is flood with at least so many connections, each of which writes for as long as patient.
+func (w *world) floodOf(ctx context.Context, connections int, patient time.Duration, parts func(i int) [][]byte) {
 	var mu sync.Mutex
 	var open []net.Conn
 	defer func() {
@@ -198,13 +203,13 @@ func (w *world) flood(ctx context.Context, parts func(i int) [][]byte) {
 	var running sync.WaitGroup
 	for worker := range 20 {
 		running.Go(func() {
-			for i := worker; ctx.Err() == nil && (i < 400 || time.Since(start) < 300*time.Millisecond); i += 20 {
+			for i := worker; ctx.Err() == nil && (i < connections || time.Since(start) < 300*time.Millisecond); i += 20 {
 				var dialer net.Dialer
 				conn, err := dialer.DialContext(ctx, "unix", w.plugin.Socket())
 				if err != nil {
 					continue
 				}
-				_ = conn.SetDeadline(time.Now().Add(200 * time.Millisecond)) // nobody reads what is answered: it backs up
+				_ = conn.SetDeadline(time.Now().Add(patient)) // nobody reads what is answered: it backs up
 				for _, part := range parts(i) {
 					if _, err := conn.Write(part); err != nil {
 						break // dropped, or full

@@ -54,7 +54,7 @@ func filesBroken() []broken {
 			spoil: func(r *rig) { r.chmod(filepath.Dir(r.socket), 0o777) }},
 		{name: "something else at the socket's place", check: "socket-folder", hint: "move it away",
 			spoil: func(r *rig) { r.file("run/kms.sock", "") }},
-		{name: "http address in use", check: "http", hint: "find out who listens",
+		{name: "http address in use", check: "http", hint: "find out who listens", warns: true,
 			spoil: func(r *rig) {
 				l, err := (&net.ListenConfig{}).Listen(r.t.Context(), "tcp", "127.0.0.1:0")
 				r.must(err)
@@ -193,6 +193,12 @@ func pluginsBroken() []broken {
 			}},
 		{name: "plugin of another user", check: "socket-folder", hint: "add 0 to socket.allowedUIDs", warns: true,
 			spoil: func(r *rig) { r.allowedUIDs = "[12345]" }},
+		{name: "allowed peer that the socket's mode keeps out", check: "socket-folder", hint: "socket.group", warns: true,
+			spoil: func(r *rig) {
+				r.serve("ok", r.currentKey())
+				r.chmod(r.socket, 0o600)
+				r.allowedUIDs = "[0, 4000000001]"
+			}},
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
@@ -112,11 +113,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	})
 	count.ObserveRing(ring.View)
 	count.ObserveTokens(set.Members())
-	stopHTTP, err := serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)
-	if err != nil {
-		return err
-	}
-	defer stopHTTP()
+	defer serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)()
 	if err := plugin.Run(ctx, listener); err != nil {
 		return err
 	}
@@ -133,23 +130,46 @@ func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	}
 }
 
-// serveHTTP serves metrics and health until it is stopped. found tells whether clients can find the socket.
-func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func(), err error) {
-	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
-	live := func() bool { return plugin.Live() == nil }
-	server, err := metrics.Listen(ctx, address, count.Handler(live, ready))
-	if err != nil || server == nil {
-		return func() {}, err
+// httpRetry is the pause between two attempts to open http.address.
+const httpRetry = 5 * time.Second
+
+// serveHTTP serves metrics and health until it is stopped. An address that cannot be opened is tried again until it can: it
+// must not keep the plugin from serving. found reports whether clients can find the socket.
+func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func()) {
+	if address == "" {
+		return func() {}
 	}
-	log.Info("serving metrics and health", "address", server.Addr())
+	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
+	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
+	listen := func(said string) (*metrics.Server, string) {
+		server, err := metrics.Listen(ctx, address, handler)
+		switch {
+		case err == nil:
+			log.Info("serving metrics and health", "address", server.Addr())
+			return server, ""
+		case err.Error() != said:
+			log.Warn("metrics and health are not served; trying again until they can be", "error", err, "hint", hint.Of(err))
+		}
+		return nil, err.Error()
+	}
+	server, said := listen("")
 	running.Go(func() {
-		if err := server.Run(ctx); err != nil {
-			log.Error("metrics and health are no longer served", "error", err)
+		for ctx.Err() == nil {
+			if server != nil {
+				if err := server.Run(ctx); err != nil {
+					log.Error("metrics and health are no longer served; trying again", "error", err)
+				}
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(httpRetry):
+				server, said = listen(said)
+			}
 		}
 	})
-	return func() { cancel(); running.Wait() }, nil
+	return func() { cancel(); running.Wait() }
 }
 
 // stuckError ends the program because a module hangs.
@@ -209,6 +229,13 @@ func listen(ctx context.Context, cfg *config.Config, group *uint32, log *slog.Lo
 			log.Warn("the socket was not removed", "error", err)
 		}
 	}, nil
+}
+
+// warnOfShutOut logs which of the allowed peers the socket's mode keeps out.
+func warnOfShutOut(cfg *config.Config, log *slog.Logger) {
+	if uids := cfg.Socket.ShutOut(ownedfile.Lstat); len(uids) > 0 {
+		log.Warn("the socket's owner and mode keep allowed peers out", "socket", cfg.Socket.Path, "uids", uids, "hint", config.ShutOutHint)
+	}
 }
 
 // socketGroup is the group that may connect; nil: none.

@@ -39,6 +39,7 @@ type options struct {
 	extra  string // more lines of configuration
 	token  string // more fields of the token
 	faulty bool
+	http   string // host:port; "": a free one
 	audit  string // path of the audit trail; "": beside the rest
 	audits string // more fields of audit
 }
@@ -46,7 +47,10 @@ type options struct {
 // newWorld makes the token, its first key, and starts the plugin.
 func newWorld(t *testing.T, o options) *world {
 	t.Helper()
-	w := &world{t: t, dir: shortDir(t), http: freeAddress(t)}
+	w := &world{t: t, dir: shortDir(t), http: o.http}
+	if w.http == "" {
+		w.http = freeAddress(t)
+	}
 	token, err := softhsm.New(t.Context(), filepath.Join(w.dir, "softhsm"), "k8s", o.pin)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
 // UIDs returns the user ids that may connect: the list of the file, or root and the uid of this process. Sorted, each
@@ -78,4 +79,32 @@ func loopback(address string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// ShutOutHint is what to do about ShutOut.
+const ShutOutHint = `set socket.mode: "0660" and socket.group to a group of these users, or take them off socket.allowedUIDs`
+
+// ShutOut returns which of the users that may connect the socket's file keeps out: by its owner, group and mode if it is
+// there, else by those that it would get from this process. Users whose groups this machine does not know are not named.
+func (s *Socket) ShutOut(lstat func(string) (ownedfile.Info, bool, error)) []uint32 {
+	file, _, err := lstat(s.Path)
+	if err != nil {
+		file = ownedfile.Info{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Perm: s.Mode.Perm()}
+		if gid, named, err := s.GID(); err == nil && named {
+			file.GID = gid
+		}
+	}
+	return slices.DeleteFunc(s.UIDs(), func(uid uint32) bool {
+		return uid == 0 || uid == file.UID || file.Perm&0o020 != 0 && mayBeIn(uid, file.GID) || file.Perm&0o002 != 0
+	})
+}
+
+// mayBeIn reports whether the user is in the group, by its primary or a supplementary one, or is not known here.
+func mayBeIn(uid, gid uint32) bool {
+	known, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return true
+	}
+	groups, err := known.GroupIds()
+	return err != nil || slices.Contains(groups, strconv.FormatUint(uint64(gid), 10))
 }

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,6 +17,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
 // minimal sets no more than a file must. Tests add lines before and after, so each mistake has a line of its own.
@@ -269,6 +273,48 @@ func TestGID(t *testing.T) {
 		gid, ok, err := (&config.Socket{Group: group}).GID()
 		if got := fmt.Sprint(gid, " ", ok, " ", err, hint.Of(err)); !strings.Contains(got, want) {
 			t.Errorf("%q: %s, want %s", group, got, want)
+		}
+	}
+}
+
+// Who may connect by allowedUIDs and cannot by the file's owner, group and mode.
+func TestShutOut(t *testing.T) {
+	t.Parallel()
+	const unknown = 4_000_000_001 // no user of this machine
+	absent := func(string) (ownedfile.Info, bool, error) { return ownedfile.Info{}, false, fs.ErrNotExist }
+	there := func(uid, gid uint32, perm fs.FileMode) func(string) (ownedfile.Info, bool, error) {
+		return func(string) (ownedfile.Info, bool, error) {
+			return ownedfile.Info{UID: uid, GID: gid, Perm: perm}, false, nil
+		}
+	}
+	own := uint32(os.Geteuid())
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		t.Skip(err)
+	}
+	id, err := strconv.ParseUint(nobody.Uid, 10, 32)
+	group, err2 := strconv.ParseUint(nobody.Gid, 10, 32)
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	uid, gid := uint32(id), uint32(group)
+	for name, tc := range map[string]struct {
+		socket config.Socket
+		lstat  func(string) (ownedfile.Info, bool, error)
+		want   []uint32
+	}{
+		"default":                   {config.Socket{Mode: 0o600}, absent, nil},
+		"another user":              {config.Socket{Mode: 0o600, AllowedUIDs: []uint32{0, own, uid}}, absent, []uint32{uid}},
+		"a user who is not known":   {config.Socket{Mode: 0o600, AllowedUIDs: []uint32{0, unknown}}, absent, []uint32{unknown}},
+		"its group":                 {config.Socket{Mode: 0o660, Group: nobody.Gid, AllowedUIDs: []uint32{uid}}, absent, nil},
+		"another group":             {config.Socket{Mode: 0o660, Group: "4000000002", AllowedUIDs: []uint32{uid}}, absent, []uint32{uid}},
+		"a group, user not known":   {config.Socket{Mode: 0o660, Group: "4000000002", AllowedUIDs: []uint32{unknown}}, absent, nil},
+		"the file's owner":          {config.Socket{Mode: 0o600, AllowedUIDs: []uint32{uid}}, there(uid, 0, 0o600), nil},
+		"the file's group":          {config.Socket{Mode: 0o600, AllowedUIDs: []uint32{uid}}, there(0, gid, 0o660), nil},
+		"the file, and not our own": {config.Socket{Mode: 0o660, Group: nobody.Gid, AllowedUIDs: []uint32{uid}}, there(0, gid, 0o600), []uint32{uid}},
+	} {
+		if got := tc.socket.ShutOut(tc.lstat); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}
 }

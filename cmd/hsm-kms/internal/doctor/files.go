@@ -12,9 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/modulefile"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
@@ -92,6 +94,13 @@ func (d *doctor) socketFolder() bool {
 		d.fail(check, "", path+" is there, and is not a socket", "move it away, or give another socket.path")
 		return false
 	}
+	// Root judges by the file: before the plugin has made it, its owner is not known.
+	if _, _, err := ownedfile.Lstat(path); err == nil || os.Geteuid() != 0 {
+		if uids := d.cfg.Socket.ShutOut(ownedfile.Lstat); len(uids) > 0 {
+			d.warn(check, "", fmt.Sprintf("the owner and mode of %s keep allowed peers out: uids %v", path, uids), config.ShutOutHint)
+			return true
+		}
+	}
 	if !slices.Contains(d.cfg.Socket.UIDs(), 0) && d.cfg.Socket.Group == "" {
 		d.warn(check, "", "socket.allowedUIDs has no 0: a kube-apiserver that runs as root, as kubeadm's does, is refused",
 			"add 0 to socket.allowedUIDs unless your kube-apiserver runs as another user")
@@ -149,7 +158,7 @@ func (d *doctor) httpAddress(ctx context.Context) {
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		d.fail(check, "", fmt.Sprintf("listening on http.address: %v", err), "find out who listens there (ss -ltnp), or set http.address")
+		d.warn(check, "", fmt.Sprintf("listening on http.address: %v; serve tries again until it can", err), "find out who listens there (ss -ltnp), or set http.address")
 		return
 	}
 	_ = l.Close() // nothing was written

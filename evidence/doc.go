@@ -4,7 +4,10 @@
 // envelope/stored's, and the HSM is an [Opener] that the command line hands in. It knows no PKCS#11 and no KMS service.
 //
 // Memory: objects pass through in pages and are forgotten. What grows with a store is one entry for each distinct
-// (resource, key), one hash for each distinct DEK, and in a snapshot one hash for each key of etcd.
+// (resource, key), one hash for each distinct DEK, and in a snapshot one hash for each key of etcd; the same when an etcd
+// is read that is compacted meanwhile.
+//
+// Whatever is told of an etcd is its state at one revision: [ReadWhole]. What cannot be read so is an error.
 //
 // Everything read here may have been written by somebody hostile. What cannot be decoded is counted and named, a
 // damaged file is [ErrDamaged], and text from etcd is never printed without being made safe first.

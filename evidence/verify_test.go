@@ -13,7 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
-func verify(t *testing.T, m *memory, h *hsm, opts evidence.VerifyOptions) *evidence.Verification {
+func verify(t *testing.T, m evidence.Source, h *hsm, opts evidence.VerifyOptions) *evidence.Verification {
 	t.Helper()
 	v, err := evidence.Verify(t.Context(), []evidence.Source{m}, h, opts)
 	if err != nil {

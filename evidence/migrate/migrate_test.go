@@ -283,3 +283,43 @@ func TestEtcdFails(t *testing.T) {
 		t.Error("a canary is left")
 	}
 }
+
+// moving is an etcd that is compacted while it is read: it is corrected at the end.
+type moving struct {
+	*store
+	corrections []evidence.Object
+}
+
+func (m moving) Read(ctx context.Context, way evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
+	reading, err := m.store.Read(ctx, way, each)
+	if err == nil && way == evidence.Pinned {
+		err = evidence.ErrNotWhole
+	}
+	if err == nil && way == evidence.Followed {
+		err = each(slices.Clone(m.corrections))
+	}
+	return reading, err
+}
+
+// What there is and what is to be done is counted as it is at one revision.
+func TestSurveyCorrected(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	fill(s, 20, oldKey)
+	m := moving{store: s}
+	objects := s.all()
+	s.put("secrets/ns/new", newKey)
+	for i, o := range objects[:3] {
+		o.Corrects, o.Deleted = true, i == 0
+		if o.Value = nil; i > 0 {
+			o.Value = s.objects["/registry/secrets/ns/new"].Value
+		}
+		m.corrections = append(m.corrections, o)
+	}
+	opts := options(t, s, newAPI(t, s, oldKey, nil))
+	opts.Sources, opts.DryRun = []evidence.Source{m}, true
+	out, err := migrate.Run(t.Context(), opts)
+	if err != nil || out.Found != 17 || out.Resources[0] != (migrate.Resource{Resource: "secrets", Objects: 20, Found: 17}) {
+		t.Errorf("outcome: %+v, %v", out, err)
+	}
+}

@@ -240,18 +240,11 @@ func (f *follower) event(w *watcher, event *mvccpb.Event) error {
 	return nil
 }
 
-// unchanged leaves out the objects that were written meanwhile: what became of them is told at the end. The error is why
-// following ended.
-func (f *follower) unchanged(page []*mvccpb.KeyValue) ([]*mvccpb.KeyValue, error) {
+// failed is why following ended; nil: it goes on.
+func (f *follower) failed() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	kept := page[:0]
-	for _, kv := range page {
-		if _, changed := f.changes[string(kv.GetKey())]; !changed {
-			kept = append(kept, kv)
-		}
-	}
-	return kept, f.err
+	return f.err
 }
 
 // settle waits until everything up to the revision has come, and returns what was written, and up to which revision. Then

@@ -221,10 +221,12 @@ func TestHostileWatch(t *testing.T) {
 		}), said: "not asked for"},
 		"no revision":         {watch: with(func(e *mvccpb.Event) { e.Kv.ModRevision = 0 }), said: "revision 0"},
 		"an event of nothing": {watch: with(func(e *mvccpb.Event) { e.Kv = nil }), said: "not watched"},
-		"progress is no event": {watch: onEvents(func(resp *pb.WatchResponse) []*pb.WatchResponse {
-			resp.Header.Revision += 1000
-			return []*pb.WatchResponse{{Header: resp.Header, WatchId: -1}, {Header: resp.Header}, nil}
-		}), said: "ended the watch", notWhole: true},
+		"a page older than the watch": {watch: func(resp *pb.WatchResponse) []*pb.WatchResponse {
+			if resp.Created {
+				resp.Header.Revision += 100
+			}
+			return []*pb.WatchResponse{resp}
+		}, said: "and was at"},
 	} {
 		t.Run(title, func(t *testing.T) {
 			t.Parallel()
@@ -250,7 +252,16 @@ func TestSilence(t *testing.T) {
 		prepare func(*fakeEtcd)
 		said    string
 	}{
-		"no events":     {func(f *fakeEtcd) { f.watch = onEvents }, "did not tell within 2s"},
+		"no events": {func(f *fakeEtcd) { f.watch = onEvents }, "did not tell within 2s"},
+		"progress, and no events": {func(f *fakeEtcd) {
+			f.watch = func(resp *pb.WatchResponse) []*pb.WatchResponse {
+				if len(resp.Events) > 0 {
+					resp.Header.Revision += 1000
+					return []*pb.WatchResponse{{Header: resp.Header, WatchId: -1}, {Header: resp.Header}}
+				}
+				return []*pb.WatchResponse{resp}
+			}
+		}, "did not tell within 2s"},
 		"no beginning":  {func(f *fakeEtcd) { f.watch = func(*pb.WatchResponse) []*pb.WatchResponse { return nil } }, "did not begin to tell"},
 		"an old etcd":   {func(f *fakeEtcd) { f.version, f.denied = "3.5.12", "/registry/" }, "use one from 3.5.13 on"},
 		"an older etcd": {func(f *fakeEtcd) { f.version, f.denied = "3.4.30", "/registry/" }, "use one from 3.5.13 on"},
@@ -325,5 +336,39 @@ func TestTries(t *testing.T) {
 	_, _, tries, err := state(t, f.serve(t))
 	if !errors.Is(err, evidence.ErrNotWhole) || tries != 4 || hint.Of(err) == "" || !strings.Contains(err.Error(), "after 3 tries") {
 		t.Errorf("after %d tries: %v", tries, err)
+	}
+}
+
+// What is written after the last page, and told before what is waited for is there, is of a later state.
+func TestLaterWrites(t *testing.T) {
+	t.Parallel()
+	f := store(10)
+	f.denied = "/registry/" // so that the reader asks how far it was told, once it knows what it waits for
+	f.before = func(page int) { f.put(name(page), []byte("meanwhile")) }
+	revision := f.revision + 2 // a write ahead of each of two pages
+	var held []*mvccpb.Event
+	asked := false
+	f.watch = func(resp *pb.WatchResponse) []*pb.WatchResponse {
+		if held = append(held, resp.Events...); len(resp.Events) > 0 {
+			return nil
+		}
+		if resp.WatchId != -1 || asked {
+			return []*pb.WatchResponse{resp}
+		}
+		asked = true
+		f.put(name(7), []byte("later"))
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return []*pb.WatchResponse{{Header: f.header(f.revision), Events: append(held, &mvccpb.Event{Kv: f.history[len(f.history)-1]})}, resp}
+	}
+	got := map[string]string{}
+	reading, err := f.serve(t).Read(t.Context(), evidence.Followed, func(page []evidence.Object) error {
+		for _, o := range page {
+			got[string(o.Key)] = string(o.Value)
+		}
+		return nil
+	})
+	if err != nil || reading.Revision != revision || reading.Changed != 2 || got[name(7)] != "v" || got[name(1)] != "meanwhile" {
+		t.Errorf("%+v, %v: %v", reading, err, got)
 	}
 }

@@ -175,7 +175,7 @@ func (r *reader) readSpan(ctx context.Context, s span) error {
 			return r.etcd.broken("it counted %d keys in %s, and gives more", s.count, s.text())
 		}
 		if r.follower != nil {
-			if page, err = r.follower.unchanged(page); err != nil {
+			if err := r.follower.failed(); err != nil {
 				return err
 			}
 		}

@@ -57,10 +57,19 @@ func (l *limitedBody) Read(p []byte) (int, error) {
 	}
 	n, err := l.body.Read(p)
 	if l.left -= n; l.left < 0 {
-		return 0, fmt.Errorf("%w: the answer to %s has more than %d bytes", migrate.ErrBadAnswer, l.path, maxAnswer)
+		return 0, &tooLong{l.path}
 	}
 	return n, err
 }
+
+// tooLong is the error of an answer of more than maxAnswer bytes. It wraps ErrBadAnswer.
+type tooLong struct{ path string }
+
+func (t *tooLong) Error() string {
+	return fmt.Sprintf("%v: the answer to %s has more than %d bytes", migrate.ErrBadAnswer, t.path, maxAnswer)
+}
+
+func (t *tooLong) Unwrap() error { return migrate.ErrBadAnswer }
 
 // Close implements io.Closer.
 func (l *limitedBody) Close() error { return l.body.Close() }
@@ -69,7 +78,11 @@ func (l *limitedBody) Close() error { return l.body.Close() }
 // and not its words. It is not repeated here: how long to wait is not for the API server to say.
 func do(ctx context.Context, request *rest.Request) ([]byte, error) {
 	result := request.MaxRetries(0).Do(ctx)
-	if err := result.Error(); err != nil {
+	err := result.Error()
+	if long, ok := errors.AsType[*tooLong](err); ok {
+		return nil, long // without the "please retry" that client-go puts before it
+	}
+	if err != nil {
 		return nil, shortened(err)
 	}
 	return result.Raw()

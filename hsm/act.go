@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
 // Outcome is what became of an act on a token that cannot be taken back.
@@ -40,12 +42,22 @@ func (c *claim) do(call func() error) error {
 	}
 	c.begun, c.inside = true, true
 	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.inside = false
-	}()
-	return call()
+	err := call()
+	if overdue, ok := errors.AsType[*p11.Overdue](err); ok {
+		go func() {
+			<-overdue.Returned
+			c.returned()
+		}()
+		return err
+	}
+	c.returned()
+	return err
+}
+
+func (c *claim) returned() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inside = false
 }
 
 // abandon keeps every further call from beginning, and reports whether one has begun.

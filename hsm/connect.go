@@ -2,9 +2,13 @@ package hsm
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -12,40 +16,100 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/latch"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // errVanished: the connection works and every key that was there is not. SoftHSM looks like this when its
-// folder was moved; it is believed only of a freshly initialised module.
+// folder was moved; it is believed only of a new worker.
 var errVanished = errors.New("all keys have vanished from the token")
 
-// connect makes a generation: slot, session, login, keys, self-test. It runs under the module's lock and the
-// token's control, on a goroutine that may outlive its caller; nobody but itself has seen the generation.
-func (t *Token) connect(ctx context.Context, api p11.API, fresh bool) (*generation, error) {
-	if err := t.mod.initialize(api); err != nil {
-		return nil, err
-	}
-	if err := t.closeRetired(api); err != nil {
+// connect makes a generation in w: slot, session, login, keys, self-test; all of it until ctx ends, but for C_Login.
+// isNew: nothing was done in w before.
+func (t *Token) connect(ctx context.Context, w *worker.Client, isNew bool) (*generation, error) {
+	api := w.For(ctx, t.cfg.ConnectTimeout)
+	if isNew {
+		if err := t.initialize(api); err != nil {
+			return nil, err
+		}
+	} else if err := t.closeRetired(api); err != nil {
 		t.noteUnclean()
 		return nil, err
 	}
-	slot, info, err := t.findSlot(api)
+	reader, info, in, err := t.openControl(ctx, w, api)
 	if err != nil {
 		return nil, err
+	}
+	gen, err := t.readGeneration(ctx, reader, info, isNew)
+	if err != nil {
+		t.leave(api, reader)
+		return nil, err
+	}
+	gen.loggedIn, gen.worker, gen.api = in, w, w.For(context.Background(), t.cfg.CallTimeout)
+	return gen, nil
+}
+
+// initialize makes the module ready. CKR_CRYPTOKI_ALREADY_INITIALIZED is success: nobody else uses the module in this
+// worker, so an earlier call has succeeded and reported otherwise.
+func (t *Token) initialize(api p11.API) error {
+	err := api.Initialize()
+	if err != nil && !hasRV(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+		return fmt.Errorf("initialising module %s: %w", t.cfg.Module, err)
+	}
+	return nil
+}
+
+// openControl opens the control session and logs in, under the login lock.
+func (t *Token) openControl(ctx context.Context, w *worker.Client, api p11.API) (*keyReader, pkcs11.TokenInfo, bool, error) {
+	unlock, err := t.lockLogin(ctx)
+	if err != nil {
+		return nil, pkcs11.TokenInfo{}, false, err
+	}
+	defer unlock()
+	slot, info, err := t.findSlot(api)
+	if errors.Is(err, ErrTokenAbsent) { // another program may be logging in just now
+		slot, info, err = t.findSlot(api)
+	}
+	if err != nil {
+		return nil, info, false, err
 	}
 	session, err := api.OpenSession(slot, false)
 	if err != nil {
-		return nil, fmt.Errorf("opening session: %w", err)
+		return nil, info, false, fmt.Errorf("opening session: %w", err)
 	}
 	reader := t.reader(api, slot, session)
-	gen, err := t.furnish(ctx, api, reader, info, fresh)
+	// C_Login is waited for without an end: what became of a PIN must be known before another attempt.
+	in, err := t.login(ctx, api, w, slot, session, info)
 	if err != nil {
-		if closeErr := closeSession(api, reader.session); closeErr != nil || reader.unclean {
-			t.noteUnclean()
-		}
-		return nil, err
+		t.leave(api, reader)
 	}
-	return gen, nil
+	return reader, info, in, err
+}
+
+// leave closes the control session of a connection that was not made.
+func (t *Token) leave(api p11.API, reader *keyReader) {
+	if closeSession(api, reader.session) != nil || reader.unclean {
+		t.noteUnclean()
+	}
+}
+
+// lockLogin keeps every other worker and command of this machine from logging in to the module's tokens meanwhile:
+// SoftHSM truncates a token's file at each login and writes it afterwards, and whoever looks in between sees no token.
+func (t *Token) lockLogin(ctx context.Context) (unlock func(), err error) {
+	sum := sha256.Sum256([]byte(t.cfg.Module))
+	lock, err := filelock.Wait(ctx, filepath.Join(t.common.StateDir, "login-"+hex.EncodeToString(sum[:8])+".lock"))
+	switch {
+	case errors.Is(err, filelock.ErrHeld):
+		return nil, fmt.Errorf("waiting for another login to module %s: %w", t.cfg.Module, errAbandoned)
+	case err != nil:
+		return nil, stateError(err)
+	}
+	return func() { _ = lock.Unlock() }, nil
+}
+
+func stateError(err error) error {
+	return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a latch that cannot be read is cleared with: hsm-kms doctor --try-pin")
 }
 
 func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
@@ -55,23 +119,19 @@ func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 	}
 }
 
-// furnish makes the open session into a generation.
-func (t *Token) furnish(ctx context.Context, api p11.API, reader *keyReader, info pkcs11.TokenInfo, fresh bool) (*generation, error) {
-	in, err := t.login(ctx, api, reader.slot, reader.session, info)
-	if err != nil {
-		return nil, err
-	}
+// readGeneration makes the session that is logged in into a generation.
+func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs11.TokenInfo, isNew bool) (*generation, error) {
 	keys, err := reader.read(nil)
 	if err != nil {
 		return nil, err
 	}
-	if len(keys.byID) == 0 && t.hadKeysBefore() && !fresh {
+	if len(keys.byID) == 0 && t.hadKeysBefore() && !isNew {
 		return nil, errVanished
 	}
 	if err := selfTest(ctx, reader, keys); err != nil {
 		return nil, err
 	}
-	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), control: reader.session, loggedIn: in}
+	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), control: reader.session}
 	gen.table.Store(keys)
 	return gen, nil
 }
@@ -110,7 +170,7 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 	case len(found) == 0 && unread != nil:
 		return 0, info, unread
 	case len(found) == 0:
-		err := fmt.Errorf("%w: %s; the module %s shows %s", ErrTokenAbsent, t.selector(), t.mod.path, orNone(seen))
+		err := fmt.Errorf("%w: %s; the module %s shows %s", ErrTokenAbsent, t.selector(), t.cfg.Module, orNone(seen))
 		return 0, info, hint.Wrap(err, "see that the HSM is reachable and initialised, and that tokens["+t.cfg.Name+"] names it by label, serial or slot")
 	}
 	err = fmt.Errorf("%w: two tokens match %s: %s", ErrConfiguration, t.selector(), strings.Join(seen, "; "))
@@ -148,8 +208,8 @@ func orNone(seen []string) string {
 }
 
 // login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
-// one C_Login is made, under the latch.
-func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
+// one C_Login is made, under the latch, through patient.
+func (t *Token) login(ctx context.Context, api, patient p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
 	if in, err := isLoggedIn(api, s); err != nil || in {
 		return in, err
 	}
@@ -159,18 +219,14 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	if err := mayLogin(info); err != nil {
 		return false, err
 	}
-	pin, file, err := pinfile.Read(t.cfg.PINFile)
-	if errors.Is(err, pinfile.ErrChanging) {
-		return false, err // reading it again cures that
-	}
+	file, err := pinfile.Stat(t.cfg.PINFile)
 	if err != nil {
 		return false, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	defer pin.Wipe()
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
 		t.warnOfCounter(clean)
-		outcome, err := loginOutcome(api.Login(s, pin.Bytes()))
+		outcome, err := loginOutcome(patient.Login(s, file))
 		if outcome == latch.Undecided && counted(api, slot, clean) {
 			outcome = latch.Refused
 		}
@@ -182,9 +238,21 @@ func (t *Token) login(ctx context.Context, api p11.API, slot uint, s p11.Session
 	case errors.Is(err, latch.ErrStands), faultOf(err) == faultPIN:
 		return false, pinRefused(err)
 	case errors.Is(err, latch.ErrState):
-		return false, hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a latch that cannot be read is cleared with: hsm-kms doctor --try-pin")
+		return false, stateError(err)
+	case isPINFile(err) && !errors.Is(err, pinfile.ErrChanging): // reading it again cures that one
+		return false, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	return false, fmt.Errorf("logging in: %w", err)
+}
+
+// isPINFile reports whether an error speaks of the PIN file.
+func isPINFile(err error) bool {
+	for _, known := range []error{pinfile.ErrAbsent, pinfile.ErrUnreadable, pinfile.ErrUnsafe, pinfile.ErrMalformed, pinfile.ErrChanging} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys.
@@ -211,6 +279,8 @@ func loginOutcome(err error) (latch.Outcome, error) {
 		return latch.Succeeded, nil
 	case faultOf(err) == faultPIN:
 		return latch.Refused, err
+	case errors.Is(err, p11.ErrEnded), errors.Is(err, p11.ErrOverdue):
+		return latch.Unseen, err
 	}
 	return latch.Undecided, err
 }
@@ -245,12 +315,12 @@ type sessionToken struct {
 
 func (s *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
 	s.reader.nonces.used(id)
-	return s.reader.api.EncryptGCM(s.reader.session, s.keys.byID[id].handle, nonce[:], associated, plaintext)
+	return s.reader.api.EncryptGCM(time.Time{}, s.reader.session, s.keys.byID[id].handle, nonce[:], associated, plaintext)
 }
 
 // DecryptGCM takes a refusal for the ciphertext's fault: the self-test opens a sound one just before.
 func (s *sessionToken) DecryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
-	out, err := s.reader.api.DecryptGCM(s.reader.session, s.keys.byID[id].handle, nonce[:], associated, sealed)
+	out, err := s.reader.api.DecryptGCM(time.Time{}, s.reader.session, s.keys.byID[id].handle, nonce[:], associated, sealed)
 	if err != nil && faultOf(err) == faultData {
 		if err := s.reader.replace(); err != nil {
 			return nil, err
@@ -261,7 +331,7 @@ func (s *sessionToken) DecryptGCM(_ context.Context, id envelope.KeyID, nonce *[
 }
 
 func (s *sessionToken) MAC(_ context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
-	out, err := s.reader.api.HMAC(s.reader.session, s.keys.byID[id].handle, data)
+	out, err := s.reader.api.HMAC(time.Time{}, s.reader.session, s.keys.byID[id].handle, data)
 	if err != nil {
 		return mac, err
 	}

@@ -71,10 +71,7 @@ func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (
 		return Kept, err
 	}
 	right := &claim{}
-	err = t.onControl(ctx, "destroying a key", func() {}, func(api p11.API, _ *call) error {
-		if gen.ended() {
-			return errStale
-		}
+	err = t.onControl(ctx, "destroying a key", gen, func(api p11.API) error {
 		return t.destroyOn(api, gen, id, right)
 	})
 	if !right.abandon() && err != nil {

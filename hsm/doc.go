@@ -1,18 +1,37 @@
 // Package hsm is the tokens: it makes of one or more PKCS#11 tokens the envelope.Tokens that the key ring
-// works on, and keeps them usable through whatever a token does.
+// works on, and keeps them usable through whatever a token or its library does.
 //
-//	Set         several tokens: the first that is healthy and holds the key does the work
-//	Token       one token: operations with a deadline, retries, and recovery in the background
-//	generation  one connection of a token: slot, login, sessions and key handles, which live and die together
-//	module      one loaded PKCS#11 library, which tokens may share: initialised, drained, finalised
+//	Set            several tokens: the first that is healthy and holds the key does the work
+//	Token          one token: operations with a deadline, retries, and recovery in the background
+//	generation     one connection of a token: worker, slot, login, sessions and key handles, which live and die together
+//	worker.Client  the token's library, in a process of its own (package worker), seen as p11.API
 //
-// Its rules, each for a fault that was seen: no handle crosses a generation, because numbers are used again
-// and can then name another key; one recovery at a time in a module; C_Finalize only when no call is in
-// flight, because it crashes modules; a call cannot be cancelled, so it is abandoned with its session, which
-// counts against maxSessions until it returns; a PIN that was refused is never tried again.
+// # How it fits together
 //
-// Files: set, token (state), generation (one connection), operate (one operation), sessions and workers (what it is done
-// with), supervise (recovery), look (is the connection sound?), reread (the ring, again), connect and keys (making a
-// generation), module and flight (calls in flight), act and sight (what cannot be taken back, and what became of it),
-// destroy, generate and binding, fault (what a CKR means), advice (what to do about it).
+// Each token has a worker: a process that has loaded its library. This process loads none, and never holds a PIN. The
+// supervisor of a token (supervise.go) makes a connection: it starts a worker if there is none that can be used
+// (workers.go), finds the token's slot and logs in under the login lock, reads the ring, tries the profile, and publishes
+// the generation (connect.go, keys.go).
+//
+// An operation (operate.go) takes a permit, of which there are maxSessions, and a session, which is a lane to the worker:
+// a socket with a thread at its other end. It waits for the answer on its own goroutine, until callTimeout. A call that is
+// overdue costs its session: that is closed, and its permit given back, when the call has returned. What is not an
+// operation of a session goes over the worker's control socket: control.go has the sequences on the control session,
+// sight.go those on a session of their own.
+//
+// An error is classified by its return value (fault.go). A lost session is replaced and the operation tried once more.
+// What may be the token's fault is suspected, and the supervisor looks into it (look.go): it keeps the connection, or drops
+// it and connects again, in the same worker where that is enough. A worker that has died, or in which a module says that
+// it is not initialised, or will not close sessions, is followed by a new one: C_Finalize and C_Initialize in the same
+// process is never tried.
+//
+// When half of the sessions hang, or some do and nothing has succeeded since, a successor is started in a second worker.
+// The first goes on serving as far as it can, and is ended when the successor serves. There are two workers at most.
+//
+// # Rules
+//
+// Each is for a fault that was seen: no handle crosses a generation, because numbers are used again and can then name
+// another key; one attempt to connect at a time; a call cannot be cancelled, so it is abandoned with its session, which
+// counts against maxSessions until it returns; a worker is never killed inside C_Login or a call that makes or destroys a
+// key, within connectTimeout; a PIN that was refused is never tried again; one login at a time on a machine.
 package hsm

@@ -26,7 +26,7 @@ const (
 	faultPIN
 	// faultToken: the token is gone, or is not in this slot any more.
 	faultToken
-	// faultModule: the module must be initialised anew.
+	// faultModule: the module, or the worker that it is in, is of no use any more.
 	faultModule
 )
 
@@ -38,6 +38,9 @@ func faultOf(err error) fault {
 	}
 	if errors.Is(err, errStale) {
 		return faultSession
+	}
+	if errors.Is(err, p11.ErrEnded) {
+		return faultModule
 	}
 	rv, ok := p11.RVOf(err)
 	if !ok {
@@ -63,25 +66,11 @@ func faultOf(err error) fault {
 	return faultData
 }
 
-// sessionIsGone tells whether C_CloseSession failed because there is nothing to close.
-func sessionIsGone(err error) bool {
-	rv, ok := p11.RVOf(err)
-	if !ok {
-		return false
-	}
-	switch rv {
-	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
-		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SLOT_ID_INVALID:
-		return true
-	}
-	return false
-}
-
 // closeSession closes a session that may be dead already. It is done even when a call just said that the
 // session is gone: closing a number that another session got meanwhile costs that one a retry, and leaving
 // open what is not gone would use the token up.
 func closeSession(api p11.API, s p11.Session) error {
-	if err := api.CloseSession(s); err != nil && !sessionIsGone(err) {
+	if err := api.CloseSession(s); err != nil && !p11.SessionIsGone(err) && !errors.Is(err, p11.ErrEnded) {
 		return fmt.Errorf("closing session: %w", err)
 	}
 	return nil
@@ -99,5 +88,5 @@ var (
 	ErrConfiguration = errors.New("configuration")
 	// ErrTokenAbsent: the module shows no token that matches the configuration.
 	ErrTokenAbsent = errors.New("no token matches")
-	errAbandoned   = errors.New("the HSM has not answered in time")
+	errAbandoned   = p11.ErrOverdue
 )

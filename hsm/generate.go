@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/latch"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -28,36 +28,27 @@ type Creation struct {
 
 // Generate makes a key of the ring on the token, with the CKA_ID ckaID, after the profile was proven on the token. The
 // error is nil if and only if the key was made. It returns by ctx, and some callTimeouts later at the latest, whatever
-// the module does. The module must not be in use before: crypto11, which makes the key, initialises and finalises it.
+// the module does. It works in a worker of its own: see worker.Secret.
 func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte) (Creation, error) {
 	made := Creation{Outcome: NotMade, Key: envelope.Key{CKAID: ckaID}}
 	made.Key.Activation, _ = envelope.ActivationOf(ckaID)
-	set, err := Open(common, []TokenConfig{cfg})
-	if err != nil {
-		return made, err
-	}
-	m := &maker{t: set.tokens[0], ckaID: ckaID}
-	err = m.t.onControl(ctx, "making a key", func() {}, func(api p11.API, c *call) error {
-		m.api = api
-		return m.run(ctx, c)
-	})
+	m := &maker{t: Open(common, []TokenConfig{cfg}).tokens[0], ckaID: ckaID}
+	err := m.run(ctx)
 	if m.right.abandon() {
 		made, err = m.settle(made, err)
 	}
-	if m.t.mod.flight.idle() { // C_Finalize under a call crashes modules
-		m.close()
-	}
-	made.Hangs = !m.t.mod.flight.idle()
+	made.Hangs = m.hangs()
+	m.close()
 	return made, err
 }
 
-// maker makes one key. Its fields belong to the sequence until that has ended; before is set before the right is used.
+// maker makes one key.
 type maker struct {
 	t      *Token
 	ckaID  []byte
 	right  claim
+	worker *worker.Client
 	api    p11.API
-	open   *crypto11.Context
 	gen    *generation
 	before *sight
 	shared bool // crypto11's login is ours too
@@ -67,21 +58,22 @@ type maker struct {
 const crypto11Calls = 5
 
 // run is the sequence: crypto11 logs in and makes keys, and all that is looked at is looked at with our own calls.
-func (m *maker) run(ctx context.Context, c *call) error {
-	slot, info, err := m.t.lookUp(m.api)
+func (m *maker) run(ctx context.Context) (err error) {
+	if m.worker, err = m.t.startWorker(ctx); err != nil {
+		return err
+	}
+	m.api = m.worker.For(ctx, m.t.cfg.CallTimeout)
+	if err := m.t.initialize(m.worker.For(ctx, m.t.cfg.ConnectTimeout)); err != nil {
+		return err
+	}
+	slot, info, err := m.logIn(ctx)
 	if err != nil {
-		return err
-	}
-	if err := mayLogin(info); err != nil {
-		return err
-	}
-	if err := m.configure(ctx, c, slot, info); err != nil {
 		return err
 	}
 	if err := m.connect(ctx, slot, info); err != nil {
 		return err
 	}
-	from, err := m.prove(c)
+	from, err := m.prove(ctx)
 	if err != nil {
 		return err
 	}
@@ -90,63 +82,57 @@ func (m *maker) run(ctx context.Context, c *call) error {
 		m.gen.idle = append(m.gen.idle, m.gen.control) // the look takes its place: with crypto11's two, three sessions at once
 		m.gen.mu.Unlock()
 	}
-	_, err = m.generate(c, m.t.common.Profile, true, from, m.right.do)
+	_, err = m.generate(ctx, m.t.common.Profile, true, from, m.right.do)
 	return err
 }
 
-// lookUp finds the slot, with the module initialised for just as long.
-func (t *Token) lookUp(api p11.API) (slot uint, info pkcs11.TokenInfo, err error) {
-	if err := t.mod.initialize(api); err != nil {
+// logIn finds the token and logs in through crypto11, under the login lock and the latch.
+func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
+	t := m.t
+	unlock, err := t.lockLogin(ctx)
+	if err != nil {
+		return 0, pkcs11.TokenInfo{}, err
+	}
+	defer unlock()
+	slot, info, err := t.findSlot(m.api)
+	if err != nil {
 		return 0, info, err
 	}
-	slot, info, err = t.findSlot(api)
-	if endErr := api.Finalize(); endErr != nil && err == nil {
-		err = fmt.Errorf("finalising module %s: %w", t.mod.path, endErr)
+	if err := mayLogin(info); err != nil {
+		return 0, info, err
 	}
-	t.mod.initialized = false
-	return slot, info, err
-}
-
-// configure logs in through crypto11, under the latch.
-func (m *maker) configure(ctx context.Context, c *call, slot uint, info pkcs11.TokenInfo) error {
-	t := m.t
-	pin, file, err := pinfile.Read(t.cfg.PINFile)
+	file, err := pinfile.Stat(t.cfg.PINFile)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+		return 0, info, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	defer pin.Wipe()
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
 		t.warnOfCounter(clean)
-		t.mod.flight.grant(c, "making a key, logging in", crypto11Calls*t.cfg.CallTimeout)
-		number := int(slot)
-		// crypto11 takes the PIN as a string, which nobody can wipe; this process ends soon.
-		m.open, err = crypto11.Configure(&crypto11.Config{
-			Path: t.cfg.Module, SlotNumber: &number, Pin: string(pin.Bytes()), MaxSessions: 2,
-		})
-		return configureOutcome(err)
+		return makerOutcome(m.worker.For(ctx, crypto11Calls*t.cfg.CallTimeout).OpenMaker(slot, file))
 	})
 	if err != nil {
-		return refusedOr(err, "opening the token for key generation")
+		err = refusedOr(err, "opening the token for key generation")
 	}
-	return nil
+	return slot, info, err
 }
 
 // connect takes part in crypto11's connection: login and session keys belong to all sessions of a process. p11-kit's
 // client gives crypto11 and us a connection each; ours then has a login of its own, and sees no session keys.
 func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) error {
-	if err := m.t.mod.initialize(m.api); err != nil {
+	if err := m.t.initialize(m.api); err != nil {
 		return err
 	}
 	s, err := m.api.OpenSession(slot, false)
 	if err != nil {
 		return fmt.Errorf("opening session: %w", err)
 	}
-	m.gen = &generation{slot: slot, control: s}
+	m.gen = &generation{
+		worker: m.worker, api: m.worker.For(context.Background(), m.t.cfg.CallTimeout), slot: slot, control: s,
+	}
 	if m.shared, err = isLoggedIn(m.api, s); err != nil {
 		return err
 	}
-	if m.gen.loggedIn, err = m.t.login(ctx, m.api, slot, s, info); err != nil {
+	if m.gen.loggedIn, err = m.t.login(ctx, m.api, m.api, slot, s, info); err != nil {
 		return err
 	}
 	m.t.change(func() { m.t.gen = m.gen }) // for the look afterwards
@@ -158,24 +144,18 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 
 // generate makes a key with every attribute that the token accepts, of the optional ones from that index on: those are
 // left out step by step. One that stays is a version of the ring. It returns the index of what was accepted.
-func (m *maker) generate(c *call, profile envelope.Profile, stays bool, from int, do func(func() error) error) (int, error) {
-	cipher := crypto11.CipherAES
-	if profile == envelope.HMACKDF {
-		cipher = crypto11.CipherGeneric
-	}
+func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bool, from int, do func(func() error) error) (int, error) {
 	label := trialLabel
 	if stays {
 		label = m.t.common.Ring
 	}
 	choices := optional(profile)
 	for i := from; ; i++ {
-		template := crypto11.NewAttributeSet()
-		template.AddIfNotPresent(append(required(profile, label, m.ckaID, stays), choices[i]...))
-		m.t.mod.flight.grant(c, "making a key, in C_GenerateKey", crypto11Calls*m.t.cfg.CallTimeout)
-		err := do(func() error {
-			_, err := m.open.GenerateSecretKeyWithAttributes(template, 256, cipher)
-			return err
-		})
+		secret := worker.Secret{Generic: profile == envelope.HMACKDF}
+		for _, attribute := range append(required(profile, label, m.ckaID, stays), choices[i]...) {
+			secret.Attributes = append(secret.Attributes, *attribute)
+		}
+		err := do(func() error { return m.worker.For(ctx, crypto11Calls*m.t.cfg.CallTimeout).Make(secret) })
 		if err == nil {
 			return i, nil
 		}
@@ -211,19 +191,28 @@ func (m *maker) settle(made Creation, err error) (Creation, error) {
 	return made, err
 }
 
-// close ends what the sequence began; what it cannot end ends with the process.
+// close ends the worker. One in which a call hangs that must not be interrupted is left to end when this process does.
 func (m *maker) close() {
-	_ = m.t.sequence(context.Background(), "closing the token after key generation", func() {}, func(api p11.API, c *call) error {
-		m.t.mod.flight.grant(c, "closing the token after key generation", crypto11Calls*m.t.cfg.CallTimeout)
-		var err error
-		if m.open != nil {
-			err = m.open.Close()
-		}
-		if m.t.mod.initialized {
-			_ = api.Finalize() // a second time, but for p11-kit's client
-		}
-		return err
-	})
+	if m.worker == nil {
+		return
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.worker.End()
+	}()
+	if !m.hangs() {
+		<-ended
+	}
+}
+
+// hangs reports whether a call has not returned.
+func (m *maker) hangs() bool {
+	if m.worker == nil {
+		return false
+	}
+	n, _ := m.worker.Hanging(0)
+	return n > 0
 }
 
 // refusedOr gives a refused PIN the error and the hint that it has everywhere.
@@ -239,14 +228,16 @@ func pinRefused(err error) error {
 		"correct the PIN file: no further attempt is made until it changes, because tokens lock for good; under systemd's LoadCredential=, or when the PIN was right, allow one more with: hsm-kms doctor --try-pin")
 }
 
-// configureOutcome tells the latch what a crypto11.Configure means. crypto11 wraps with %v, so that no
-// pkcs11.Error is left in the chain: its text is all there is.
-func configureOutcome(err error) (latch.Outcome, error) {
+// makerOutcome tells the latch what a login through crypto11 means. crypto11 wraps with %v, so that no pkcs11.Error is
+// left in the chain: its text is all there is.
+func makerOutcome(err error) (latch.Outcome, error) {
 	switch {
 	case err == nil:
 		return latch.Succeeded, nil
 	case mentionsPIN(err):
 		return latch.Refused, err
+	case errors.Is(err, p11.ErrEnded), errors.Is(err, p11.ErrOverdue):
+		return latch.Unseen, err
 	}
 	return latch.Undecided, err
 }

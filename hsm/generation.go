@@ -6,11 +6,14 @@ import (
 	"sync/atomic"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
-// generation is one connection: module, slot, login, sessions and handles, which live and die together.
+// generation is one connection: worker, slot, login, sessions and handles, which live and die together.
 type generation struct {
 	number   uint64
+	worker   *worker.Client
+	api      p11.API // of worker, for working sessions
 	slot     uint
 	serial   string      // of the token, as it says itself
 	loggedIn bool        // false on a token that needs no login
@@ -32,16 +35,21 @@ func (t *Token) drop(why string) {
 			return
 		}
 		t.said.dropped(t.log, t.gen.number, why)
-		t.gen.mu.Lock()
-		t.gen.closed = true
-		t.gen.mu.Unlock()
+		t.gen.end()
 		t.retired = append(t.retired, t.gen)
 		t.gen, t.suspect, t.cause = nil, nil, nil
 	})
 }
 
-// closeRetired closes what dropped generations left open, before any session is opened anew. It fails when the
-// token will not close one: only C_Finalize ends that.
+// end has the generation's sessions closed as they come back.
+func (g *generation) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+}
+
+// closeRetired closes what dropped generations of the present worker left open, before any session is opened in it again.
+// It fails when the token will not close one: only a new worker ends that.
 func (t *Token) closeRetired(api p11.API) error {
 	t.mu.Lock()
 	retired := t.retired
@@ -57,7 +65,7 @@ func (t *Token) closeRetired(api p11.API) error {
 	return nil
 }
 
-// forgetRetired is closeRetired after C_Finalize, which closed everything.
+// forgetRetired is for a new worker, in which nothing is open.
 func (t *Token) forgetRetired() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

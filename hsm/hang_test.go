@@ -3,8 +3,6 @@ package hsm_test
 import (
 	"context"
 	"errors"
-	"runtime"
-	"strings"
 	"testing"
 	"time"
 
@@ -124,32 +122,5 @@ func TestTooManyWaiting(t *testing.T) {
 	}
 	if want := 64 - b.cfg.MaxSessions - 4; refused < want {
 		t.Errorf("%d callers were refused, wanted at least %d", refused, want)
-	}
-}
-
-// A module that stays stuck ends the process through Stuck, and is never finalised under the call.
-func TestStuckModuleIsReported(t *testing.T) {
-	t.Parallel()
-	stuck := make(chan error, 1)
-	b := newBench(t, func(c *hsm.Config, _ *hsm.TokenConfig) {
-		c.HangExitAfter = 2 * time.Second
-		c.Stuck = func(err error) { stuck <- err }
-	}).start()
-	release := b.module.HangAll()
-	defer release()
-	go func() { _ = b.ring.Exercise(t.Context()) }()
-	select {
-	case err := <-stuck:
-		if !strings.Contains(err.Error(), "has not returned for") {
-			t.Errorf("the reason: %v", err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("nobody was told")
-	}
-	if n := b.module.FinalizedWhileBusy(); n != 0 {
-		t.Errorf("C_Finalize was called under a call %d times", n)
-	}
-	if n := runtime.NumGoroutine(); n > 500 {
-		t.Errorf("%d goroutines", n)
 	}
 }

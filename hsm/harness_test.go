@@ -83,10 +83,7 @@ func (b *bench) start() *bench {
 // run starts the token without waiting for it.
 func (b *bench) run() {
 	b.t.Helper()
-	set, err := hsm.Open(b.common, append([]hsm.TokenConfig{b.cfg}, b.others...))
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	set := hsm.Open(b.common, append([]hsm.TokenConfig{b.cfg}, b.others...))
 	b.set = set
 	b.ring = envelope.NewRing(envelope.RingConfig{Name: ringName, Profile: b.common.Profile}, set)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -3,7 +3,6 @@ package hsm
 import (
 	"context"
 	"fmt"
-	"log/slog"
 
 	"github.com/miekg/pkcs11"
 
@@ -12,12 +11,12 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
-// Inspection is what a token tells without a login. It is made with C_Initialize, C_GetSlotList, C_GetTokenInfo,
-// C_GetMechanismInfo and C_Finalize alone: no session, no login, nothing that could be counted against the PIN.
+// Inspection is what a token tells without a login. It is made in a worker of its own with C_Initialize, C_GetSlotList,
+// C_GetTokenInfo, C_GetMechanismInfo and C_Finalize alone: no session, no login, nothing that could be counted against the
+// PIN.
 type Inspection struct {
 	// Err is why the token was not found: ErrConfiguration (the module does not load, two tokens match),
-	// ErrTokenAbsent, or what a call said; the rest is empty then. Hangs tells that a call did not return: the module
-	// must not be used again in this process.
+	// ErrTokenAbsent, or what a call said; the rest is empty then. Hangs reports that a call did not return.
 	Err   error
 	Hangs bool
 
@@ -43,41 +42,19 @@ type PINState struct {
 }
 
 // Inspect looks at every token of the configuration, one after the other, by their order. It changes nothing on them
-// and tries no PIN. Errors that concern one token are in its Inspection. The modules must not be in use in this
-// process: Inspect initialises them, and finalises them before it returns, but for one in which a call hangs.
+// and tries no PIN. Errors that concern one token are in its Inspection.
 func Inspect(ctx context.Context, common Config, tokens []TokenConfig) []Inspection {
-	if common.Log == nil {
-		common.Log = slog.Default()
-	}
 	found := make([]Inspection, len(tokens))
-	loaded := modules{byFile: map[fileID]*module{}}
-	for i, cfg := range tokens {
-		mod, err := loaded.load(cfg.Module, cfg.Reserved)
-		if err != nil {
-			found[i].Err = err
-			continue
-		}
-		found[i] = newToken(cfg, &common, mod).inspect(ctx)
-	}
-	for _, mod := range loaded.byFile {
-		mod.shutdown()
+	for i, t := range Open(common, tokens).tokens {
+		found[i] = t.inspect(ctx)
 	}
 	return found
 }
 
-// inspect makes the calls of Inspect, each within callTimeout.
-func (t *Token) inspect(ctx context.Context) Inspection {
-	// Handed over only when all is done: an inspection that was abandoned may still be writing to its own.
-	result := make(chan Inspection, 1)
-	err := t.onControl(ctx, "inspecting", func() {}, func(api p11.API, _ *call) error {
-		if err := t.mod.initialize(api); err != nil {
-			return err
-		}
-		slot, info, err := t.findSlot(api)
-		if err != nil {
-			return err
-		}
-		seen := Inspection{
+// inspect makes the calls of Inspect, each within callTimeout, but for C_Initialize.
+func (t *Token) inspect(ctx context.Context) (seen Inspection) {
+	err := t.withoutLogin(ctx, func(api p11.API, slot uint, info pkcs11.TokenInfo) error {
+		seen = Inspection{
 			Slot: slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
 			Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model), PIN: pinState(info.Flags),
 		}
@@ -85,13 +62,30 @@ func (t *Token) inspect(ctx context.Context) Inspection {
 		if file, err := pinfile.Stat(t.cfg.PINFile); err == nil {
 			seen.Latch = t.latch.Standing(identity(info), file, !seen.PIN.FailedOnce)
 		}
-		result <- seen
 		return nil
 	})
 	if err != nil {
 		return Inspection{Err: fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err)), Hangs: isAway(err)}
 	}
-	return <-result
+	return seen
+}
+
+// withoutLogin finds the token in a worker of its own, and has f look at it.
+func (t *Token) withoutLogin(ctx context.Context, f func(api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
+	w, err := t.startWorker(ctx)
+	if err != nil {
+		return err
+	}
+	defer w.End()
+	if err := t.initialize(w.For(ctx, t.cfg.ConnectTimeout)); err != nil {
+		return err
+	}
+	api := w.For(ctx, t.cfg.CallTimeout)
+	slot, info, err := t.findSlot(api)
+	if err != nil {
+		return err
+	}
+	return f(api, slot, info)
 }
 
 func pinState(flags uint) PINState {
@@ -126,22 +120,9 @@ func offers(api p11.API, slot uint, profile envelope.Profile) (lacks []string, c
 // ClearLatch forgets what an earlier login with the token's present PIN file came to, so that the next one is tried
 // once more. For a person who knows that the PIN is right. It fails when the token is not found, and refuses, with
 // envelope.ErrPINRefused, when the token itself says that its PIN is locked or that a wrong one would lock it.
-// The module must not be in use in this process.
 func ClearLatch(ctx context.Context, common Config, cfg TokenConfig) error {
-	set, err := Open(common, []TokenConfig{cfg})
-	if err != nil {
-		return err
-	}
-	t := set.tokens[0]
-	defer t.mod.shutdown()
-	err = t.onControl(ctx, "looking at the PIN counters", func() {}, func(api p11.API, _ *call) error {
-		if err := t.mod.initialize(api); err != nil {
-			return err
-		}
-		_, info, err := t.findSlot(api)
-		if err != nil {
-			return err
-		}
+	t := Open(common, []TokenConfig{cfg}).tokens[0]
+	err := t.withoutLogin(ctx, func(_ p11.API, _ uint, info pkcs11.TokenInfo) error {
 		if err := mayLogin(info); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -191,7 +192,7 @@ func keyCannot(rv p11.RV) bool {
 // fingerprint makes the proof and the fingerprint: one operation.
 func (k *heldKey) fingerprint(api p11.API, s p11.Session, profile envelope.Profile) (proof []byte, fp [envelope.FingerprintSize]byte, err error) {
 	if profile == envelope.HMACKDF {
-		proof, err = api.HMAC(s, k.handle, envelope.FingerprintMessage())
+		proof, err = api.HMAC(time.Time{}, s, k.handle, envelope.FingerprintMessage())
 		if err != nil {
 			return nil, fp, err
 		}
@@ -202,7 +203,7 @@ func (k *heldKey) fingerprint(api p11.API, s p11.Session, profile envelope.Profi
 		return proof, fp, err
 	}
 	probe := envelope.NewFingerprintProbe()
-	proof, err = api.EncryptGCM(s, k.handle, probe.Nonce[:], probe.Associated, probe.Plaintext)
+	proof, err = api.EncryptGCM(time.Time{}, s, k.handle, probe.Nonce[:], probe.Associated, probe.Plaintext)
 	if err != nil {
 		return nil, fp, err
 	}
@@ -231,7 +232,7 @@ func (k *heldKey) check(api p11.API, s p11.Session, profile envelope.Profile) er
 // reopen decrypts the proof (profile aes-gcm): one operation.
 func (k *heldKey) reopen(api p11.API, s p11.Session) error {
 	probe := envelope.NewFingerprintProbe()
-	out, err := api.DecryptGCM(s, k.handle, probe.Nonce[:], probe.Associated, k.proof)
+	out, err := api.DecryptGCM(time.Time{}, s, k.handle, probe.Nonce[:], probe.Associated, k.proof)
 	if err != nil {
 		return err
 	}

@@ -18,24 +18,23 @@ func (t *Token) lookInto(ctx context.Context) {
 	t.mu.Lock()
 	gen, suspect := t.gen, t.suspect
 	t.mu.Unlock()
-	open := t.circuitOpen()
 	switch {
-	case gen == nil || suspect == nil && !open:
-		t.mu.Lock()
-		if hanging, _ := t.mod.flight.hanging(t.cfg.Name, t.cfg.CallTimeout); hanging == 0 {
-			t.forgiven = 0
-		}
-		t.mu.Unlock()
+	case gen == nil:
 		return
 	case suspect != nil && suspect.fault >= faultLogin:
 		if suspect.fault == faultModule {
-			t.mod.lost.Store(true)
 			t.noteUnclean()
 		}
 		t.drop(suspect.err.Error())
 		return
 	}
-	hanging, _ := t.mod.flight.hanging(t.cfg.Name, t.cfg.CallTimeout)
+	hanging, _ := gen.worker.Hanging(t.hangsAfter())
+	if suspect == nil && !t.circuitOpen() {
+		if hanging == 0 {
+			t.change(func() { t.forgiven = 0 })
+		}
+		return
+	}
 	err := t.check(ctx, gen)
 	switch {
 	case err == nil:
@@ -43,16 +42,14 @@ func (t *Token) lookInto(ctx context.Context) {
 			t.suspect = nil
 			t.forgiven = hanging
 		})
-	case isAway(err):
-		// Nothing can be said and nothing can be done while calls hang: a module must not be finalised under
-		// them. Callers are refused by the open circuit.
+	case isAway(err): // calls hang, and nothing can be said: a successor is made
 		t.change(func() { t.suspect = nil })
 	default:
 		t.drop(err.Error())
 	}
 }
 
-// tidy closes sessions that would not close before. When half of them will not, the module is initialised anew.
+// tidy closes sessions that would not close before. When half of them will not, the worker is replaced.
 func (t *Token) tidy(ctx context.Context) {
 	t.mu.Lock()
 	gen := t.gen
@@ -60,12 +57,7 @@ func (t *Token) tidy(ctx context.Context) {
 	if gen == nil || gen.leftOpen() == 0 {
 		return
 	}
-	err := t.onControl(ctx, "closing sessions", func() {}, func(api p11.API, _ *call) error {
-		if gen.ended() {
-			return errStale // after a C_Finalize its numbers may be other sessions'
-		}
-		return gen.closeUnclosed(api)
-	})
+	err := t.sequence(ctx, "closing sessions", gen, gen.closeUnclosed)
 	if err != nil && !isAway(err) && !errors.Is(err, errStale) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
 		t.noteUnclean()
 		t.drop(err.Error())
@@ -81,25 +73,22 @@ func (g *generation) leftOpen() int {
 // check is the independent look at a generation: a session that is surely new, in the place of one of the maxSessions,
 // and the newest key used in every direction.
 func (t *Token) check(ctx context.Context, gen *generation) error {
-	return t.onControl(ctx, "checking", func() {}, func(_ p11.API, _ *call) error {
+	return t.sequence(ctx, "checking", gen, func(api p11.API) error {
 		select {
 		case t.permits <- struct{}{}:
 			defer t.releasePermit()
 		case <-time.After(t.cfg.CallTimeout / 2):
 			return errAbandoned // ours are all at work: what becomes of them tells more
 		}
-		if gen.ended() {
-			return errStale
-		}
-		s, err := t.session(gen, true)
+		s, err := t.session(ctx, time.Now().Add(t.cfg.CallTimeout), gen, true)
 		switch {
 		case errors.Is(err, errUnclosed), hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.atWork() > 1:
 			return errAbandoned
 		case err != nil:
 			return fmt.Errorf("opening session: %w", err)
 		}
-		err = tryKeys(t.api, &s, gen, t.common.Profile)
-		if closeErr := closeSession(t.api, s); closeErr != nil {
+		err = tryKeys(api, &s, gen, t.common.Profile)
+		if closeErr := closeSession(api, s); closeErr != nil && !isAway(closeErr) {
 			t.noteUnclean()
 			return errors.Join(err, closeErr)
 		}

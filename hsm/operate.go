@@ -1,11 +1,9 @@
 package hsm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -14,12 +12,10 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// operation is one use of a key on a session. in is the operation's own copy of what it works on: an
-// abandoned call goes on reading it after its caller has gone. It is wiped when the call has returned.
+// operation is one use of a key on a session, which no one waits for after until.
 type operation struct {
 	name string
-	in   []byte
-	run  func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error)
+	run  func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error)
 	// flawed: a refusal may be the input's fault and not the token's (decryption).
 	flawed bool
 }
@@ -27,28 +23,23 @@ type operation struct {
 // EncryptGCM implements envelope.Token.
 func (t *Token) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
 	t.nonces.used(id)
-	n, aad := *nonce, bytes.Clone(associated)
-	return t.operate(ctx, id, operation{name: "C_Encrypt", in: plaintext,
-		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
-			return api.EncryptGCM(s, key, n[:], aad, in)
-		}})
+	return t.operate(ctx, id, operation{name: "C_Encrypt", run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+		return api.EncryptGCM(until, s, key, nonce[:], associated, plaintext)
+	}})
 }
 
 // DecryptGCM implements envelope.Token.
 func (t *Token) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
-	n, aad := *nonce, bytes.Clone(associated)
-	return t.operate(ctx, id, operation{name: "C_Decrypt", in: sealed, flawed: true,
-		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
-			return api.DecryptGCM(s, key, n[:], aad, in)
-		}})
+	return t.operate(ctx, id, operation{name: "C_Decrypt", flawed: true, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+		return api.DecryptGCM(until, s, key, nonce[:], associated, sealed)
+	}})
 }
 
 // MAC implements envelope.Token.
 func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
-	out, err := t.operate(ctx, id, operation{name: "C_Sign", in: data,
-		run: func(api p11.API, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
-			return api.HMAC(s, key, in)
-		}})
+	out, err := t.operate(ctx, id, operation{name: "C_Sign", run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+		return api.HMAC(until, s, key, data)
+	}})
 	defer clear(out)
 	if err == nil && len(out) != len(mac) {
 		err = fmt.Errorf("token %s: %w: an HMAC of %d bytes", t.cfg.Name, envelope.ErrSelfTest, len(out))
@@ -80,7 +71,7 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 		if err == nil {
 			return out, nil
 		}
-		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) {
+		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) && !errors.Is(err, p11.ErrEnded) {
 			return nil, err
 		}
 		if err = t.mend(ctx, until, gen, held, op, err, mended); err != nil {
@@ -130,52 +121,58 @@ func (t *Token) failed(err error) error {
 // every one? It takes a session of its own, so that the answer does not depend on the one that failed.
 func (t *Token) confirm(ctx context.Context, until time.Time, gen *generation, held *heldKey) error {
 	_, err := t.once(ctx, until, gen, held, operation{name: "C_Decrypt",
-		run: func(api p11.API, s p11.Session, _ p11.Object, _ []byte) ([]byte, error) {
+		run: func(api p11.API, _ time.Time, s p11.Session, _ p11.Object) ([]byte, error) {
 			return nil, held.reopen(api, s)
 		}}, true)
 	return err
 }
 
-// once does op on one session and waits for it until ctx ends or the time is up. A call that has not returned by
-// then is abandoned: its session and its permit stay taken until it does.
-func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, fresh bool) ([]byte, error) {
+// once does op on one session. A call that is overdue is abandoned: it costs its session, and its permit until it returns.
+func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, fresh bool) (out []byte, err error) {
 	if err := t.takePermit(ctx, until); err != nil {
 		return nil, err
 	}
-	c, err := t.mod.flight.begin(ctx, t.cfg.Name, op.name)
-	if err != nil {
-		t.releasePermit()
+	keepsPermit := false
+	defer func() {
+		if !keepsPermit {
+			t.releasePermit()
+		}
+	}()
+	if gen.ended() {
+		return nil, errStale
+	}
+	if d, ok := ctx.Deadline(); ok && d.Before(until) {
+		until = d
+	}
+	s, err := t.session(ctx, until, gen, fresh)
+	if err == nil {
+		out, err = op.run(gen.api, until, s, held.handle)
+	} else if hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.burnPermits(gen) {
+		keepsPermit = true
+		return nil, fmt.Errorf("%w: %w", errCrowded, err)
+	}
+	if overdue, ok := errors.AsType[*p11.Overdue](err); ok {
+		keepsPermit = true
+		go func() {
+			<-overdue.Returned
+			t.releasePermit()
+		}()
+		if t.common.Observer != nil {
+			t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
+		}
+		if s != 0 {
+			_ = gen.api.CloseSession(s) // when it has returned
+		}
 		return nil, t.outOfTime(ctx)
 	}
-	in := bytes.Clone(op.in)
-	done := make(chan outcome, 1)
-	var settled atomic.Bool
-	t.mod.workers.do(func() {
-		out, err := t.fly(gen, held, op, in, fresh, c)
-		clear(in)
-		if !settled.CompareAndSwap(false, true) {
-			clear(out) // nobody waits any more
-			return
-		}
-		done <- outcome{out, err}
-	})
-	if o, ok := t.mod.flight.wait(ctx, until, done); ok {
-		return o.out, o.err
+	if s != 0 {
+		t.putBack(gen, s, err)
 	}
-	if !settled.CompareAndSwap(false, true) {
-		o := <-done
-		return o.out, o.err
+	if gen.ended() {
+		clear(out)
+		return nil, errStale
 	}
-	if t.common.Observer != nil {
-		t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
-	}
-	return nil, t.outOfTime(ctx)
-}
-
-// outcome is what an operation gave.
-type outcome struct {
-	out []byte
-	err error
+	return out, err
 }
 
 // readyUntil is ready, without a timer where there is nothing to wait for.
@@ -203,50 +200,11 @@ var errUnclosed = errors.New("as many sessions as maxSessions allows are in use 
 // errCrowded: the token has no more sessions to give, and others of ours are at work: one of them is waited for.
 var errCrowded = errors.New("the token has no more sessions")
 
-// fly is the part of an operation that is inside the module, on a goroutine of its own.
-func (t *Token) fly(gen *generation, held *heldKey, op operation, in []byte, fresh bool, c *call) (out []byte, err error) {
-	burned := false
-	defer func() {
-		if p := recover(); p != nil {
-			err = t.panicked(op, p)
-		}
-		if !burned {
-			t.releasePermit()
-		}
-	}()
-	defer t.mod.flight.end(c)
-	if gen.ended() {
-		return nil, errStale
-	}
-	s, err := t.session(gen, fresh)
-	if err != nil {
-		if burned = hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.burnPermits(gen); burned {
-			return nil, fmt.Errorf("%w: %w", errCrowded, err)
-		}
-		return nil, err
-	}
-	defer func() {
-		if p := recover(); p != nil {
-			err = t.panicked(op, p)
-		}
-		t.putBack(gen, s, err)
-	}()
-	out, err = op.run(t.api, s, held.handle, in)
-	if gen.ended() {
-		clear(out)
-		return nil, errStale
-	}
-	return out, err
-}
-
-// panicked is the error of an operation that panicked, here or where its session is opened and put back: this goroutine
-// is nobody's request, and would take the process along.
-func (t *Token) panicked(op operation, p any) error {
-	return fmt.Errorf("token %s: %s panicked: %v", t.cfg.Name, op.name, p)
-}
-
 // outOfTime says whose time was up: the caller's, or the token's call time-out.
 func (t *Token) outOfTime(ctx context.Context) error {
+	if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+		<-ctx.Done() // its timer is a moment late
+	}
 	if ctx.Err() == nil || errors.Is(context.Cause(ctx), errAbandoned) {
 		return fmt.Errorf("token %s: %w: %w (callTimeout is %s)", t.cfg.Name, envelope.ErrUnavailable, errAbandoned, t.cfg.CallTimeout)
 	}

@@ -28,12 +28,12 @@ const trialLabel = "hsm-kms trial"
 //
 // On a token without session keys nothing can be proven beforehand. The key is then made all the same and looked at
 // afterwards: one that does not work stays on the token and is never served.
-func (m *maker) prove(c *call) (from int, err error) {
+func (m *maker) prove(ctx context.Context) (from int, err error) {
 	profile := m.t.common.Profile
-	from, err = m.try(c, profile)
+	from, err = m.try(ctx, profile)
 	cannot := incapable{}
 	if err != nil && !errors.Is(err, errNoTrial) && !errors.As(err, &cannot) {
-		from, err = m.try(c, profile) // what failed may have been that one call
+		from, err = m.try(ctx, profile) // what failed may have been that one call
 	}
 	if err == nil || errors.Is(err, errNoTrial) {
 		return from, nil
@@ -42,7 +42,7 @@ func (m *maker) prove(c *call) (from int, err error) {
 	if profile == other {
 		other = envelope.AESGCM
 	}
-	_, otherErr := m.try(c, other)
+	_, otherErr := m.try(ctx, other)
 	lacks, _ := offers(m.api, m.gen.slot, profile)
 	told := fmt.Errorf("token %s: %w %s: %w%s", m.t.cfg.Name, ErrProfile, profile, err, notOffered(lacks))
 	switch {
@@ -62,8 +62,8 @@ func notOffered(lacks []string) (text string) {
 }
 
 // try makes a session key for the profile and uses it.
-func (m *maker) try(c *call, profile envelope.Profile) (from int, err error) {
-	from, err = m.generate(c, profile, false, 0, func(call func() error) error { return call() })
+func (m *maker) try(ctx context.Context, profile envelope.Profile) (from int, err error) {
+	from, err = m.generate(ctx, profile, false, 0, func(call func() error) error { return call() })
 	switch {
 	case err == nil:
 	case refusesTemplate(err):
@@ -85,7 +85,7 @@ func (m *maker) try(c *call, profile envelope.Profile) (from int, err error) {
 	case len(table.byID) == 0:
 		return 0, incapable{fmt.Errorf("of a session key: %s", table.keys[0].Refused)}
 	}
-	if err := selfTest(context.Background(), reader, table); err != nil {
+	if err := selfTest(ctx, reader, table); err != nil {
 		return 0, fmt.Errorf("trying a session key: %w", err)
 	}
 	return from, nil

@@ -19,10 +19,7 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 		return nil, err
 	}
 	var keys []envelope.Key
-	err = t.onControl(ctx, "reading the ring", func() {}, func(api p11.API, _ *call) error {
-		if gen.ended() {
-			return errStale
-		}
+	err = t.onControl(ctx, "reading the ring", gen, func(api p11.API) error {
 		reader := t.reader(api, gen.slot, gen.control)
 		old := gen.table.Load()
 		read, err := reader.read(old)

@@ -16,24 +16,24 @@ const defaultMaxWaiting = 512
 
 // session takes an idle session, or opens one where there is none. fresh: surely a new one, in the place of
 // an idle one if there is any.
-func (t *Token) session(gen *generation, fresh bool) (p11.Session, error) {
+func (t *Token) session(ctx context.Context, until time.Time, gen *generation, fresh bool) (p11.Session, error) {
 	s, ok := gen.takeIdle()
 	if !ok {
 		if t.atWork()+gen.leftOpen() > t.cfg.MaxSessions {
 			return 0, errUnclosed
 		}
-		return t.openSession(gen)
+		return t.openSession(ctx, until, gen)
 	}
 	if !fresh {
 		return s, nil
 	}
 	t.discard(gen, s)
-	return t.openSession(gen)
+	return t.openSession(ctx, until, gen)
 }
 
 // openSession opens a working session; where the token has no more to give, one of ours that has become idle meanwhile does.
-func (t *Token) openSession(gen *generation) (p11.Session, error) {
-	s, err := t.api.OpenSession(gen.slot, false)
+func (t *Token) openSession(ctx context.Context, until time.Time, gen *generation) (p11.Session, error) {
+	s, err := gen.worker.For(ctx, time.Until(until)).OpenSession(gen.slot, false)
 	if hasRV(err, pkcs11.CKR_SESSION_COUNT) {
 		if idle, ok := gen.takeIdle(); ok {
 			return idle, nil
@@ -102,9 +102,10 @@ func (t *Token) putBack(gen *generation, s p11.Session, err error) {
 }
 
 // discard closes a working session. One that the token will not close goes on counting against maxSessions
-// until it is closed after all, or the module is finalised.
+// until it is closed after all, or the worker has ended.
 func (t *Token) discard(gen *generation, s p11.Session) {
-	if closeSession(t.api, s) == nil {
+	err := closeSession(gen.api, s)
+	if err == nil {
 		return
 	}
 	gen.mu.Lock()

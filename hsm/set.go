@@ -15,50 +15,32 @@ import (
 // that is healthy and holds the key, and moves on when it fails. A key_id carries the fingerprint of the key's
 // material, so a token that is found to hold it has proven that it is the same key.
 type Set struct {
-	common  Config
-	tokens  []*Token
-	modules []*module
+	common Config
+	tokens []*Token
 }
 
-// Open loads the modules. It makes no PKCS#11 call but C_GetFunctionList; Run does the rest. Errors wrap
-// ErrConfiguration.
-func Open(common Config, tokens []TokenConfig) (*Set, error) {
+// Open prepares the tokens; Run does the rest.
+func Open(common Config, tokens []TokenConfig) *Set {
 	if common.Log == nil {
 		common.Log = slog.Default()
 	}
 	if common.MaxWaiting == 0 {
 		common.MaxWaiting = defaultMaxWaiting
 	}
-	if common.NeighbourPause == 0 {
-		common.NeighbourPause = defaultNeighbourPause
-	}
 	s := &Set{common: common}
-	loaded := modules{byFile: map[fileID]*module{}}
 	for _, cfg := range tokens {
-		mod, err := loaded.load(cfg.Module, cfg.Reserved)
-		if err != nil {
-			return nil, fmt.Errorf("token %s: %w", cfg.Name, err)
-		}
-		s.tokens = append(s.tokens, newToken(cfg, &s.common, mod))
+		s.tokens = append(s.tokens, newToken(cfg, &s.common))
 	}
-	for _, mod := range loaded.byFile {
-		s.modules = append(s.modules, mod)
-	}
-	return s, nil
+	return s
 }
 
-// Run keeps the tokens connected until ctx ends, then closes what can be closed and finalises the modules in
-// which no call hangs.
+// Run keeps the tokens connected until ctx ends, and returns when every worker has ended.
 func (s *Set) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, t := range s.tokens {
 		wg.Go(func() { t.run(ctx) })
 	}
-	wg.Go(func() { s.watch(ctx) })
 	wg.Wait()
-	for _, mod := range s.modules {
-		mod.shutdown()
-	}
 }
 
 // Start is Run in the background. It goes on when ctx ends, because what is to be drained still needs the tokens: stop
@@ -92,42 +74,6 @@ func (s *Set) Connected(ctx context.Context) []error {
 		}
 	}
 	return problems
-}
-
-// watch ends the process, through Config.Stuck, when no token has served and a call has been hanging for
-// HangExitAfter: nothing else cures a module in which calls hang for ever. A hanging call alone does not end it, nor does
-// a moment in which the token that serves beside it is connected anew.
-func (s *Set) watch(ctx context.Context) {
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
-	served := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if s.Generation() != 0 {
-			served = time.Now()
-		}
-		if err := s.stuck(time.Since(served)); err != nil && s.common.Stuck != nil {
-			s.common.Stuck(err)
-			return
-		}
-	}
-}
-
-// stuck is why the process should end, when no token has served for that long; nil: it should not.
-func (s *Set) stuck(unserved time.Duration) error {
-	if s.common.HangExitAfter <= 0 || unserved < s.common.HangExitAfter {
-		return nil
-	}
-	for _, mod := range s.modules {
-		if what, age := mod.flight.longest(); age > s.common.HangExitAfter {
-			return fmt.Errorf("module %s: %s has not returned for %s, and no token serves", mod.path, what, age.Round(time.Second))
-		}
-	}
-	return nil
 }
 
 var _ envelope.Tokens = (*Set)(nil)

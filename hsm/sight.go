@@ -33,8 +33,7 @@ func (t *Token) look(ctx context.Context) (*sight, error) {
 	return <-result, nil
 }
 
-// onOwnSession runs f on a new session of the present connection, which it closes: f may replace it. An f that was
-// abandoned goes on when its call returns.
+// onOwnSession runs f on a new session of the present connection, which it closes: f may replace it.
 func (t *Token) onOwnSession(ctx context.Context, what string, readWrite bool, f func(api p11.API, gen *generation, s *p11.Session) error) error {
 	t.mu.Lock()
 	gen := t.gen
@@ -45,10 +44,7 @@ func (t *Token) onOwnSession(ctx context.Context, what string, readWrite bool, f
 			return err
 		}
 	}
-	err := t.sequence(ctx, what, func() {}, func(api p11.API, _ *call) error {
-		if gen.ended() {
-			return errStale
-		}
+	err := t.sequence(ctx, what, gen, func(api p11.API) error {
 		if idle, ok := gen.takeIdle(); ok {
 			t.discard(gen, idle) // the new one takes its place
 		}

@@ -7,10 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/miekg/pkcs11"
-
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
 // The pauses between attempts to connect: an HSM that is back is used within seconds, and one that is away is
@@ -25,149 +22,179 @@ const (
 	manyShort = 100
 )
 
-// defaultNeighbourPause is Config.NeighbourPause where it is 0.
-const defaultNeighbourPause = time.Minute
-
-// run keeps the token connected until ctx ends. It alone makes and drops generations, but for a
-// re-initialisation of the module, which drops those of all its tokens.
+// run keeps the token connected until ctx ends. It alone makes and drops connections. While a successor is being made, it
+// goes on looking after the connection that still serves.
 func (t *Token) run(ctx context.Context) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	pause, anew, short := firstPause, false, 0
+	var s supervisor
 	for ctx.Err() == nil {
-		if age, connected := t.connectedFor(); connected {
-			if age > shortLife {
-				short = 0
-			}
-			if short < manyShort {
-				pause = firstPause
-			}
-			anew = false
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.wake:
-			case <-ticker.C:
-			}
+		s.begin(ctx, t)
+		select {
+		case <-ctx.Done():
+		case <-t.wake:
 			t.lookInto(ctx)
-			if age, still := t.connectedFor(); !still && age <= shortLife {
-				short++
-			}
-			if short >= manyShort && !t.connected() {
-				pause = rest(ctx, pause)
-			}
-			continue
+		case <-ticker.C:
+			t.lookInto(ctx)
+		case err := <-s.attempt:
+			s.end(t, err)
+		case <-s.rested:
+			s.rested = nil
 		}
-		err := t.attempt(ctx, anew)
-		if err == nil {
-			continue
-		}
-		anew = t.needsInit(err)
-		if errors.Is(err, errVanished) && t.maySpoil() {
-			continue // believed or not by what a fresh module shows
-		}
-		pause = rest(ctx, pause)
 	}
+	if s.attempt != nil {
+		<-s.attempt
+	}
+	t.endWorkers()
 }
 
-// rest waits for about the pause, and returns the next one.
-func rest(ctx context.Context, pause time.Duration) time.Duration {
-	select {
-	case <-ctx.Done():
-	case <-time.After(pause/2 + rand.N(pause)):
-	}
-	return min(2*pause, longPause)
+// supervisor is what run knows of the attempts to connect.
+type supervisor struct {
+	attempt chan error       // the attempt under way gives its outcome here; nil: none is
+	rested  <-chan time.Time // nil: an attempt may begin
+	pause   time.Duration    // before the next attempt
+	fresh   bool             // the next attempt takes a new worker
+	short   int              // connections in a row that ended soon
+
+	// Replacements of a connection that still serves, in part.
+	replaced     int // since the last long rest
+	lastReplaced time.Time
 }
 
-// connectedFor tells whether there is a connection, and how long ago the last one was made.
+// begin starts an attempt if one is needed and may be made now.
+func (s *supervisor) begin(ctx context.Context, t *Token) {
+	age, connected := t.connectedFor()
+	switch {
+	case s.attempt != nil || s.rested != nil:
+		return
+	case connected && !t.wantsSuccessor():
+		if age > shortLife {
+			s.short, s.pause = 0, firstPause
+		}
+		s.fresh = false
+		return
+	case connected:
+		if wait := s.untilReplacement(); wait > 0 {
+			return // the ticker comes back to it
+		}
+		s.replaced++
+		s.lastReplaced, s.fresh = time.Now(), true
+	case age <= shortLife && s.pause == firstPause:
+		if s.short++; s.short >= manyShort {
+			s.rest(firstPause)
+			return
+		}
+	}
+	fresh := s.fresh
+	s.attempt = make(chan error, 1)
+	go func() { s.attempt <- t.attempt(ctx, fresh) }()
+}
+
+// end takes the outcome of an attempt.
+func (s *supervisor) end(t *Token, err error) {
+	s.attempt = nil
+	if err == nil {
+		s.fresh, s.pause = false, firstPause
+		return
+	}
+	s.fresh = needsFresh(err)
+	if errors.Is(err, errVanished) {
+		return // believed or not by what a new worker shows
+	}
+	s.rest(max(s.pause, firstPause))
+}
+
+// rest lets about the pause pass before the next attempt, and doubles it.
+func (s *supervisor) rest(pause time.Duration) {
+	s.rested = time.After(pause/2 + rand.N(pause))
+	s.pause = min(2*pause, longPause)
+}
+
+// replacePauses are those before replacements of a connection of which calls hang; the last one goes on.
+var replacePauses = [...]time.Duration{0, 5 * time.Second, 30 * time.Second, 5 * time.Minute}
+
+// replaceQuiet is how long no replacement may have been needed for the pauses to begin again.
+const replaceQuiet = 10 * time.Minute
+
+// untilReplacement is how long the next replacement must wait.
+func (s *supervisor) untilReplacement() time.Duration {
+	if s.replaced > 0 && time.Since(s.lastReplaced) > replaceQuiet {
+		s.replaced = 0
+	}
+	return time.Until(s.lastReplaced.Add(replacePauses[min(s.replaced, len(replacePauses)-1)]))
+}
+
+// connectedFor reports whether there is a connection, and how long ago the last one was made.
 func (t *Token) connectedFor() (age time.Duration, connected bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return time.Since(t.since), t.gen != nil
 }
 
-func (t *Token) connected() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.gen != nil
+// needsFresh reports whether the next attempt must be made in a new worker. A refused PIN is not cured by it.
+func needsFresh(err error) bool {
+	return !errors.Is(err, envelope.ErrPINRefused) && !errors.Is(err, ErrConfiguration) && !errors.Is(err, context.Canceled)
 }
 
-// needsInit tells whether the module must be initialised anew before the next attempt. A refused PIN or a call
-// that hangs is not cured by it.
-func (t *Token) needsInit(err error) bool {
-	if hasRV(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
-		t.mod.lost.Store(true)
-	}
-	return !errors.Is(err, envelope.ErrPINRefused) && !errors.Is(err, ErrConfiguration) && !isAway(err)
-}
-
-// maySpoil tells whether the module may be initialised anew now, as far as its other tokens are concerned: they lose
-// their connections. One whose attempt is under way counts as sound, since the last re-initialisation may be why.
-func (t *Token) maySpoil() bool {
-	if time.Since(t.mod.initializedAt()) >= t.common.NeighbourPause || t.mod.lost.Load() {
-		return true
-	}
-	for _, other := range t.mod.tokens {
-		if other != t && other.sound() {
-			return false
-		}
-	}
-	return true
-}
-
-func (t *Token) sound() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.gen != nil || t.cause == nil
-}
-
-// attempt connects once; anew: after the module was initialised anew, if its other tokens allow that now. One attempt
-// at a time in a module: while one hangs, the others fail, so that nobody waits for them.
-func (t *Token) attempt(ctx context.Context, anew bool) error {
-	limited, cancel := context.WithTimeout(ctx, t.cfg.CallTimeout)
+// attempt connects once; fresh: in a new worker, whatever the present one is like.
+func (t *Token) attempt(ctx context.Context, fresh bool) error {
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.ConnectTimeout)
 	defer cancel()
-	if err := t.mod.lock(limited); err != nil {
-		if ctx.Err() == nil {
-			err = fmt.Errorf("waiting while another attempt to connect is under way in module %s: %w", t.mod.path, errAbandoned)
-			t.failedAttempt(err)
-			t.noteTried()
-		}
-		return err
-	}
-	anew = (anew || t.isUnclean()) && t.maySpoil()
-	err := t.onControl(ctx, "connecting", t.mod.unlock, func(api p11.API, c *call) error {
-		if t.connected() {
-			return nil // an attempt that was given up on has succeeded meanwhile
-		}
-		// An attempt that outlives its caller still ends by itself.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CallTimeout)
-		defer cancel()
-		if anew {
-			if t.mod.anyHangs() {
-				return t.mod.held() // the tokens that work keep their connections
-			}
-			if err := t.mod.finalize(ctx, c, api, "its module is initialised anew"); err != nil {
-				return err
-			}
-		}
-		gen, err := t.connect(ctx, api, anew)
-		if err != nil {
-			return err
-		}
-		t.publish(gen)
-		return nil
+	slow := time.AfterFunc(t.cfg.CallTimeout, func() { // callers are not kept
+		t.failedAttempt(fmt.Errorf("connecting takes longer than callTimeout (%s): %w", t.cfg.CallTimeout, errAbandoned))
 	})
-	if err != nil {
+	gen, err := t.makeConnection(ctx, fresh)
+	slow.Stop()
+	if err == nil {
+		t.publish(gen)
+	} else {
 		t.failedAttempt(err)
 	}
 	t.noteTried()
 	return err
 }
 
-// publish makes gen the token's connection.
+// makeConnection makes a connection in the present worker, or in a new one. A worker that still serves goes on until its
+// successor does.
+func (t *Token) makeConnection(ctx context.Context, fresh bool) (*generation, error) {
+	old := t.worker
+	if old != nil && !fresh && !t.isUnclean() && !hasEnded(old) {
+		return t.connect(ctx, old, false)
+	}
+	t.mu.Lock()
+	serves := t.gen != nil && t.gen.worker == old
+	t.mu.Unlock()
+	if old != nil && !serves {
+		t.endInBackground(old)
+		t.worker = nil
+	}
+	if err := t.waitForEnds(ctx); err != nil {
+		return nil, err
+	}
+	w, err := t.startWorker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t.forgetRetired()
+	gen, err := t.connect(ctx, w, true)
+	if err != nil && serves {
+		t.endInBackground(w)
+		return nil, err
+	}
+	t.worker = w
+	return gen, err
+}
+
+// publish makes gen the token's connection; the one before it is dropped, and its worker ended.
 func (t *Token) publish(gen *generation) {
 	t.lastOK.Store(time.Now().UnixNano())
+	var old *generation
 	t.change(func() {
+		old = t.gen
+		if old != nil {
+			old.end()
+			t.said.dropped(t.log, old.number, "its worker is replaced: calls hang in it")
+		}
 		t.number++
 		gen.number = t.number
 		t.gen, t.suspect, t.cause, t.since = gen, nil, nil, time.Now()
@@ -175,13 +202,22 @@ func (t *Token) publish(gen *generation) {
 		t.restorePermits()
 		t.said.connected(t.log, gen.number, len(gen.table.Load().keys))
 	})
+	if old != nil && old.worker != gen.worker {
+		t.endInBackground(old.worker)
+	}
+	go func() { // a worker that dies while nobody asks it is noticed too
+		<-gen.worker.Ended()
+		if !gen.ended() {
+			t.suspected(gen, faultModule, gen.worker.Why())
+		}
+	}()
 }
 
 // failedAttempt keeps the cause and says it once: an outage of an hour is not ten thousand lines.
 func (t *Token) failedAttempt(err error) {
 	t.change(func() {
 		if t.gen != nil {
-			return // an abandoned attempt succeeded after all
+			return // the old connection still serves
 		}
 		t.cause = err
 		t.said.failed(t.log, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/latch"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // TokenConfig is one token of the configuration. Exactly one of Label, Serial and Slot selects it.
@@ -24,20 +25,22 @@ type TokenConfig struct {
 	PINFile     string
 	MaxSessions int           // working sessions; one more is for login and refresh
 	CallTimeout time.Duration // of one operation, and of every single call besides
+	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
+	ConnectTimeout time.Duration
 }
+
+// DefaultConnectTimeout is TokenConfig.ConnectTimeout where it is 0.
+const DefaultConnectTimeout = 30 * time.Second
 
 // Config is what all tokens of a ring have in common.
 type Config struct {
 	Ring              string
 	Profile           envelope.Profile
 	AllowImportedKeys bool
-	StateDir          string             // of the PIN latch
-	MaxWaiting        int                // callers that may wait for one token's sessions; 0: 512
-	HangExitAfter     time.Duration      // 0: never
-	NeighbourPause    time.Duration      // between two re-initialisations of a module in which a sound token would suffer; 0: a minute
-	Observer          envelope.Observer  // nil: nobody counts
-	Log               *slog.Logger       // nil: slog.Default()
-	Stuck             func(reason error) // called once when no module serves and one is stuck for HangExitAfter
+	StateDir          string            // of the PIN latch
+	MaxWaiting        int               // callers that may wait for one token's sessions; 0: 512
+	Observer          envelope.Observer // nil: nobody counts
+	Log               *slog.Logger      // nil: slog.Default()
 }
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
@@ -45,13 +48,12 @@ type Config struct {
 type Token struct {
 	cfg    TokenConfig
 	common *Config
-	mod    *module
 	latch  *latch.Latch
 	log    *slog.Logger
 	hook   p11.Hook
-	api    p11.API
-	// sessions is held while a session is opened or closed; see p11.Library.With.
-	sessions sync.Mutex
+	starts atomic.Uint64 // of workers
+
+	worker *worker.Client // the present one; nil: none. It belongs to the attempt that is under way, or to run.
 
 	permits chan struct{} // one for each working session that exists or is being opened
 	waiting atomic.Int32  // callers waiting for a permit
@@ -62,18 +64,19 @@ type Token struct {
 	tried   chan struct{} // closed after the first attempt to connect
 
 	mu       sync.Mutex
-	gen      *generation   // nil: not connected
-	since    time.Time     // when the last generation was made
-	number   uint64        // of the last generation
-	suspect  *suspicion    // of gen, until the supervisor has looked into it; nil: none
-	cause    error         // why gen is nil, once an attempt has failed; nil: an attempt is under way
-	said     said          // what the log was told
-	changed  chan struct{} // closed and replaced at each change of the above
-	retired  []*generation // dropped, and their idle sessions not closed yet
-	forgiven int           // hanging calls that a half-open check has shown to be of no weight
-	burned   int           // permits taken out because the token itself refused that many sessions
-	unclean  bool          // the module must be finalised before the next attempt: a session was left open, or it says that it is not initialised
-	hadKeys  bool          // the last generation that was believed held keys
+	gen      *generation     // nil: not connected
+	since    time.Time       // when the last generation was made
+	number   uint64          // of the last generation
+	suspect  *suspicion      // of gen, until the supervisor has looked into it; nil: none
+	cause    error           // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	said     said            // what the log was told
+	changed  chan struct{}   // closed and replaced at each change of the above
+	retired  []*generation   // dropped, and their idle sessions not closed yet
+	ends     []chan struct{} // of workers that are being ended; each is closed when one has
+	forgiven int             // hanging calls that a half-open check has shown to be of no weight
+	burned   int             // permits taken out because the token itself refused that many sessions
+	unclean  bool            // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
+	hadKeys  bool            // the last generation that was believed held keys
 }
 
 type suspicion struct {
@@ -81,9 +84,12 @@ type suspicion struct {
 	err   error
 }
 
-func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
+func newToken(cfg TokenConfig, common *Config) *Token {
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = DefaultConnectTimeout
+	}
 	t := &Token{
-		cfg: cfg, common: common, mod: mod, said: newSaid(),
+		cfg: cfg, common: common, said: newSaid(),
 		latch:   latch.New(common.StateDir),
 		log:     common.Log.With("token", cfg.Name),
 		permits: make(chan struct{}, cfg.MaxSessions),
@@ -100,8 +106,6 @@ func newToken(cfg TokenConfig, common *Config, mod *module) *Token {
 			common.Observer.HSMCall(cfg.Name, function, rv.String(), took)
 		}
 	}
-	t.api = mod.library.With(t.hook, &t.sessions)
-	mod.tokens = append(mod.tokens, t)
 	return t
 }
 
@@ -223,16 +227,35 @@ func (t *Token) wakeUp() {
 	}
 }
 
-// circuitOpen tells whether calls are refused because others hang: half of the sessions do, or some do and
-// nothing has succeeded since. The supervisor closes it again by a check of its own.
+// circuitOpen reports whether calls are refused because others hang: half of the sessions do, or some do and nothing has
+// succeeded since. The supervisor closes it again by a check of its own, or with a successor.
 func (t *Token) circuitOpen() bool {
-	hanging, since := t.mod.flight.hanging(t.cfg.Name, t.cfg.CallTimeout)
+	t.mu.Lock()
+	gen, forgiven := t.gen, t.forgiven
+	t.mu.Unlock()
+	return t.tooManyHang(gen, forgiven)
+}
+
+// wantsSuccessor reports whether the connection is to be replaced while it serves, as far as it does.
+func (t *Token) wantsSuccessor() bool {
+	t.mu.Lock()
+	gen := t.gen
+	t.mu.Unlock()
+	return t.tooManyHang(gen, 0)
+}
+
+// hangsAfter is how long a call that no one waits for any more takes until it counts as one that hangs, and not as one
+// whose caller had little time: a little less than callTimeout, at which callers are answered.
+func (t *Token) hangsAfter() time.Duration { return t.cfg.CallTimeout * 9 / 10 }
+
+func (t *Token) tooManyHang(gen *generation, forgiven int) bool {
+	if gen == nil {
+		return false
+	}
+	hanging, since := gen.worker.Hanging(t.hangsAfter())
 	if hanging == 0 {
 		return false
 	}
-	t.mu.Lock()
-	forgiven := t.forgiven
-	t.mu.Unlock()
 	// Forgiven or not, when every session hangs there is none to work with.
 	return hanging >= min(max(1, t.cfg.MaxSessions/2)+forgiven, t.cfg.MaxSessions) || t.lastOK.Load() < since.UnixNano()
 }

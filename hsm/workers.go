@@ -1,34 +1,74 @@
 package hsm
 
-// workers are the goroutines on which operations are inside a module. They are kept, because a new one for each
-// operation grows its stack on the way into C: a tenth of the time that SoftHSM takes. There are as many as
-// operations were at work at once, which the permits bound; one whose call hangs is not waited for.
-type workers struct {
-	jobs chan func()
-	end  chan struct{} // closed when none is to be kept
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
+)
+
+// startWorker starts a worker for the token's module.
+func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
+	env, _ := worker.Environment(os.Environ())
+	w, err := worker.Start(ctx, worker.Config{
+		Token: t.cfg.Name, Module: t.cfg.Module, Reserved: t.cfg.Reserved, Environment: env,
+		ConnectTimeout: t.cfg.ConnectTimeout, Generation: t.starts.Add(1), Hook: t.hook, Log: t.log,
+	})
+	if errors.Is(err, worker.ErrLoad) {
+		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	return w, err
 }
 
-func newWorkers() workers { return workers{jobs: make(chan func()), end: make(chan struct{})} }
-
-// do has job done by a worker that is free, or by a new one. It does not wait.
-func (w workers) do(job func()) {
+func hasEnded(w *worker.Client) bool {
 	select {
-	case w.jobs <- job:
+	case <-w.Ended():
+		return true
 	default:
-		go w.work(job)
+		return false
 	}
 }
 
-func (w workers) work(job func()) {
-	for {
-		job()
+// endInBackground ends a worker. That may take connectTimeout, if a call hangs that must not be interrupted.
+func (t *Token) endInBackground(w *worker.Client) {
+	done := make(chan struct{})
+	t.mu.Lock()
+	t.ends = append(t.ends, done)
+	t.mu.Unlock()
+	go func() {
+		defer close(done)
+		w.End()
+	}()
+}
+
+// waitForEnds waits until no worker is being ended, so that there are two at most.
+func (t *Token) waitForEnds(ctx context.Context) error {
+	t.mu.Lock()
+	ends := t.ends
+	t.mu.Unlock()
+	for _, end := range ends {
 		select {
-		case job = <-w.jobs:
-		case <-w.end:
-			return
+		case <-end:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until the last worker has ended: %w", errAbandoned)
 		}
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ends = t.ends[len(ends):]
+	return nil
 }
 
-// stop lets those that are free go, and the others when they have ended.
-func (w workers) stop() { close(w.end) }
+// endWorkers ends the token's connection and all its workers, and returns when they have ended.
+func (t *Token) endWorkers() {
+	t.drop(shuttingDown)
+	if t.worker != nil {
+		t.worker.End()
+	}
+	_ = t.waitForEnds(context.Background())
+}
+
+// shuttingDown is the reason for dropping a connection that is no news.
+const shuttingDown = "the program ends"

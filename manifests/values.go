@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -41,8 +42,35 @@ type Token struct {
 	Name, Module, PINFile string
 	Label                 string // "": it is chosen by serial or slot
 	// Links are the paths that Module leads to where it is a link: each link on the way, and the file at the end.
-	Links []string
+	Links          []string
+	MaxSessions    int
+	ConnectTimeout time.Duration
 }
+
+// Each token's library runs in a worker process, and for a moment in two: the old one goes on until its successor serves.
+const workersPerToken = 2
+
+// StopSeconds is how long an end may take: requests are drained, and then a login or the destruction of a key that hangs
+// is waited for, because a token may be lost with a process that is killed there.
+func (v *Values) StopSeconds() int {
+	var longest time.Duration
+	for _, t := range v.Tokens {
+		longest = max(longest, t.ConnectTimeout)
+	}
+	return 20 + int((longest+time.Second-1)/time.Second)
+}
+
+// Tasks is a limit of threads: those of the plugin, and of each worker one for each session and some of its own.
+func (v *Values) Tasks() int {
+	tasks := 128
+	for _, t := range v.Tokens {
+		tasks += workersPerToken * (t.MaxSessions + 48)
+	}
+	return tasks
+}
+
+// MemoryMiB is a limit of memory above that of the plugin itself, base: each worker has a Go runtime and the library.
+func (v *Values) MemoryMiB(base int) int { return base + workersPerToken*64*len(v.Tokens) }
 
 // localProviders keep their keys in the EncryptionConfiguration.
 func localProviders() []string { return []string{"aescbc", "aesgcm", "secretbox"} }

@@ -28,8 +28,7 @@ func (r *retireRig) bind(uid string) {
 		_, t := r.hsmOf(token)
 		tokens = append(tokens, t)
 	}
-	set, err := hsm.Open(common, tokens)
-	r.must(err)
+	set := hsm.Open(common, tokens)
 	defer set.Start(r.t.Context())()
 	for _, err := range set.Connected(r.t.Context()) {
 		r.must(err)

@@ -123,6 +123,9 @@ func (r *retireRig) killIn(token *rigToken) {
 	r.must(cmd.Start())
 	err := token.faults.WaitHung(ctx, "C_DestroyObject", 1)
 	_ = cmd.Process.Kill()
+	for _, other := range r.tokens {
+		other.faults.Kill() // a worker would finish the call first
+	}
 	_ = cmd.Wait() // killed
 	if err != nil {
 		r.t.Fatalf("%v: %s", err, said.String())

@@ -6,6 +6,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/internal/harden"
 )
 
 // Stamped at build time with -ldflags -X.
@@ -16,7 +19,11 @@ var (
 
 // main is the only place that ends the process.
 func main() {
-	if err := harden(); err != nil {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, "hsm-kms:", worker.Main())
+		os.Exit(exitUsage)
+	}
+	if err := harden.Process(); err != nil {
 		fmt.Fprintln(os.Stderr, "hsm-kms: warning:", err)
 	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))

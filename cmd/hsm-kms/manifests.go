@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
-	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/manifests"
 )
@@ -135,7 +135,10 @@ func (c *command) fillIn(v *manifests.Values, needed bool) error {
 	v.SocketPath, v.SocketMode, v.SocketGroup = cfg.Socket.Path, cfg.Socket.Mode.String(), cfg.Socket.Group
 	v.StateDir, v.AuditPath, v.HTTPAddress = cfg.StateDir, cfg.Audit.Path, cfg.HTTP.Address
 	for _, t := range cfg.Tokens {
-		v.Tokens = append(v.Tokens, manifests.Token{Name: t.Name, Label: t.Label, Module: t.Module, PINFile: t.PINFile, Links: linksOf(t.Module)})
+		v.Tokens = append(v.Tokens, manifests.Token{
+			Name: t.Name, Label: t.Label, Module: t.Module, PINFile: t.PINFile, Links: linksOf(t.Module),
+			MaxSessions: t.MaxSessions, ConnectTimeout: t.ConnectTimeout.Std(),
+		})
 	}
 	return nil
 }

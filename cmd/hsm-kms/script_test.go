@@ -24,6 +24,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
 
@@ -84,6 +85,10 @@ func TestScripts(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
+		os.Exit(exitUsage)
+	}
 	testscript.Main(m, map[string]func(){"hsm-kms": transcribed, "plant": plant})
 }
 

@@ -86,14 +86,11 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	if err != nil {
 		log.Warn("the last proven key_id is not known", "error", err)
 	}
-	ctx, endWith := context.WithCancelCause(ctx)
-	defer endWith(nil)
 	common, tokens, err := hsmConfig(cfg)
 	if err != nil {
 		return err
 	}
-	common.Log, common.Observer = log, useProcessors(cfg, count)
-	common.Stuck = func(reason error) { endWith(&stuckError{reason}) }
+	common.Log, common.Observer = log, count
 	set, stopTokens, err := runTokens(ctx, common, tokens)
 	if err != nil {
 		return err
@@ -114,10 +111,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	count.ObserveRing(ring.View)
 	count.ObserveTokens(set.Members())
 	defer serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)()
-	if err := plugin.Run(ctx, listener); err != nil {
-		return err
-	}
-	return whyEnded(ctx, log)
+	return plugin.Run(ctx, listener)
 }
 
 // prepareProcess sets what holds for the whole process, and says what is odd about the configuration.
@@ -172,26 +166,10 @@ func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plug
 	return func() { cancel(); running.Wait() }
 }
 
-// stuckError ends the program because a module hangs.
-type stuckError struct{ error }
-
-// whyEnded is the error of a program that ended because a module hangs; nil: it was asked to.
-func whyEnded(ctx context.Context, log *slog.Logger) error {
-	stuck, ok := errors.AsType[*stuckError](context.Cause(ctx))
-	if !ok {
-		return nil
-	}
-	log.Error("a PKCS#11 module hangs and nothing serves: ending, to be started anew", "error", stuck.error)
-	return finding(hint.Wrap(stuck.error, "the supervisor (kubelet, systemd) starts the plugin anew; look at the HSM and at the way to it"))
-}
-
 // runTokens starts to keep the tokens connected and waits for the first attempt. Only what a restart cannot
 // cure is an error.
 func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (*hsm.Set, func(), error) {
-	set, err := hsm.Open(common, tokens)
-	if err != nil {
-		return nil, nil, err
-	}
+	set := hsm.Open(common, tokens)
 	stop := set.Start(ctx)
 	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
 	defer cancelWait()

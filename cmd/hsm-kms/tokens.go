@@ -20,8 +20,14 @@ import (
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
-// connectWait is how long a command waits for the tokens; it is longer than a few call time-outs.
-const connectWait = 15 * time.Second
+// connectWait is how long a command waits for the tokens: a first attempt to connect to each, and a little.
+func connectWait(tokens []hsm.TokenConfig) time.Duration {
+	wait := 15 * time.Second
+	for _, t := range tokens {
+		wait = max(wait, t.ConnectTimeout+5*time.Second)
+	}
+	return wait
+}
 
 // hsmConfig turns the file's fields into package hsm's.
 func hsmConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
@@ -35,14 +41,14 @@ func hsmConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 	}
 	common := hsm.Config{
 		Ring: cfg.KeyRing, Profile: profile, AllowImportedKeys: cfg.AllowImportedKeys,
-		StateDir: cfg.StateDir, HangExitAfter: cfg.HangExitAfter.Std(),
-		Log: slog.New(slog.DiscardHandler),
+		StateDir: cfg.StateDir, Log: slog.New(slog.DiscardHandler),
 	}
 	var tokens []hsm.TokenConfig
 	for _, t := range cfg.Tokens {
 		tokens = append(tokens, hsm.TokenConfig{
-			Name: t.Name, Module: t.Module, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
-			PINFile: t.PINFile, MaxSessions: t.MaxSessions, CallTimeout: t.CallTimeout.Std(),
+			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
+			PINFile: t.PINFile, MaxSessions: t.MaxSessions,
+			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(),
 		})
 	}
 	return common, tokens, nil
@@ -127,19 +133,16 @@ func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensIn
 // connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.
 func connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, known envelope.RingConfig) (*tokensInUse, error) {
 	known.Name, known.Profile = common.Ring, common.Profile
-	set, err := hsm.Open(common, tokens)
-	if err != nil {
-		return nil, err
-	}
+	set := hsm.Open(common, tokens)
 	u := &tokensInUse{set: set, ring: envelope.NewRing(known, set), stop: set.Start(ctx)}
-	waitCtx, cancelWait := context.WithTimeout(ctx, connectWait)
+	waitCtx, cancelWait := context.WithTimeout(ctx, connectWait(tokens))
 	defer cancelWait()
 	u.problems = set.Connected(waitCtx)
 	if set.Generation() == 0 {
 		u.stop()
 		return nil, errors.Join(u.problems...)
 	}
-	ctx, cancelRead := context.WithTimeout(ctx, connectWait) // its own: another token may have used the wait up
+	ctx, cancelRead := context.WithTimeout(ctx, connectWait(tokens)) // its own: another token may have used the wait up
 	defer cancelRead()
 	if err := u.ring.Refresh(ctx); err != nil {
 		u.stop()

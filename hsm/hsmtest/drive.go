@@ -28,10 +28,7 @@ func Start(t *testing.T, s Subject) *Driver {
 	log := &lines{}
 	s.Common.Observer = d.Calls
 	s.Common.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	set, err := hsm.Open(s.Common, []hsm.TokenConfig{s.Token})
-	if err != nil {
-		t.Fatal(err)
-	}
+	set := hsm.Open(s.Common, []hsm.TokenConfig{s.Token})
 	d.Set = set
 	d.Ring = envelope.NewRing(envelope.RingConfig{Name: s.Common.Ring, Profile: s.Common.Profile}, set)
 	ctx, cancel := context.WithCancel(context.Background())

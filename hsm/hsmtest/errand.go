@@ -11,6 +11,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // errand is what another process of the test binary is to do for this one.
@@ -32,8 +33,12 @@ const (
 
 const errandMark = "HSM_KMS_TEST_ERRAND"
 
-// Main does the errand that this process was started for, if any, and ends it; else it runs the tests.
+// Main does the errand that this process was started for, or is a worker, if any, and ends it; else it runs the tests.
 func Main(m *testing.M) {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
+		os.Exit(2)
+	}
 	text := os.Getenv(errandMark)
 	if text == "" {
 		os.Exit(m.Run())
@@ -66,17 +71,14 @@ func (e errand) do() error {
 		_, _, err := e.open()
 		return err
 	}
-	set, err := hsm.Open(common, []hsm.TokenConfig{e.Token})
-	if err != nil {
-		return err
-	}
+	set := hsm.Open(common, []hsm.TokenConfig{e.Token})
 	ctx, stop := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		set.Run(ctx)
 	}()
-	err = set.Connected(ctx)[0]
+	err := set.Connected(ctx)[0]
 	stop()
 	<-ended
 	return err

@@ -3,7 +3,6 @@ package hsmtest_test
 import (
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/test/tokens"
@@ -27,8 +26,6 @@ func TestTPMSessionsAreDistinct(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var mutex sync.Mutex
-	hook := func(string, p11.RV, time.Duration) {}
 	for range 1000 {
 		handles := make(chan p11.Session, 8)
 		start := make(chan struct{})
@@ -36,7 +33,7 @@ func TestTPMSessionsAreDistinct(t *testing.T) {
 		for range cap(handles) {
 			callers.Go(func() {
 				<-start
-				s, err := library.With(hook, &mutex).OpenSession(slots[0], false)
+				s, err := library.OpenSession(slots[0], false)
 				if err != nil {
 					t.Error(err)
 				}

@@ -40,6 +40,8 @@ const (
 	Refused
 	// Undecided: the attempt failed for another cause and did not count. The latch is removed.
 	Undecided
+	// Unseen: nobody saw what became of it, as when this process dies in it. The latch stays as it is.
+	Unseen
 )
 
 // maxRecord bounds the latch file in bytes.
@@ -94,6 +96,8 @@ func (l *Latch) Attempt(ctx context.Context, token string, file pinfile.Identity
 	}
 	outcome, loginErr := login()
 	switch outcome {
+	case Unseen:
+		return loginErr
 	case Refused:
 		next.Tried = triedRefused
 		return errors.Join(loginErr, write(path, next))

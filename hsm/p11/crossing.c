@@ -1,6 +1,7 @@
 #include "crossing.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -12,7 +13,7 @@ typedef struct {
 	void *function[68];
 } function_list;
 
-enum { LOGIN = 18, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43 };
+enum { OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43 };
 
 enum { CKM_SHA256_HMAC = 0x251, CKM_AES_GCM = 0x1087, CKU_USER = 1, GCM_TAG_BITS = 128 };
 
@@ -32,6 +33,8 @@ typedef struct {
 
 typedef ck_ulong (*init_fn)(ck_ulong session, mechanism *m, ck_ulong key);
 typedef ck_ulong (*operation_fn)(ck_ulong session, unsigned char *in, ck_ulong in_len, unsigned char *out, ck_ulong *out_len);
+typedef ck_ulong (*open_fn)(ck_ulong slot, ck_ulong flags, void *application, void *notify, ck_ulong *session);
+typedef ck_ulong (*close_fn)(ck_ulong session);
 typedef ck_ulong (*login_fn)(ck_ulong session, ck_ulong user, unsigned char *pin, ck_ulong pin_len);
 
 void *crossing_load(const char *path, char *why, size_t why_size, ck_ulong *rv)
@@ -56,7 +59,7 @@ void *crossing_load(const char *path, char *why, size_t why_size, ck_ulong *rv)
 	return *rv == 0 ? list : NULL;
 }
 
-static long long now_ns(void)
+long long crossing_now(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
@@ -67,16 +70,16 @@ static void run(function_list *list, int init, int operation, mechanism *m, ck_u
                 unsigned char *in, ck_ulong in_len, unsigned char *out, ck_ulong out_cap, crossing *c)
 {
 	memset(c, 0, sizeof *c);
-	long long start = now_ns();
+	long long start = crossing_now();
 	c->init_rv = ((init_fn)list->function[init])(session, m, key);
-	long long between = now_ns();
+	long long between = crossing_now();
 	c->init_ns = between - start;
 	if (c->init_rv != 0)
 		return;
 	c->second = 1;
 	c->out_len = out_cap;
 	c->rv = ((operation_fn)list->function[operation])(session, in, in_len, out, &c->out_len);
-	c->ns = now_ns() - between;
+	c->ns = crossing_now() - between;
 }
 
 void crossing_gcm(void *list, int decrypt, ck_ulong session, ck_ulong key, unsigned char *iv, ck_ulong iv_len,
@@ -94,6 +97,24 @@ void crossing_hmac(void *list, ck_ulong session, ck_ulong key, unsigned char *in
 {
 	mechanism m = { CKM_SHA256_HMAC, NULL, 0 };
 	run(list, SIGN_INIT, SIGN, &m, session, key, in, in_len, out, out_cap, c);
+}
+
+static pthread_mutex_t sessions = PTHREAD_MUTEX_INITIALIZER;
+
+ck_ulong crossing_open(void *list, ck_ulong slot, ck_ulong flags, ck_ulong *session)
+{
+	pthread_mutex_lock(&sessions);
+	ck_ulong rv = ((open_fn)((function_list *)list)->function[OPEN_SESSION])(slot, flags, NULL, NULL, session);
+	pthread_mutex_unlock(&sessions);
+	return rv;
+}
+
+ck_ulong crossing_close(void *list, ck_ulong session)
+{
+	pthread_mutex_lock(&sessions);
+	ck_ulong rv = ((close_fn)((function_list *)list)->function[CLOSE_SESSION])(session);
+	pthread_mutex_unlock(&sessions);
+	return rv;
 }
 
 ck_ulong crossing_login(void *list, ck_ulong session, unsigned char *pin, ck_ulong pin_len)

@@ -2,14 +2,18 @@ package p11
 
 /*
 #include "crossing.h"
+#include "lane.h"
 */
 import "C"
 
 import (
+	"fmt"
 	"time"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
 // slack is how much longer than needed an output buffer is. NSS 3.87 under-reports what AES-GCM needs and
@@ -21,12 +25,12 @@ const tagSize = 16
 var _ API = (*Library)(nil)
 
 // EncryptGCM implements API.
-func (l *Library) EncryptGCM(s Session, key Object, nonce, associated, in []byte) ([]byte, error) {
+func (l *Library) EncryptGCM(_ time.Time, s Session, key Object, nonce, associated, in []byte) ([]byte, error) {
 	return l.gcm(false, s, key, nonce, associated, in, len(in)+tagSize+slack)
 }
 
 // DecryptGCM implements API. On failure nothing of the output is left in memory.
-func (l *Library) DecryptGCM(s Session, key Object, nonce, associated, in []byte) ([]byte, error) {
+func (l *Library) DecryptGCM(_ time.Time, s Session, key Object, nonce, associated, in []byte) ([]byte, error) {
 	return l.gcm(true, s, key, nonce, associated, in, len(in)+slack)
 }
 
@@ -35,8 +39,8 @@ func (l *Library) gcm(decrypt bool, s Session, key Object, nonce, associated, in
 	if decrypt {
 		init, operation, direction = "C_DecryptInit", "C_Decrypt", 1
 	}
-	if len(nonce) == 0 || len(associated) == 0 || len(in) == 0 {
-		return nil, &Error{init, pkcs11.CKR_ARGUMENTS_BAD}
+	if err := CheckSizes(init, nonce, associated, in); err != nil {
+		return nil, err
 	}
 	out := make([]byte, size)
 	var c C.crossing
@@ -47,9 +51,9 @@ func (l *Library) gcm(decrypt bool, s Session, key Object, nonce, associated, in
 }
 
 // HMAC implements API.
-func (l *Library) HMAC(s Session, key Object, in []byte) ([]byte, error) {
-	if len(in) == 0 {
-		return nil, &Error{"C_SignInit", pkcs11.CKR_ARGUMENTS_BAD}
+func (l *Library) HMAC(_ time.Time, s Session, key Object, in []byte) ([]byte, error) {
+	if err := CheckSizes("C_SignInit", []byte{0}, []byte{0}, in); err != nil {
+		return nil, err
 	}
 	out := make([]byte, 32+slack)
 	var c C.crossing
@@ -58,18 +62,76 @@ func (l *Library) HMAC(s Session, key Object, in []byte) ([]byte, error) {
 	return l.finish("C_SignInit", "C_Sign", &c, out)
 }
 
-// Login implements API.
-func (l *Library) Login(s Session, pin []byte) error {
+// CheckSizes holds the arguments of an operation against the bounds that all implementations keep.
+func CheckSizes(function string, nonce, associated, in []byte) error {
+	switch {
+	case len(nonce) == 0 || len(associated) == 0 || len(in) == 0:
+		return &Error{function, pkcs11.CKR_ARGUMENTS_BAD}
+	case len(nonce) > MaxNonce || len(associated) > MaxAssociated || len(in) > MaxIn:
+		return &Error{function, pkcs11.CKR_DATA_LEN_RANGE}
+	}
+	return nil
+}
+
+// OpenSession implements API.
+func (l *Library) OpenSession(slot uint, readWrite bool) (Session, error) {
+	var s C.ck_ulong
+	start := time.Now()
+	rv := RV(C.crossing_open(l.list, C.ck_ulong(slot), C.ck_ulong(SessionFlags(readWrite)), &s))
+	return Session(s), l.done("C_OpenSession", rv, start)
+}
+
+// SessionFlags are those of C_OpenSession.
+func SessionFlags(readWrite bool) uint {
+	if readWrite {
+		return pkcs11.CKF_SERIAL_SESSION | pkcs11.CKF_RW_SESSION
+	}
+	return pkcs11.CKF_SERIAL_SESSION
+}
+
+// CloseSession implements API.
+func (l *Library) CloseSession(s Session) error {
+	start := time.Now()
+	return l.done("C_CloseSession", RV(C.crossing_close(l.list, C.ck_ulong(s))), start)
+}
+
+// Login implements API. The PIN is handed to the module where it lies, and wiped.
+func (l *Library) Login(s Session, file pinfile.Identity) error {
+	pin, now, err := pinfile.Read(file.Path)
+	if err != nil {
+		return err
+	}
+	defer pin.Wipe()
+	if now != file {
+		return fmt.Errorf("reading PIN from %s: %w", file.Path, pinfile.ErrChanging)
+	}
 	empty := [1]byte{}
 	from := empty[:]
-	if len(pin) > 0 {
-		from = pin
+	if bytes := pin.Bytes(); len(bytes) > 0 {
+		from = bytes
 	}
 	start := time.Now()
-	rv := RV(C.crossing_login(l.list, C.ck_ulong(s), bytesOf(from), C.ck_ulong(len(pin))))
-	l.hook("C_Login", rv, time.Since(start))
+	return l.done("C_Login", RV(C.crossing_login(l.list, C.ck_ulong(s), bytesOf(from), C.ck_ulong(len(pin.Bytes())))), start)
+}
+
+// ServeLane answers the requests of a lane on the descriptor fd, a blocking stream socket, until the other end closes it.
+// It takes fd over.
+func (l *Library) ServeLane(fd int) { C.lane_serve(l.list, C.int(fd)) }
+
+// DieBySignals has SIGSEGV, SIGABRT and their like end this process. For a worker.
+func DieBySignals() { C.die_by_signals() }
+
+// StopLanes keeps every lane of this process from another call into the module.
+func StopLanes() { C.lanes_stop() }
+
+// LanesBusy is how many lanes of this process are inside the module.
+func LanesBusy() int { return int(C.lanes_busy()) }
+
+// done reports a call that has returned.
+func (l *Library) done(function string, rv RV, start time.Time) error {
+	l.hook(function, rv, time.Since(start))
 	if rv != 0 {
-		return &Error{"C_Login", rv}
+		return &Error{function, rv}
 	}
 	return nil
 }

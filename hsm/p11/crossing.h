@@ -9,6 +9,8 @@
 
 #include <stddef.h>
 
+enum { CROSSING_GENERAL_ERROR = 5 }; // CKR_GENERAL_ERROR
+
 typedef unsigned long ck_ulong; // CK_ULONG, CK_RV and every handle (PKCS#11 v2.40, section 3)
 
 // What an operation of two calls did: each call's CK_RV, nanoseconds, and whether the second was made.
@@ -27,6 +29,14 @@ void crossing_gcm(void *list, int decrypt, ck_ulong session, ck_ulong key, unsig
                   ck_ulong out_cap, crossing *c);
 void crossing_hmac(void *list, ck_ulong session, ck_ulong key, unsigned char *in, ck_ulong in_len,
                    unsigned char *out, ck_ulong out_cap, crossing *c);
+// crossing_open and crossing_close are C_OpenSession and C_CloseSession, one at a time in the process: tpm2-pkcs11 1.9.0
+// does not lock its session table, gives one handle to two callers of C_OpenSession, and crashes when both use it.
+ck_ulong crossing_open(void *list, ck_ulong slot, ck_ulong flags, ck_ulong *session);
+ck_ulong crossing_close(void *list, ck_ulong session);
+
+// crossing_now is CLOCK_MONOTONIC in nanoseconds.
+long long crossing_now(void);
+
 ck_ulong crossing_login(void *list, ck_ulong session, unsigned char *pin, ck_ulong pin_len);
 
 #endif

@@ -8,6 +8,9 @@ package p11
 #cgo nocallback crossing_hmac
 #cgo noescape crossing_login
 #cgo nocallback crossing_login
+#cgo noescape crossing_open
+#cgo nocallback crossing_open
+#cgo nocallback lane_serve
 #include <stdlib.h>
 #include "crossing.h"
 */
@@ -16,7 +19,6 @@ import "C"
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 	"unsafe"
 
@@ -30,7 +32,6 @@ type Library struct {
 	list     unsafe.Pointer // the CK_FUNCTION_LIST that ctx calls through too
 	reserved unsafe.Pointer // C memory: pReserved of C_Initialize, or nil
 	hook     Hook
-	sessions *sync.Mutex // held by C_OpenSession and C_CloseSession
 }
 
 // Load opens the module at path. It is never unloaded: modules have threads and exit handlers of their own.
@@ -43,7 +44,7 @@ func Load(path, reserved string) (*Library, error) {
 	if ctx == nil {
 		return nil, fmt.Errorf("loading PKCS#11 module %s: %w", path, errors.New("it was loaded once and would not load again"))
 	}
-	library := &Library{ctx: ctx, list: listOf(ctx), hook: func(string, RV, time.Duration) {}, sessions: &sync.Mutex{}}
+	library := &Library{ctx: ctx, list: listOf(ctx), hook: func(string, RV, time.Duration) {}}
 	if reserved != "" {
 		library.reserved = unsafe.Pointer(C.CString(reserved))
 	}
@@ -76,12 +77,10 @@ func listOf(ctx *pkcs11.Ctx) unsafe.Pointer {
 	return (*(**cContext)(unsafe.Pointer(ctx))).list
 }
 
-// With is the same library, its calls reported to hook. All that open and close sessions of one token share its mutex
-// sessions: tpm2-pkcs11 1.9.0 does not lock its session table, gives one handle to two callers of C_OpenSession, and
-// crashes when both use it. It is a token's own so that one that hangs does not hold up another behind the module.
-func (l *Library) With(hook Hook, sessions *sync.Mutex) *Library {
+// With is the same library, its calls reported to hook.
+func (l *Library) With(hook Hook) *Library {
 	with := *l
-	with.hook, with.sessions = hook, sessions
+	with.hook = hook
 	return &with
 }
 
@@ -140,28 +139,6 @@ func (l *Library) Mechanism(slot, mechanism uint) (info pkcs11.MechanismInfo, er
 		return err
 	})
 	return info, err
-}
-
-// OpenSession implements API.
-func (l *Library) OpenSession(slot uint, readWrite bool) (s Session, err error) {
-	flags := uint(pkcs11.CKF_SERIAL_SESSION)
-	if readWrite {
-		flags |= pkcs11.CKF_RW_SESSION
-	}
-	l.sessions.Lock()
-	defer l.sessions.Unlock()
-	err = l.call("C_OpenSession", func() error {
-		s, err = l.ctx.OpenSession(slot, flags)
-		return err
-	})
-	return s, err
-}
-
-// CloseSession implements API.
-func (l *Library) CloseSession(s Session) error {
-	l.sessions.Lock()
-	defer l.sessions.Unlock()
-	return l.call("C_CloseSession", func() error { return l.ctx.CloseSession(s) })
 }
 
 // SessionInfo implements API.

@@ -1,6 +1,10 @@
 // Package p11 is the boundary to a PKCS#11 module: just the calls that hsm-kms uses, each with the name and
 // the return value of the function that failed. What a failure means, and what to do about it, is package
 // hsm's business.
+//
+// API is the seam between the two. Library is the module in this process: only a worker and tests load one. Package
+// worker has the client of a worker process, which is what the program uses. p11test holds every implementation against
+// one contract.
 package p11
 
 import (
@@ -9,6 +13,8 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
 // Session and Object are a module's handles. They mean nothing after the C_Finalize, the closed session or
@@ -21,19 +27,23 @@ type (
 // API is the calls into a module that are in use.
 //
 // Concurrency: the module itself is thread-safe (CKF_OS_LOCKING_OK), a session is not: one call at a time.
-// Calls cannot be cancelled and may block for ever. Errors are *Error.
+//
+// A call into a module cannot be cancelled. An implementation that can stop waiting returns *Overdue; the call goes on all
+// the same, and its session must not be used until it has returned, but for CloseSession. Other errors are *Error, ErrEnded,
+// or, from Login, what package pinfile says of the file.
 type API interface {
 	Initialize() error
-	Finalize() error
 	// Slots lists the slots that hold a token.
 	Slots() ([]uint, error)
 	TokenInfo(slot uint) (pkcs11.TokenInfo, error)
 	Mechanism(slot, mechanism uint) (pkcs11.MechanismInfo, error)
 	OpenSession(slot uint, readWrite bool) (Session, error)
+	// CloseSession closes a session. One in which a call is overdue is closed when that has returned.
 	CloseSession(s Session) error
 	SessionInfo(s Session) (pkcs11.SessionInfo, error)
-	// Login logs the user in. The PIN is handed to the module where it lies: no copy of it is made here.
-	Login(s Session, pin []byte) error
+	// Login logs the user in with the PIN in this state of this file. A file that is in another state by now is
+	// pinfile.ErrChanging, and no login is tried.
+	Login(s Session, pin pinfile.Identity) error
 	// FindSecretKeys finds the secret keys of one label, at most limit.
 	FindSecretKeys(s Session, label string, limit int) ([]Object, error)
 	// FindData finds the data objects (CKO_DATA) of one CKA_APPLICATION and label, at most limit.
@@ -48,12 +58,27 @@ type API interface {
 	DestroyObject(s Session, o Object) error
 
 	// EncryptGCM and DecryptGCM are C_EncryptInit with C_Encrypt, and C_DecryptInit with C_Decrypt, in one
-	// crossing (CKM_AES_GCM, 128-bit tag). associated and in must not be empty.
-	EncryptGCM(s Session, key Object, nonce, associated, in []byte) ([]byte, error)
-	DecryptGCM(s Session, key Object, nonce, associated, in []byte) ([]byte, error)
+	// crossing (CKM_AES_GCM, 128-bit tag). associated and in must not be empty. They are overdue at until; zero: only
+	// when any call would be.
+	EncryptGCM(until time.Time, s Session, key Object, nonce, associated, in []byte) ([]byte, error)
+	DecryptGCM(until time.Time, s Session, key Object, nonce, associated, in []byte) ([]byte, error)
 	// HMAC is C_SignInit with C_Sign in one crossing (CKM_SHA256_HMAC). in must not be empty.
-	HMAC(s Session, key Object, in []byte) ([]byte, error)
+	HMAC(until time.Time, s Session, key Object, in []byte) ([]byte, error)
 }
+
+// The bounds of one operation, in bytes, which every implementation keeps: a longer argument is CKR_DATA_LEN_RANGE.
+const (
+	MaxNonce      = 64
+	MaxAssociated = 2048
+	MaxIn         = 4096
+)
+
+var (
+	// ErrOverdue is every *Overdue.
+	ErrOverdue = errors.New("the HSM has not answered in time")
+	// ErrEnded: the process that the module runs in has ended. What a call under way has done is not known.
+	ErrEnded = errors.New("the process of the PKCS#11 module has ended")
+)
 
 // Hook is told of every call when it has returned. It must not block.
 type Hook func(function string, rv RV, took time.Duration)
@@ -96,6 +121,34 @@ type Error struct {
 
 // Error names function and CKR.
 func (e *Error) Error() string { return fmt.Sprintf("%s: %s", e.Function, e.RV) }
+
+// Overdue is the error of a call that no one waits for any more. It may still be done.
+type Overdue struct {
+	Function string
+	Returned <-chan struct{} // closed when it has returned, or can no longer return
+	Cause    error           // why no one waits: nil, or the caller's context's error
+}
+
+func (o *Overdue) Error() string { return fmt.Sprintf("%s: %s", o.Function, ErrOverdue) }
+
+// Is reports whether target is ErrOverdue or the cause.
+func (o *Overdue) Is(target error) bool {
+	return target == ErrOverdue || o.Cause != nil && target == o.Cause
+}
+
+// SessionIsGone reports whether C_CloseSession failed because there is nothing to close.
+func SessionIsGone(err error) bool {
+	rv, ok := RVOf(err)
+	if !ok {
+		return false
+	}
+	switch rv {
+	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SLOT_ID_INVALID:
+		return true
+	}
+	return false
+}
 
 // RVOf is the return value in err's chain; ok is false when there is none.
 func RVOf(err error) (rv RV, ok bool) {

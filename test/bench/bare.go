@@ -1,18 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
@@ -160,14 +160,14 @@ func openBare(o *options) (*bareCalls, error) {
 }
 
 func (c *bareCalls) logIn(pinFile string) error {
-	pin, err := os.ReadFile(filepath.Clean(pinFile))
+	file, err := pinfile.Stat(pinFile)
 	if err != nil {
 		return fmt.Errorf("reading the PIN file: %w", err)
 	}
 	if err := c.enough(1); err != nil {
 		return err
 	}
-	if err := c.library.Login(c.sessions[0], bytes.TrimSpace(pin)); err != nil {
+	if err := c.library.Login(c.sessions[0], file); err != nil {
 		return err
 	}
 	keys, err := c.library.FindSecretKeys(c.sessions[0], ringName, 2)
@@ -201,7 +201,7 @@ func (c *bareCalls) measure(r bareRequest) (sample, error) {
 	var sealed []byte
 	if r.Pair == pairDecrypt {
 		var err error
-		if sealed, err = c.library.EncryptGCM(c.sessions[0], c.key, nonce, associated, dek); err != nil {
+		if sealed, err = c.library.EncryptGCM(time.Time{}, c.sessions[0], c.key, nonce, associated, dek); err != nil {
 			return sample{}, err
 		}
 	}
@@ -209,11 +209,11 @@ func (c *bareCalls) measure(r bareRequest) (sample, error) {
 		switch s := c.sessions[client]; r.Pair {
 		case pairEncrypt:
 			// One nonce for all: this key protects nothing, and drawing nonces is the plugin's work, not the token's.
-			_, err = c.library.EncryptGCM(s, c.key, nonce, associated, dek)
+			_, err = c.library.EncryptGCM(time.Time{}, s, c.key, nonce, associated, dek)
 		case pairDecrypt:
-			_, err = c.library.DecryptGCM(s, c.key, nonce, associated, sealed)
+			_, err = c.library.DecryptGCM(time.Time{}, s, c.key, nonce, associated, sealed)
 		case pairHMAC:
-			_, err = c.library.HMAC(s, c.key, kdf)
+			_, err = c.library.HMAC(time.Time{}, s, c.key, kdf)
 		}
 		return err
 	})

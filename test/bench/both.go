@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	kmsapi "k8s.io/kms/apis/v2"
@@ -29,11 +30,11 @@ func (b *both) Encrypt(_ context.Context, r *kmsapi.EncryptRequest) (*kmsapi.Enc
 	s := <-b.sessions
 	defer func() { b.sessions <- s }()
 	if b.profile == profileHMAC {
-		_, err := b.calls.library.HMAC(s, b.calls.key, random(bareKDFInput))
+		_, err := b.calls.library.HMAC(time.Time{}, s, b.calls.key, random(bareKDFInput))
 		return &kmsapi.EncryptResponse{Ciphertext: make([]byte, emptyCiphertext), KeyId: b.keyID}, err
 	}
 	nonce := random(12)
-	sealed, err := b.calls.library.EncryptGCM(s, b.calls.key, nonce, make([]byte, bareAssociated), r.Plaintext)
+	sealed, err := b.calls.library.EncryptGCM(time.Time{}, s, b.calls.key, nonce, make([]byte, bareAssociated), r.Plaintext)
 	return &kmsapi.EncryptResponse{Ciphertext: append(nonce, sealed...), KeyId: b.keyID}, err
 }
 
@@ -41,10 +42,10 @@ func (b *both) Decrypt(_ context.Context, r *kmsapi.DecryptRequest) (*kmsapi.Dec
 	s := <-b.sessions
 	defer func() { b.sessions <- s }()
 	if b.profile == profileHMAC {
-		_, err := b.calls.library.HMAC(s, b.calls.key, random(bareKDFInput))
+		_, err := b.calls.library.HMAC(time.Time{}, s, b.calls.key, random(bareKDFInput))
 		return &kmsapi.DecryptResponse{Plaintext: make([]byte, dekSize)}, err
 	}
-	dek, err := b.calls.library.DecryptGCM(s, b.calls.key, r.Ciphertext[:12], make([]byte, bareAssociated), r.Ciphertext[12:])
+	dek, err := b.calls.library.DecryptGCM(time.Time{}, s, b.calls.key, r.Ciphertext[:12], make([]byte, bareAssociated), r.Ciphertext[12:])
 	return &kmsapi.DecryptResponse{Plaintext: dek}, err
 }
 

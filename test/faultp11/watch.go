@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,16 @@ func (c *Control) sum(of func(p *process) int64) int {
 		}
 	}
 	return int(n)
+}
+
+// Kill ends every process that uses the module with SIGKILL, but for this one: the workers of a program that is killed with
+// all that it has started, as a container is.
+func (c *Control) Kill() {
+	for i := range c.b.processes {
+		if pid := int(c.b.processes[i].pid.Load()); pid != 0 && pid != os.Getpid() {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
+		}
+	}
 }
 
 // MaxInFlight gives the most calls in flight at once in one process since ResetCounters.

@@ -1,12 +1,15 @@
 package capacity
 
 import (
+	"fmt"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/capacity"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
@@ -109,12 +112,17 @@ func (c *counted) addKey(t *testing.T) {
 	}
 }
 
+func TestMain(m *testing.M) {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
+		os.Exit(2)
+	}
+	os.Exit(m.Run())
+}
+
 func (c *counted) start(t *testing.T) {
 	t.Helper()
-	set, err := hsm.Open(c.common, []hsm.TokenConfig{c.token})
-	if err != nil {
-		t.Fatal(err)
-	}
+	set := hsm.Open(c.common, []hsm.TokenConfig{c.token})
 	c.stop = set.Start(t.Context())
 	t.Cleanup(c.stop)
 	if err := set.Connected(t.Context())[0]; err != nil {

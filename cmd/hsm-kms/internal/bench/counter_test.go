@@ -1,15 +1,26 @@
 package bench
 
 import (
+	"fmt"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
+
+func TestMain(m *testing.M) {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
+		os.Exit(2)
+	}
+	os.Exit(m.Run())
+}
 
 // What is counted is what a module sees: each call is a round trip to an HSM behind a network.
 func TestCounterCountsWhatTheModuleSees(t *testing.T) {
@@ -28,10 +39,7 @@ func TestCounterCountsWhatTheModuleSees(t *testing.T) {
 	}
 	module.ResetCounters()
 	before := count.Calls()
-	set, err := hsm.Open(common, []hsm.TokenConfig{cfg})
-	if err != nil {
-		t.Fatal(err)
-	}
+	set := hsm.Open(common, []hsm.TokenConfig{cfg})
 	t.Cleanup(set.Start(t.Context()))
 	if err := set.Connected(t.Context())[0]; err != nil {
 		t.Fatal(err)

@@ -53,9 +53,9 @@ type Config struct {
 	// AllowUnsafeModulePath loads a module although somebody but root and our own user could change its file or a
 	// folder on its path. Default false. With true, whoever that is runs code in the plugin and has the PIN.
 	AllowUnsafeModulePath bool `yaml:"allowUnsafeModulePath"`
-	// HangExitAfter is how long a PKCS#11 call may be stuck, with no module serving, before the process exits for its
-	// supervisor to start it anew; nothing else frees such a call. Default 60s; 1s to 1h, longer than every callTimeout.
-	HangExitAfter Duration `yaml:"hangExitAfter"`
+	// HangExitAfter has no effect any more, and a later version will refuse it: a module in which calls hang is replaced
+	// while the process goes on.
+	HangExitAfter Duration `yaml:"hangExitAfter,omitempty"`
 	// StateDir is the folder for the PIN latch and the last proven key_id; nothing secret. Default /var/lib/hsm-kms.
 	// It must outlive the process: without it a restart would try a refused PIN again, until the token locks.
 	StateDir string `yaml:"stateDir"`
@@ -120,6 +120,11 @@ type Token struct {
 	// CallTimeout is how long one PKCS#11 call may take before it is given up with its session. Default 2s; more than
 	// 0s and less than 3s, after which kube-apiserver by default has given up itself.
 	CallTimeout Duration `yaml:"callTimeout"`
+	// ConnectTimeout is how long loading the module, C_Initialize and the first reading of the ring may take together.
+	// Default 30s; 1s to 10m, and at least callTimeout. It is also how long an end waits for a login under way.
+	ConnectTimeout Duration `yaml:"connectTimeout"`
+	// InitArgs is the string that C_Initialize gets as pReserved, for modules that take parameters there, as NSS softokn.
+	InitArgs string `yaml:"initArgs,omitempty"`
 }
 
 // HTTP is the listener for /metrics, /livez and /readyz. It has no authentication and gives no secret away.
@@ -158,7 +163,6 @@ func Default() *Config {
 		Socket:            Socket{Path: "/run/hsm-kms/kms.sock", Mode: 0o600},
 		Profile:           ProfileAESGCM,
 		RefuseKeys:        []string{},
-		HangExitAfter:     Duration(60 * time.Second),
 		StateDir:          "/var/lib/hsm-kms",
 		RefreshInterval:   Duration(30 * time.Second),
 		ProbeInterval:     Duration(30 * time.Second),
@@ -174,6 +178,6 @@ func Default() *Config {
 // function that it is given keeps the decoder's KnownFields, which Decode of a node forgets.
 func (t *Token) UnmarshalYAML(unmarshal func(any) error) error {
 	type fields Token
-	*t = Token{MaxSessions: 8, CallTimeout: Duration(2 * time.Second)}
+	*t = Token{MaxSessions: 8, CallTimeout: Duration(2 * time.Second), ConnectTimeout: Duration(30 * time.Second)}
 	return unmarshal((*fields)(t))
 }

@@ -72,8 +72,6 @@ func defaultText(t *testing.T, name string, value reflect.Value, optional bool) 
 		return "required"
 	case "socket.allowedUIDs":
 		return "root and our own uid"
-	case "hangExitAfter":
-		return "60s" // which prints as 1m
 	}
 	if optional {
 		return "none"

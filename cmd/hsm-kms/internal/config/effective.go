@@ -67,6 +67,7 @@ func (c *Config) Warnings() []string {
 	warn(c.AllowUnsafeModulePath, "allowUnsafeModulePath: a module is loaded that others may be able to replace")
 	warn(c.HTTP.Address != "" && !loopback(c.HTTP.Address),
 		fmt.Sprintf("http.address %s is not loopback: metrics and health are open to the network without authentication", c.HTTP.Address))
+	warn(c.HangExitAfter != 0, "hangExitAfter has no effect any more: remove it; a later version will refuse it")
 	warn(c.Audit.Path == "", "audit.path is empty: no Encrypt or Decrypt is recorded")
 	return all
 }

@@ -39,6 +39,9 @@ func minimalConfig() *config.Config {
 	if err := token.CallTimeout.UnmarshalText([]byte("2s")); err != nil {
 		panic(err)
 	}
+	if err := token.ConnectTimeout.UnmarshalText([]byte("30s")); err != nil {
+		panic(err)
+	}
 	want.Tokens = []config.Token{token}
 	return want
 }

@@ -152,8 +152,6 @@ func TestMistakesTokens(t *testing.T) {
 func TestMistakesRest(t *testing.T) {
 	t.Parallel()
 	checkMistakes(t, []mistake{
-		{added("hangExitAfter: 0s"), "c.yaml:9: hangExitAfter: is 0s, outside 1s to 1h"},
-		{added("hangExitAfter: 2s"), "c.yaml:9: hangExitAfter: is 2s, not longer than tokens[0].callTimeout, which is 2s"},
 		{added("stateDir: lib"), `c.yaml:9: stateDir: "lib" is not an absolute path`},
 		{added("stateDir: ''"), "c.yaml:9: stateDir: is empty"},
 		{added("refreshInterval: 500ms"), "c.yaml:9: refreshInterval: is 500ms, outside 1s to 1h"},

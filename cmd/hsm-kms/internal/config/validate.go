@@ -42,7 +42,6 @@ func (c *Config) validate(p *problems) {
 	}
 	p.oneOf("profile", c.Profile, ProfileAESGCM, ProfileHMACKDF)
 	validateRefuseKeys(p, c.RefuseKeys)
-	p.between("hangExitAfter", c.HangExitAfter, time.Second, time.Hour)
 	c.validateTokens(p)
 	p.absolute("stateDir", c.StateDir, "as /var/lib/hsm-kms")
 	p.between("refreshInterval", c.RefreshInterval, time.Second, time.Hour)

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Lengths of the fields in CK_TOKEN_INFO (PKCS#11 v2.40, section 3.2), in bytes. They are padded with blanks there.
@@ -31,7 +32,7 @@ func (c *Config) validateTokens(p *problems) {
 		return
 	}
 	for i := range c.Tokens {
-		c.Tokens[i].validate(p, i, c)
+		c.Tokens[i].validate(p, i)
 		c.validateUnique(p, i)
 	}
 }
@@ -41,7 +42,7 @@ func tokenField(i int, name string) string {
 	return strings.TrimSuffix(fmt.Sprintf("tokens[%d].%s", i, name), ".")
 }
 
-func (t *Token) validate(p *problems, i int, c *Config) {
+func (t *Token) validate(p *problems, i int) {
 	field := func(name string) string { return tokenField(i, name) }
 	if !namePattern.MatchString(t.Name) {
 		p.badValue(field("name"), t.Name, "1 to 63 of a-z, 0-9 and hyphen", "give it a short name, as hsm-a")
@@ -57,9 +58,10 @@ func (t *Token) validate(p *problems, i int, c *Config) {
 		p.report(field("callTimeout"), fmt.Sprintf("is %s, no call could ever finish", t.CallTimeout), "choose 2s")
 	case d >= apiTimeout:
 		p.report(field("callTimeout"), fmt.Sprintf("is %s, and kube-apiserver gives up after %s", t.CallTimeout, apiTimeout), "choose less than 3s, as 2s")
-	case c.HangExitAfter.Std() <= d:
-		p.report("hangExitAfter", fmt.Sprintf("is %s, not longer than %s, which is %s", c.HangExitAfter, field("callTimeout"), t.CallTimeout),
-			"choose at least a few times callTimeout, as 60s")
+	}
+	p.between(field("connectTimeout"), t.ConnectTimeout, max(time.Second, t.CallTimeout.Std()), 10*time.Minute)
+	if strings.ContainsRune(t.InitArgs, 0) || len(t.InitArgs) > 4096 {
+		p.report(field("initArgs"), "has a NUL or more than 4096 bytes", "write it as the vendor's manual says")
 	}
 }
 

@@ -1,4 +1,4 @@
-package main
+package harden
 
 import (
 	"errors"
@@ -17,11 +17,11 @@ func denyPeeking() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 // the module, which ends the process.
 var errLimited = errors.New("RLIMIT_MEMLOCK is not unlimited, and CAP_IPC_LOCK is missing")
 
-// lockMemory keeps all pages of the process from swap, now and later, where nothing limits that. DEKs pass through the Go
+// LockMemory keeps all pages of the process from swap, now and later, where nothing limits that. DEKs pass through the Go
 // heap, gRPC's buffers and the module's own memory, which are not ours to place, so single buffers will not do.
 // MCL_ONFAULT (mlock2(2), Linux 4.4) locks a page when it is first touched: without it each thread's stack and each
 // arena of Go and malloc would be resident as a whole, hundreds of MiB.
-func lockMemory() error {
+func LockMemory() error {
 	if !mayLockAll() {
 		return errLimited
 	}

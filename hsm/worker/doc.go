@@ -1,0 +1,38 @@
+// Package worker runs a token's PKCS#11 library in a process of its own. Libraries crash, abort, hang, print and fork;
+// none of that reaches the program that asks one through a worker.
+//
+// # Processes
+//
+// A worker is the same program, started through /proc/self/exe with the argument Command. Start starts one and returns
+// the Client, which is p11.API over sockets; Main is the worker's side. The worker is hardened before it loads the
+// library: no core file and no debugger, memory locked where that is allowed, SIGTERM, SIGINT, SIGHUP and SIGPIPE
+// ignored, a process group of its own, standard output joined to standard error. It refuses to run when it inherited a
+// descriptor that it does not know, or when the program that started it is another build. The environment is that of
+// Environment. What the library prints is read by the program, and logged line by line within bounds.
+//
+// The program never sees a PIN: Login names a state of a PIN file, and the worker reads it.
+//
+// # Protocol
+//
+// Three descriptors: control, lanes and the critical lock.
+//
+// The control socket carries frames: four bytes of length and a JSON message, at most frameLimit bytes, one request at a
+// time. Everything that is not an operation of a session goes there (frame.go).
+//
+// A lane is a stream socket of its own for each session (lane.go, and p11/lane.h for the layout). The program makes a
+// pair and hands one end over on the lanes socket; the worker answers it with a loop in C: receive, C_...Init and the
+// operation, send. The program's end is on Go's network poller. Messages have at most 8 KiB, one request at a time.
+//
+// Both carry sequence, operation and generation, and the answer must repeat them. Each side treats the other as hostile:
+// it checks every length before it uses one, and ends the worker when a message is not what it must be.
+//
+// # Ends
+//
+// The worker ends when the program does: it watches the lanes socket, and the kernel closes the other end of that however
+// the program ends. No parent-death signal: it goes by threads, and it would kill inside C_Login.
+//
+// The critical lock is a lock on a file that only these two processes have. The worker holds it around C_Login and every
+// call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. Whoever ends a worker takes
+// the lock first, and kills while holding it. A call that hangs under the lock holds it for ever, so the wait is bounded by
+// ConnectTimeout.
+package worker

@@ -1,0 +1,328 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThalesIgnite/crypto11"
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/internal/harden"
+)
+
+// Asked reports whether the program was started as a worker.
+func Asked(args []string) bool { return len(args) > 1 && args[1] == Command }
+
+// server is the worker's side.
+type server struct {
+	control, lanes *net.UnixConn
+	library        *p11.Library
+	module         string            // path of the library
+	maker          *crypto11.Context // guarded by critical
+	generation     uint64
+	connectTimeout atomic.Int64
+	initialized    atomic.Bool
+	writing        sync.Mutex   // held while an answer is written to control
+	asked          atomic.Int32 // control requests under way
+	ending         atomic.Bool  // no more are answered
+
+	criticalFile *os.File
+	critical     sync.Mutex // the part of the critical lock that is between the goroutines of this process
+}
+
+// Main is a worker. It returns when there is nothing for it to do, with what is wrong; otherwise it ends the process.
+func Main() error {
+	s, err := newServer()
+	if err != nil {
+		return fmt.Errorf("running as a worker: %w", err)
+	}
+	go s.serveLanes()
+	_ = s.serveControl() // whatever it is, the program is gone or does not keep to the protocol
+	s.leave()
+	return nil
+}
+
+// newServer makes the process fit for a library that nobody here wrote. Everything of that comes before it is loaded.
+func newServer() (*server, error) {
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE)
+	p11.DieBySignals()
+	if err := harden.Process(); err != nil {
+		fmt.Fprintln(os.Stderr, "hardening:", err)
+	}
+	_ = harden.LockMemory() // the program that started this one has said whether it is locked
+	unix.Umask(0o077)
+	if unix.Getpgrp() != os.Getpid() {
+		if err := unix.Setpgid(0, 0); err != nil {
+			return nil, fmt.Errorf("leading a process group: %w", err)
+		}
+	}
+	if err := adoptOrphans(); err != nil {
+		return nil, fmt.Errorf("becoming the parent of orphans: %w", err)
+	}
+	open, err := inherited()
+	if err != nil {
+		return nil, err
+	}
+	for _, fd := range open {
+		if fd != controlFD && fd != lanesFD && fd != criticalFD {
+			return nil, fmt.Errorf("descriptor %d was inherited, and this program does not know it", fd)
+		}
+		unix.CloseOnExec(fd)
+	}
+	if err := unix.Dup2(2, 1); err != nil {
+		return nil, fmt.Errorf("joining standard output to standard error: %w", err)
+	}
+	s := &server{criticalFile: os.NewFile(criticalFD, "critical")}
+	if s.control, err = socketOf(controlFD); err != nil {
+		return nil, err
+	}
+	s.lanes, err = socketOf(lanesFD)
+	return s, err
+}
+
+// leave ends the process: the program that it serves is gone. It waits for a call under the critical lock, but not for
+// ever.
+func (s *server) leave() {
+	go func() {
+		time.Sleep(time.Duration(max(s.connectTimeout.Load(), int64(time.Second))))
+		unix.Exit(1)
+	}()
+	s.critical.Lock()
+	_ = lock(s.criticalFile) // the program that might hold it is gone
+	s.finalize()
+	unix.Exit(0)
+}
+
+// drainWait is how long calls under way may take before a worker is not ended in good order.
+const drainWait = time.Second
+
+// finalize keeps further calls from beginning and ends the library in good order when those under way have returned. false:
+// some have not, and C_Finalize under a call crashes libraries.
+func (s *server) finalize() bool {
+	p11.StopLanes()
+	s.ending.Store(true)
+	for deadline := time.Now().Add(drainWait); s.busy(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	if s.library == nil {
+		return true
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if s.maker != nil {
+			_ = s.maker.Close() // the process ends anyway
+		}
+		if s.initialized.Load() {
+			_ = s.library.Finalize()
+		}
+	}()
+	select {
+	case <-ended:
+	case <-time.After(drainWait):
+	}
+	return true
+}
+
+// busy reports whether a call is in the library.
+func (s *server) busy() bool { return s.asked.Load() > 0 || p11.LanesBusy() > 0 }
+
+// serveLanes starts a lane for each descriptor that comes. The end of the socket is the end of the program.
+func (s *server) serveLanes() {
+	for {
+		fd, err := receiveDescriptor(s.lanes)
+		if err != nil {
+			s.leave()
+		}
+		if s.library == nil {
+			_ = unix.Close(fd)
+			continue
+		}
+		go s.library.ServeLane(fd)
+	}
+}
+
+// receiveDescriptor takes one message, which is one byte and one descriptor.
+func receiveDescriptor(conn *net.UnixConn) (int, error) {
+	data, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4*4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
+	if err != nil {
+		return 0, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return 0, err
+	}
+	var fds []int
+	for i := range messages {
+		some, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			return 0, err
+		}
+		fds = append(fds, some...)
+	}
+	if n != 1 || len(fds) != 1 {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+		return 0, errProtocol
+	}
+	return fds[0], nil
+}
+
+// serveControl answers requests until the socket ends, each on a goroutine of its own, because one may hang.
+func (s *server) serveControl() error {
+	for {
+		var q request
+		if err := readFrame(s.control, &q); err != nil {
+			return err
+		}
+		switch {
+		case q.Operation == opLoad: // before anything else
+			s.answer(&q, s.do(&q))
+		case q.Operation == opEnd:
+			go s.end(&q)
+		case s.asked.Add(1) > maxAsked:
+			return errProtocol
+		case s.ending.Load(): // after asked: finalize waits for those
+			s.asked.Add(-1)
+		default:
+			go func() {
+				a := s.do(&q)
+				s.asked.Add(-1) // before the answer: the next request may be that to end
+				s.answer(&q, a)
+			}()
+		}
+	}
+}
+
+// answer sends an answer.
+func (s *server) answer(q *request, a *answer) {
+	a.header = q.header
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := writeFrame(s.control, a); err != nil {
+		_ = s.control.Close()
+	}
+}
+
+// end ends the process in good order, unless a call is in the library.
+func (s *server) end(q *request) {
+	if !s.finalize() {
+		s.answer(q, &answer{Failed: wrapError(errors.New("calls are under way"))})
+		return
+	}
+	s.answer(q, &answer{})
+	unix.Exit(0)
+}
+
+// do makes the calls of a request.
+func (s *server) do(q *request) *answer {
+	a := &answer{}
+	switch {
+	case q.Operation == opLoad:
+		a.Failed = wrapError(s.load(q))
+		return a
+	case s.library == nil || q.Generation != s.generation:
+		a.Failed = wrapError(errProtocol)
+		return a
+	}
+	library := s.library.With(func(function string, rv p11.RV, took time.Duration) {
+		if len(a.Calls) < maxCalls {
+			a.Calls = append(a.Calls, call{function, rv, took})
+		}
+	})
+	a.Failed = wrapError(s.perform(library, q, a))
+	return a
+}
+
+func (s *server) perform(library *p11.Library, q *request, a *answer) (err error) {
+	switch q.Operation {
+	case opInitialize:
+		if err = library.Initialize(); err == nil {
+			s.initialized.Store(true)
+		}
+	case opSlots:
+		a.Slots, err = library.Slots()
+		a.Slots = a.Slots[:min(len(a.Slots), maxListed)]
+	case opTokenInfo:
+		info, infoErr := library.TokenInfo(q.Slot)
+		a.Token, err = wrapTokenInfo(info), infoErr
+	case opMechanism:
+		info, infoErr := library.Mechanism(q.Slot, q.Mechanism)
+		a.Mechanism, err = &info, infoErr
+	case opSessionInfo:
+		info, infoErr := library.SessionInfo(q.Session)
+		a.Session, err = &info, infoErr
+	case opFind:
+		a.Objects, err = library.FindSecretKeys(q.Session, q.Label, q.Limit)
+	case opFindData:
+		a.Objects, err = library.FindData(q.Session, q.Owner, q.Label, q.Limit)
+	case opAttributes:
+		a.Values, err = library.Attributes(q.Session, q.Object, q.Attributes)
+	case opLogin:
+		err = s.underLock(func() error { return library.Login(q.Session, *q.PIN) })
+	case opCreateData:
+		err = s.underLock(func() error { return library.CreateData(q.Session, q.Owner, q.Label, q.Value) })
+	case opDestroy:
+		err = s.underLock(func() error { return library.DestroyObject(q.Session, q.Object) })
+	case opOpenMaker:
+		err = s.underLock(func() error { return s.openMaker(library, q.Slot, *q.PIN) })
+	case opMake:
+		err = s.underLock(func() error { return s.make(q.Secret) })
+	}
+	return err
+}
+
+// load is the first request.
+func (s *server) load(q *request) error {
+	build, err := buildID()
+	switch {
+	case err != nil:
+		return err
+	case build != q.Load.Build:
+		return ErrBuild
+	case s.library != nil:
+		return errProtocol
+	}
+	s.generation, s.module = q.Generation, q.Load.Module
+	s.connectTimeout.Store(int64(q.Load.ConnectTimeout))
+	library, err := p11.Load(q.Load.Module, q.Load.Reserved)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLoad, err)
+	}
+	s.library = library
+	return nil
+}
+
+// underLock makes a call during which the process must not be killed.
+func (s *server) underLock(f func() error) error {
+	s.critical.Lock()
+	defer s.critical.Unlock()
+	if err := lock(s.criticalFile); err != nil {
+		return fmt.Errorf("taking the critical lock: %w", err)
+	}
+	err := f()
+	if unlockErr := unlock(s.criticalFile); unlockErr != nil {
+		return errors.Join(err, fmt.Errorf("releasing the critical lock: %w", unlockErr))
+	}
+	return err
+}
+
+// buildID tells this program's file from any other: both processes run the same one.
+func buildID() (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(programPath(), &st); err != nil {
+		return "", fmt.Errorf("looking at this program's file: %w", err)
+	}
+	return fmt.Sprintf("%d-%d-%d-%d", st.Dev, st.Ino, st.Size, st.Mtim.Nano()), nil
+}

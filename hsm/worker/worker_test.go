@@ -1,0 +1,370 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/p11/p11test"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/test/faultp11"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
+)
+
+func TestMain(m *testing.M) {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
+		os.Exit(2)
+	}
+	os.Exit(m.Run())
+}
+
+const (
+	keyLabel = "ring"
+	ckaID    = "an id"
+)
+
+// rig is a SoftHSM token behind a faulty module, and workers on it.
+type rig struct {
+	t      *testing.T
+	token  *softhsm.Token
+	module *faultp11.Module
+	cfg    worker.Config
+	log    *lines
+	calls  *calls
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, token: softhsm.ForTest(t, "k8s"), log: &lines{}, calls: &calls{seen: map[string]int{}}}
+	r.module = faultp11.New(t, r.token.Module, faultp11.Options{SoftHSMConf: r.token.Conf()})
+	env, _ := worker.Environment(os.Environ())
+	r.cfg = worker.Config{
+		Token: "hsm-a", Module: r.module.Path(), Environment: env, ConnectTimeout: 10 * time.Second, Generation: 7,
+		Hook: r.calls.note, Log: slog.New(slog.NewTextHandler(r.log, nil)),
+	}
+	return r
+}
+
+func (r *rig) start() *worker.Client {
+	r.t.Helper()
+	c, err := worker.Start(r.t.Context(), r.cfg)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(c.End)
+	return c
+}
+
+// makeKey makes the key of the contract, through a worker of its own.
+func (r *rig) makeKey() {
+	r.t.Helper()
+	c := r.start()
+	defer c.End()
+	file, err := pinfile.Stat(r.token.PINFile)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := errors.Join(c.Initialize(), c.OpenMaker(r.slot(c), file)); err != nil {
+		r.t.Fatal(err)
+	}
+	attribute := func(kind uint, value any) pkcs11.Attribute { return *pkcs11.NewAttribute(kind, value) }
+	if err := c.Make(worker.Secret{Attributes: []pkcs11.Attribute{
+		attribute(pkcs11.CKA_LABEL, keyLabel), attribute(pkcs11.CKA_ID, ckaID), attribute(pkcs11.CKA_TOKEN, true),
+		attribute(pkcs11.CKA_SENSITIVE, true), attribute(pkcs11.CKA_EXTRACTABLE, false),
+		attribute(pkcs11.CKA_ENCRYPT, true), attribute(pkcs11.CKA_DECRYPT, true), attribute(pkcs11.CKA_SIGN, false),
+		attribute(pkcs11.CKA_VERIFY, false),
+	}}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) slot(api p11.API) uint {
+	r.t.Helper()
+	slots, err := api.Slots()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, slot := range slots {
+		if info, err := api.TokenInfo(slot); err == nil && info.Label == "k8s" {
+			return slot
+		}
+	}
+	r.t.Fatal("no token")
+	return 0
+}
+
+// connected is a worker that is logged in, a session and the key.
+func (r *rig) connected() (*worker.Client, p11.Session, p11.Object) {
+	r.t.Helper()
+	c := r.start()
+	file, err := pinfile.Stat(r.token.PINFile)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := c.Initialize(); err != nil {
+		r.t.Fatal(err)
+	}
+	s, err := c.OpenSession(r.slot(c), false)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := c.Login(s, file); err != nil {
+		r.t.Fatal(err)
+	}
+	found, err := c.FindSecretKeys(s, keyLabel, 2)
+	if err != nil || len(found) != 1 {
+		r.t.Fatalf("found %v, %v", found, err)
+	}
+	return c, s, found[0]
+}
+
+func seal(c *worker.Client, until time.Time, s p11.Session, key p11.Object) error {
+	_, err := c.EncryptGCM(until, s, key, []byte("twelve bytes"), []byte("associated"), []byte("a DEK"))
+	return err
+}
+
+// One contract for the library in process and the client of a worker.
+func TestContract(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		open func(*testing.T, *rig) p11.API
+	}{
+		{"library", func(t *testing.T, r *rig) p11.API {
+			library, err := p11.Load(r.module.Path(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = library.Finalize() })
+			return library
+		}},
+		{"worker", func(_ *testing.T, r *rig) p11.API { return r.start() }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.makeKey()
+			p11test.Run(t, p11test.Subject{
+				API: test.open(t, r), PINFile: r.token.PINFile, TokenName: "k8s", Label: keyLabel, CKAID: []byte(ckaID),
+			})
+			if n := r.module.OpenSessions(); n != 0 {
+				t.Errorf("%d sessions are left open", n)
+			}
+		})
+	}
+}
+
+// A call that hangs is overdue in time, keeps its session until it returns, and costs nothing else.
+func TestOverdue(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.makeKey()
+	c, s, key := r.connected()
+	release := r.module.Hang("C_Encrypt")
+	start := time.Now()
+	if err := seal(c, start.Add(50*time.Millisecond), s, key); !errors.Is(err, p11.ErrOverdue) || time.Since(start) > 5*time.Second {
+		t.Fatalf("%v after %s", err, time.Since(start))
+	}
+	if n, _ := c.Hanging(0); n != 1 {
+		t.Errorf("%d calls hang", n)
+	}
+	err := seal(c, time.Time{}, s, key)
+	overdue, ok := errors.AsType[*p11.Overdue](err)
+	if !ok {
+		t.Fatalf("a session that is busy: %v", err)
+	}
+	if _, err := c.TokenInfo(r.slot(c)); err != nil {
+		t.Errorf("beside a call that hangs: %v", err)
+	}
+	release()
+	<-overdue.Returned
+	if n, _ := c.Hanging(0); n != 0 {
+		t.Errorf("%d calls hang after all have returned", n)
+	}
+	if err := seal(c, time.Time{}, s, key); err != nil {
+		t.Errorf("after it has returned: %v", err)
+	}
+}
+
+// The same for calls that are no operation of a session, and for C_OpenSession, whose session is closed when it comes late.
+func TestOverdueControl(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.makeKey()
+	c, s, key := r.connected()
+	release := r.module.Hang("C_FindObjects")
+	if _, err := c.For(t.Context(), 50*time.Millisecond).FindSecretKeys(s, keyLabel, 1); !errors.Is(err, p11.ErrOverdue) {
+		t.Errorf("C_FindObjects: %v", err)
+	}
+	if _, err := c.For(t.Context(), time.Minute).TokenInfo(r.slot(c)); err != nil {
+		t.Errorf("beside a control request that hangs: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	other, err := c.OpenSession(r.slot(c), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.For(ctx, time.Minute).FindSecretKeys(other, keyLabel, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller that goes: %v", err)
+	}
+	release()
+	open := r.module.OpenSessions()
+	release = r.module.Hang("C_OpenSession")
+	if _, err := c.For(t.Context(), 50*time.Millisecond).OpenSession(r.slot(c), false); !errors.Is(err, p11.ErrOverdue) {
+		t.Errorf("C_OpenSession: %v", err)
+	}
+	closed := r.module.Calls("C_CloseSession")
+	release()
+	if err := r.module.WaitCalls(t.Context(), "C_CloseSession", closed+1); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.module.WaitIdle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.module.OpenSessions(); n != open {
+		t.Errorf("%d sessions are open, %d were", n, open)
+	}
+	if err := seal(c, time.Time{}, s, key); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever ends a worker ends the calls in it, and is told.
+func TestDeath(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		death faultp11.Death
+		says  string
+	}{
+		{"segfault", faultp11.Segfault, "signal: segmentation fault"},
+		{"abort", faultp11.Abort, "signal: aborted"},
+		{"exit", faultp11.Exit, "exit status 3"},
+		{"heap smash", faultp11.HeapSmash, "signal: aborted"},
+	} {
+		death, says := test.death, test.says
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.makeKey()
+			c, s, key := r.connected()
+			r.module.Die("C_Encrypt", death).Once()
+			if err := seal(c, time.Time{}, s, key); !errors.Is(err, p11.ErrEnded) || !strings.Contains(err.Error(), says) {
+				t.Errorf("the call in which it died: %v", err)
+			}
+			if _, err := c.Slots(); !errors.Is(err, p11.ErrEnded) {
+				t.Errorf("a later call: %v", err)
+			}
+			if err := seal(c, time.Time{}, s, key); !errors.Is(err, p11.ErrEnded) {
+				t.Errorf("a later call on its session: %v", err)
+			}
+			if log := r.log.String(); !strings.Contains(log, says) || !strings.Contains(log, "C_Encrypt") {
+				t.Errorf("log: %s", log)
+			}
+		})
+	}
+}
+
+// A worker in which a call hangs is ended all the same, and one in which none hangs leaves no session.
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.makeKey()
+	c, _, _ := r.connected()
+	finalized := r.module.Calls("C_Finalize")
+	c.End()
+	if n := r.module.Calls("C_Finalize") - finalized; n != 1 {
+		t.Errorf("an idle worker was ended with %d C_Finalize", n)
+	}
+	c, s, key := r.connected()
+	release := r.module.Hang("C_Encrypt")
+	defer release()
+	_ = seal(c, time.Now().Add(10*time.Millisecond), s, key)
+	c.End()
+	if n := r.module.Calls("C_Finalize") - finalized; n != 1 {
+		t.Error("C_Finalize was called under a call")
+	}
+	if n := r.module.OpenSessions(); n != 0 {
+		t.Errorf("%d sessions", n)
+	}
+}
+
+// No worker is killed inside C_Login, however much it is to end.
+func TestEndWaitsForLogin(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	c := r.start()
+	file, err := pinfile.Stat(r.token.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.OpenSession(r.slot(c), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := r.module.Hang("C_Login")
+	go func() { _ = c.Login(s, file) }()
+	if err := r.module.WaitHung(t.Context(), "C_Login", 1); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.End()
+	}()
+	select {
+	case <-ended:
+		t.Error("it was ended inside C_Login")
+	case <-time.After(500 * time.Millisecond):
+	}
+	release()
+	<-ended
+	if n := r.module.Logins(); n != 1 {
+		t.Errorf("%d logins", n)
+	}
+}
+
+// lines collects a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// calls counts what the hook was told.
+type calls struct {
+	mu   sync.Mutex
+	seen map[string]int
+}
+
+func (c *calls) note(function string, _ p11.RV, _ time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen[function]++
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -210,5 +211,27 @@ func TestDoctorTable(t *testing.T) {
 	}
 	if want := "hsm-kms: 1 of 1 checks failed, 0 warn\n"; errOut.String() != want {
 		t.Errorf("standard error %q, want %q", errOut.String(), want)
+	}
+}
+
+// The configuration names the module that is loaded, so that who can put another in its place has the PIN.
+func TestDoctorOfAConfigurationInAnOpenFolder(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, makeShared(t))
+	r.write()
+	text, err := os.ReadFile(r.configPath())
+	r.must(err)
+	open := filepath.Join(r.dir, "open")
+	r.must(os.Mkdir(open, 0o700))
+	r.must(os.WriteFile(filepath.Join(open, "config.yaml"), text, 0o600))
+	for _, mode := range []os.FileMode{0o755, 0o777} {
+		r.chmod(open, mode)
+		found, _, _ := r.doctor("--config", filepath.Join(open, "config.yaml"))
+		warned := slices.ContainsFunc(found, func(f doctor.Finding) bool {
+			return f.Check == "configuration" && strings.Contains(f.Detail, "others may write to "+open) && f.Hint == "chmod go-w "+open
+		})
+		if warned != (mode == 0o777) {
+			t.Errorf("mode %#o: %+v", mode, found)
+		}
 	}
 }

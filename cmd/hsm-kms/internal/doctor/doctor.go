@@ -14,11 +14,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
 // Result of a check.
@@ -126,8 +130,25 @@ func (d *doctor) configuration() bool {
 	for _, warning := range cfg.Warnings() {
 		d.warn(check, "", warning, "leave it if it is meant; docs/configuration.md says what it costs")
 	}
+	d.configurationFolder(check)
 	d.pass(check, "", fmt.Sprintf("%s: ring %s, profile %s, %s", d.ConfigPath, cfg.KeyRing, cfg.Profile, count(len(cfg.Tokens), "token")))
 	return true
+}
+
+// configurationFolder warns of everybody who can put another file in the configuration's place: it names the module that is
+// loaded. A folder of a file system that is mounted read-only, as that of a ConfigMap in a pod, is nobody's to write.
+func (d *doctor) configurationFolder(check string) {
+	path, err := filepath.Abs(d.ConfigPath)
+	if err != nil || errors.Is(unix.Access(filepath.Dir(path), unix.W_OK), unix.EROFS) {
+		return
+	}
+	openings, _, err := ownedfile.Others(path)
+	if err != nil {
+		return // it was read a moment ago
+	}
+	for _, o := range openings {
+		d.warn(check, "", "another file can be put in the configuration's place: "+o.What, o.Fix)
+	}
 }
 
 // whereAndWhat is a mistake without its hint, which has a field of its own here.

@@ -77,6 +77,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	}
 	defer release()
 	defer func() { _ = listener.Close() }() // closed twice on the way that is well; only the first counts
+	warnOfShutOut(cfg, log)
 	trail, err := openTrail(ctx, cfg, log, count)
 	if err != nil {
 		return err

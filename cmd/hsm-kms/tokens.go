@@ -85,7 +85,8 @@ func prepareStateDir(dir string) error {
 	if err != nil {
 		return fmt.Errorf("checking stateDir: %w", err)
 	}
-	for _, o := range openings {
+	if len(openings) > 0 {
+		o := openings[0]
 		advice := fmt.Sprintf("chmod 0700 %s, and let the plugin's user own it", dir)
 		if o.Above {
 			advice = o.Fix + ", or set stateDir to a folder below /var/lib"

@@ -25,11 +25,11 @@ func CheckFolder(folder string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFolder, err)
 	}
-	for _, o := range openings {
-		if o.Above {
-			return hint.Wrap(fmt.Errorf("%w: above it, %s", ErrFolder, o.What), "use a folder below /run, or "+o.Fix)
-		}
-		return hint.Wrap(fmt.Errorf("%w: %s", ErrFolder, o.What), o.Fix)
+	switch {
+	case len(openings) == 0:
+		return nil
+	case openings[0].Above:
+		return hint.Wrap(fmt.Errorf("%w: above it, %s", ErrFolder, openings[0].What), "use a folder below /run, or "+openings[0].Fix)
 	}
-	return nil
+	return hint.Wrap(fmt.Errorf("%w: %s", ErrFolder, openings[0].What), openings[0].Fix)
 }

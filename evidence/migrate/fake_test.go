@@ -60,14 +60,6 @@ func (s *store) putValue(path string, value []byte) int64 {
 	return s.revision
 }
 
-func (s *store) get(path string) (keyID string, revision int64, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	o, ok := s.objects["/registry/"+path]
-	v, _ := stored.Parse(o.Value)
-	return v.Object.KeyID, o.Revision, ok
-}
-
 func (s *store) remove(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,11 +16,11 @@ import (
 func (c *command) keys() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "keys",
-		Short: "Make, list, rotate and retire the keys of the ring",
+		Short: "Make, list, rotate, bind and retire the keys of the ring",
 		Long: `The key ring is every secret key on the token that bears the ring's label. The token is its only state.
 keys commands work on the first token of the configuration; list looks at all of them.`,
 	})
-	cmd.AddCommand(c.keysCreate(), c.keysRotate(), c.keysList(), c.keysRetire())
+	cmd.AddCommand(c.keysCreate(), c.keysRotate(), c.keysList(), c.keysRetire(), c.keysBind())
 	return cmd
 }
 
@@ -38,6 +38,7 @@ type keyJSON struct {
 	Local            bool     `json:"local"`
 	Tokens           []string `json:"tokens"`
 	Problem          string   `json:"problem,omitempty"`
+	Cluster          string   `json:"cluster,omitempty"`   // that the ring belongs to
 	Emergency        bool     `json:"emergency,omitempty"` // made with --without-token
 	Deferred         bool     `json:"deferred,omitempty"`  // due, and held back
 	Reason           string   `json:"reason,omitempty"`    // deferred: why
@@ -87,7 +88,8 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	defer in.stop()
 	exerciseErr := in.ring.Exercise(cmd.Context()) // it says which version is current
 	view := in.ring.View()
-	if err := c.printKeys(view); err != nil {
+	cluster, clusterErr := clusterOf(cmd.Context(), in)
+	if err := c.printKeys(view, cluster); err != nil {
 		return err
 	}
 	if problems := errors.Join(in.problems...); problems != nil {
@@ -99,7 +101,7 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	if view.Twins != nil {
 		fmt.Fprintln(c.errOut, "hsm-kms: warning:", view.Twins)
 	}
-	return nil
+	return clusterErr
 }
 
 // listed is keyOf with what the whole ring says of the version.
@@ -117,12 +119,14 @@ func listed(view envelope.View, v envelope.Version) keyJSON {
 	return k
 }
 
-func (c *command) printKeys(view envelope.View) error {
+func (c *command) printKeys(view envelope.View, cluster string) error {
 	versions := view.Versions
 	if c.output == "json" {
 		list := []keyJSON{}
 		for _, v := range versions {
-			list = append(list, listed(view, v))
+			k := listed(view, v)
+			k.Cluster = cluster
+			list = append(list, k)
 		}
 		return c.json(list)
 	}
@@ -141,6 +145,9 @@ func (c *command) printKeys(view envelope.View) error {
 	}
 	if err := c.table(rows); err != nil {
 		return err
+	}
+	if cluster != "" {
+		fmt.Fprintf(c.out, "\nThe ring belongs to the cluster %s.\n", cluster)
 	}
 	for _, v := range versions {
 		k := listed(view, v)

@@ -16,19 +16,25 @@ import (
 )
 
 func (c *command) keysCreate() *cobra.Command {
-	return c.withConfig(c.withOutput(&cobra.Command{
+	f := &clusterFlags{}
+	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "create",
 		Short: "Make the first key of the ring in the HSM",
-		Long: `Makes an AES-256 key (profile hmac-kdf: a 256-bit generic secret) in the first token, sensitive and not
-extractable, then reads it back and checks it. Refuses when the ring has a key already. With several tokens, copy
-the key to the others: no node writes under it until every token of its configuration has it.`,
-		Example: "  hsm-kms keys create --config /etc/hsm-kms/config.yaml",
-		Args:    cobra.NoArgs,
-		RunE:    c.runKeysCreate,
+		Long: `Proves on the token that the profile works there, then makes an AES-256 key (profile hmac-kdf: a 256-bit generic
+secret) in the first token, sensitive and not extractable, and checks it. Refuses when the ring has a key already.
+With several tokens, copy the key to the others: no node writes under it until every token of its configuration has it.
+
+--cluster or --kubeconfig also writes on the tokens which cluster the ring belongs to; see keys bind.`,
+		Example: `  hsm-kms keys create --config /etc/hsm-kms/config.yaml
+  hsm-kms keys create --kubeconfig /etc/kubernetes/admin.conf`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.runKeysCreate(cmd.Context(), f) },
 	}))
+	f.add(cmd)
+	return cmd
 }
 
-func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
+func (c *command) runKeysCreate(ctx context.Context, f *clusterFlags) error {
 	cfg, err := c.load()
 	if err != nil {
 		return err
@@ -37,40 +43,69 @@ func (c *command) runKeysCreate(cmd *cobra.Command, _ []string) error {
 		return finding(hint.Wrap(fmt.Errorf("keyRing is %s, the placeholder of the samples: clusters that share a ring share its keys", cfg.KeyRing),
 			"name the ring after its cluster, in keyRing of the configuration of every node"))
 	}
+	uid, err := f.cluster(ctx)
+	if err != nil {
+		return err
+	}
 	unlock, err := lockKeys(cfg.StateDir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := c.ringMustBeEmpty(cmd.Context(), cfg); err != nil {
+	if err := c.ringMustBeEmpty(ctx, cfg, uid); err != nil {
 		return err
 	}
 	id, err := envelope.NewCKAID(time.Now())
 	if err != nil {
 		return err
 	}
-	made, err := c.makeKey(cmd.Context(), cfg, id)
+	made, err := c.makeKey(ctx, cfg, id)
 	if err != nil {
 		return err
 	}
-	return c.printMade(cfg, made)
+	bound := boundJSON{}
+	if uid != "" {
+		bound, err = c.bindNewRing(ctx, cfg, uid)
+	}
+	return errors.Join(err, c.printMade(cfg, made, bound))
 }
 
-func (c *command) printMade(cfg *config.Config, made envelope.Version) error {
+// bindNewRing: the key is made, and that must be said whatever becomes of the binding.
+func (c *command) bindNewRing(ctx context.Context, cfg *config.Config, uid string) (boundJSON, error) {
+	in, err := c.connectAll(ctx, cfg)
+	if err == nil {
+		defer in.stop()
+		bound, bindErr := c.bind(ctx, in, cfg.KeyRing, uid)
+		if err = bindErr; err == nil {
+			return bound, nil
+		}
+	}
+	return boundJSON{}, hint.Wrap(fmt.Errorf("the key is made, and the ring is perhaps not bound to its cluster: %w", err), "bind it with: hsm-kms keys bind --cluster "+uid)
+}
+
+func (c *command) printMade(cfg *config.Config, made envelope.Version, bound boundJSON) error {
 	if c.output == "json" {
-		return c.json(keyOf(made))
+		said := keyOf(made)
+		if len(bound.on("bound")) > 0 {
+			said.Cluster = bound.Cluster
+		}
+		return c.json(said)
 	}
 	advice := ""
 	if others := strings.Join(tokenNames(cfg)[1:], ", "); others != "" {
 		advice = " Copy it to " + others + ": no node writes under it until every token has it."
+	}
+	if on := strings.Join(bound.on("bound"), ", "); on != "" {
+		advice += " The ring belongs to the cluster " + bound.Cluster + ", by " + on + "."
 	}
 	_, err := fmt.Fprintf(c.out, "Made %s in the token %s.%s\n", made.ID, made.Tokens[0], advice)
 	return err
 }
 
 // ringMustBeEmpty looks at every token: a ring that exists on the second token only is a copy that went
-// missing on the first, and a new first key would be another ring under its name.
-func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config) error {
+// missing on the first, and a new first key would be another ring under its name. The ring must not belong to another
+// cluster than uid either; empty: nobody said which one it is to belong to.
+func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config, uid string) error {
 	in, err := c.connectAll(ctx, cfg)
 	if err != nil {
 		return err
@@ -79,12 +114,21 @@ func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config) error
 	if err := errors.Join(in.problems...); err != nil {
 		return fmt.Errorf("looking whether the ring is empty: %w", err)
 	}
+	owner, err := clusterOf(ctx, in)
 	versions := in.ring.View().Versions
-	if len(versions) == 0 {
-		return nil
+	switch {
+	case len(versions) > 0 && owner != "":
+		return finding(hint.Wrap(fmt.Errorf("the ring %s has a key already: %s; it belongs to the cluster %s", cfg.KeyRing, nameOf(versions[0]), owner), whoseRing))
+	case len(versions) > 0:
+		return finding(hint.Wrap(fmt.Errorf("the ring %s has a key already: %s; another cluster may use it", cfg.KeyRing, nameOf(versions[0])), whoseRing))
+	case err != nil:
+		return err
+	case owner != "" && uid == "":
+		fmt.Fprintf(c.errOut, "hsm-kms: warning: the ring %s is empty, and belongs to the cluster %s\n", cfg.KeyRing, owner)
+	case owner != "" && owner != uid:
+		return finding(hint.Wrap(fmt.Errorf("%w: %s is bound to %s", hsm.ErrOtherCluster, cfg.KeyRing, owner), whoseRing))
 	}
-	return finding(hint.Wrap(fmt.Errorf("the ring %s has a key already: %s", cfg.KeyRing, nameOf(versions[0])),
-		"list what there is with: hsm-kms keys list"))
+	return nil
 }
 
 // makeKey makes the key and says what became of it. When a key may be on the token that is not served, or that nobody has

@@ -66,6 +66,9 @@ func hostileServers() map[string]hostileServer {
 		"an object without an end": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			return r.Method == "PATCH" && flood(w, `{"metadata":{"name":"x","annotations":{"x":"`, "x")
 		}, "has more than 8388608 bytes", 6},
+		"an object without an end, when all servers are proven": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			return r.Method == "PATCH" && strings.Contains(r.URL.Path, "/ns/") && flood(w, `{"metadata":{"name":"x","annotations":{"x":"`, "x")
+		}, "has more than 8388608 bytes", 8},
 		"an error without an end": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			if r.Method == "PATCH" {
 				w.Header().Set("Content-Type", "application/json")

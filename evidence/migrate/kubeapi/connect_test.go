@@ -1,6 +1,7 @@
 package kubeapi_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
@@ -133,6 +136,25 @@ func TestCount(t *testing.T) {
 	cfg.Kubeconfig = kubeconfig(t, "x", cluster(t, 403, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}`))
 	if _, err := kubeapi.Published(t.Context(), cfg); err == nil {
 		t.Error("no permission, and no error")
+	}
+}
+
+// What an API server says is short and safe to show, whatever it is.
+func TestHostileWords(t *testing.T) {
+	t.Parallel()
+	message, err := json.Marshal("\x1b[2J" + strings.Repeat("x", 1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := fmt.Sprintf(`{"kind":"Status","apiVersion":"v1","status":"Failure","code":403,"reason":%q,"message":%s,"details":{"causes":[{"message":%s}]}}`,
+		strings.Repeat("y", 1<<20), message, message)
+	_, err = kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", cluster(t, 403, said))})
+	if err == nil || strings.Contains(err.Error(), "\x1b") || len(err.Error()) > 2000 || !strings.Contains(err.Error(), `\x1b[2Jxxx`) {
+		t.Errorf("%.300v", err)
+	}
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	if kept, _ := json.Marshal(status); !ok || len(kept) > 2000 {
+		t.Errorf("%d bytes are kept", len(kept))
 	}
 }
 

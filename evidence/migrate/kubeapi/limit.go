@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 )
 
@@ -24,8 +25,9 @@ const (
 	pageSize = "50"
 	// maxVersions is of one group.
 	maxVersions = 32
-	// maxWords is of what an API server says about an error, in bytes: up to evidence.MaxNamed of them are kept.
-	maxWords = 1024
+	// maxReason is of the word for an error, and maxToken of where a list goes on, in bytes.
+	maxReason = 64
+	maxToken  = 8192
 	// maxServers is of the addresses that a cluster publishes.
 	maxServers = 100
 )
@@ -88,18 +90,17 @@ func do(ctx context.Context, request *rest.Request) ([]byte, error) {
 	return result.Raw()
 }
 
-// shortened keeps of an API server's error what is used of it.
+// shortened keeps of an API server's error what is used of it, and its words safe for a terminal.
 func shortened(err error) error {
 	said, ok := errors.AsType[*apierrors.StatusError](err)
 	if !ok {
 		return err
 	}
-	status := said.Status()
-	if len(status.Message) > maxWords {
-		status.Message = fmt.Sprintf("%s...(%d bytes)", status.Message[:maxWords], len(status.Message))
-	}
 	unexpected := apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
-	status.Details, status.Reason = nil, metav1.StatusReason(status.Reason[:min(len(status.Reason), maxWords)])
+	status := metav1.Status{Code: said.ErrStatus.Code, Reason: said.ErrStatus.Reason, Message: evidence.Printable(said.ErrStatus.Message)}
+	if len(status.Reason) > maxReason {
+		status.Reason = metav1.StatusReasonUnknown
+	}
 	if unexpected {
 		status.Details = &metav1.StatusDetails{Causes: []metav1.StatusCause{{Type: metav1.CauseTypeUnexpectedServerResponse}}}
 	}
@@ -123,7 +124,7 @@ func pages(ctx context.Context, request func() *rest.Request, each func(page []b
 		if token, err = each(answer); err != nil || token == "" {
 			return err
 		}
-		if len(token) > maxWords*8 || seen[token] {
+		if len(token) > maxToken || seen[token] {
 			return fmt.Errorf("%w: a list that goes round in a circle", migrate.ErrBadAnswer)
 		}
 		seen[token] = true

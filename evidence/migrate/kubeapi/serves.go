@@ -34,18 +34,13 @@ func (s *Server) Serves(ctx context.Context, resource string) error {
 }
 
 // maxGuesses bounds how many similar names are asked for.
-const maxGuesses = 8
+const maxGuesses = 100
 
-// meant returns a similar resource that is served; empty: none was found.
+// meant returns a similar resource that is served: of this group or Kubernetes' own, of a group with a similar name, or of any
+// group, the core one first. Empty: none was found.
 func (s *Server) meant(ctx context.Context, resource string) string {
 	plural, group, _ := strings.Cut(resource, ".")
 	known := stored.Kubernetes().Names()
-	var groups metav1.APIGroupList
-	if ask(ctx, s.client, "/apis", &groups) == nil {
-		for _, g := range groups.Groups {
-			known = append(known, plural+"."+g.Name)
-		}
-	}
 	if versions, err := versionsOf(ctx, s.client, group); err == nil {
 		for _, prefix := range versions {
 			var list metav1.APIResourceList
@@ -56,15 +51,24 @@ func (s *Server) meant(ctx context.Context, resource string) string {
 			}
 		}
 	}
-	for range maxGuesses {
-		guess := evidence.Meant(resource, known)
-		if guess == "" {
-			return ""
+	guesses := []string{evidence.Meant(resource, known)}
+	var served metav1.APIGroupList
+	if ask(ctx, s.client, "/apis", &served) == nil {
+		var groups []string
+		for _, g := range served.Groups {
+			groups = append(groups, g.Name)
+		}
+		for _, g := range append([]string{hint.Nearest(group, groups), ""}, groups...) {
+			guesses = append(guesses, strings.TrimSuffix(plural+"."+g, "."))
+		}
+	}
+	for _, guess := range guesses[:min(len(guesses), maxGuesses)] {
+		if guess == "" || guess == resource {
+			continue
 		}
 		if _, err := s.mapper.find(ctx, s.client, guess); err == nil {
 			return guess
 		}
-		known = slices.DeleteFunc(known, func(name string) bool { return name == guess })
 	}
 	return ""
 }

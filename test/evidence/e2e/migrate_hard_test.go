@@ -102,8 +102,11 @@ func TestMigrateHard(t *testing.T) {
 	limited := w.limitedUser(t)
 	must(t, w.cluster.WriteKubeconfigOf(m.kubeconfig, limited.token))
 	m.resources = "secrets,widgets.example.com"
-	if _, o := m.run(t, 1); !strings.Contains(o.errOut, "forbidden") {
-		t.Errorf("without the role: %s", o.errOut)
+	for resources, says := range map[string]string{"secrets": "forbidden", m.resources: `cannot list resource "apiservices"`} {
+		o := run(t, m.plugin, m.args("--resources", resources)[1:]...)
+		if o.code == 0 || !strings.Contains(o.errOut, says) {
+			t.Errorf("%s without the role: %d, %s", resources, o.code, o.errOut)
+		}
 	}
 	limited.grant(t)
 	if out, _ := m.run(t, 0, "--rate", "500"); out.RequiredKey != last || out.Rewritten < 120 {

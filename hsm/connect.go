@@ -149,6 +149,9 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 	var unread error
 	for _, slot := range slots {
 		i, err := api.TokenInfo(slot)
+		if isAway(err) {
+			return 0, i, fmt.Errorf("reading token info of slot %d: %w", slot, err)
+		}
 		if err != nil {
 			// It may be another token that is broken; one that was pulled out between the two calls is no news.
 			if faultOf(err) != faultToken && unread == nil {

@@ -39,6 +39,7 @@ type Config struct {
 	AllowImportedKeys bool
 	StateDir          string            // of the PIN latch
 	MaxWaiting        int               // callers that may wait for one token's sessions; 0: 512
+	Workers           *worker.Group     // that all workers join; nil: none
 	Observer          envelope.Observer // nil: nobody counts
 	Log               *slog.Logger      // nil: slog.Default()
 }

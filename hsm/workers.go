@@ -15,6 +15,7 @@ func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
 	w, err := worker.Start(ctx, worker.Config{
 		Token: t.cfg.Name, Module: t.cfg.Module, Reserved: t.cfg.Reserved, Environment: env,
 		ConnectTimeout: t.cfg.ConnectTimeout, Generation: t.starts.Add(1), Hook: t.hook, Log: t.log,
+		Group: t.common.Workers,
 	})
 	if errors.Is(err, worker.ErrLoad) {
 		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)

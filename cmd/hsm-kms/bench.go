@@ -5,13 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/bench"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
@@ -114,7 +112,7 @@ func (c *command) runBench(ctx context.Context, f *benchFlags) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	ctx, stop := c.untilSignal(ctx)
 	defer stop()
 	b := &benched{cfg: cfg, at: at, known: known}
 	defer b.close()

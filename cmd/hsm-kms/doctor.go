@@ -11,7 +11,7 @@ import (
 
 func (c *command) doctor() *cobra.Command {
 	etcd := &etcdFlags{}
-	options := doctor.Options{Prepare: prepareStateDir, Tokens: hsmConfig}
+	options := doctor.Options{Prepare: prepareStateDir, Tokens: c.hsmConfig}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "doctor",
 		Short: "Check a set-up, and say of each thing what is wrong and what to do",

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -75,7 +73,7 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--namespace %q is no name", f.opts.Namespace), "name a namespace that is there, such as default")
 	}
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	ctx, stop := c.untilSignal(ctx)
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second one ends the process at once
 	out, err := c.migrate(ctx, f)

@@ -134,7 +134,7 @@ func (c *command) ringMustBeEmpty(ctx context.Context, cfg *config.Config, uid s
 // makeKey makes the key and says what became of it. When a key may be on the token that is not served, or that nobody has
 // seen, it is printed with -o json beside the error.
 func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (envelope.Version, error) {
-	common, tokens, err := hsmConfig(cfg)
+	common, tokens, err := c.hsmConfig(cfg)
 	if err != nil {
 		return envelope.Version{}, err
 	}

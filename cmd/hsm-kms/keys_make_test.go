@@ -30,7 +30,7 @@ func newMakeRig(t *testing.T) *retireRig {
 	return r
 }
 
-// process runs a command as a process of its own, which a hanging call does not outlive. Killed, when it hangs, if kill.
+// process runs a command as a process of its own, which a hanging call does not outlive: its worker is killed too. Killed, when it hangs, if kill.
 func (r *retireRig) process(kill string, args ...string) (out, errOut string, code int) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
@@ -46,6 +46,8 @@ func (r *retireRig) process(kill string, args ...string) (out, errOut string, co
 		_ = cmd.Process.Kill()
 	}
 	_ = cmd.Wait()
+	r.tokens[0].faults.Kill() // a worker would finish the call that hangs when that goes on
+	r.must(r.tokens[0].faults.WaitAlone(ctx))
 	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
 }
 

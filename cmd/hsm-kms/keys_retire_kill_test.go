@@ -127,6 +127,9 @@ func (r *retireRig) killIn(token *rigToken) {
 		other.faults.Kill() // a worker would finish the call first
 	}
 	_ = cmd.Wait() // killed
+	for _, other := range r.tokens {
+		r.must(other.faults.WaitAlone(ctx))
+	}
 	if err != nil {
 		r.t.Fatalf("%v: %s", err, said.String())
 	}

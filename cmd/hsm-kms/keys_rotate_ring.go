@@ -112,7 +112,7 @@ func mayRotate(ring string, view envelope.View, another bool, activation, now ti
 
 // madeMeanwhile are the keys on the first token that are new beside the one just made. The error names them.
 func (c *command) madeMeanwhile(ctx context.Context, cfg *config.Config, before envelope.View, made envelope.Version) ([]envelope.Version, error) {
-	common, tokens, err := hsmConfig(cfg)
+	common, tokens, err := c.hsmConfig(cfg)
 	if err != nil {
 		return nil, err
 	}

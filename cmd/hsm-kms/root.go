@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -35,11 +39,14 @@ type command struct {
 	out, errOut io.Writer
 	configPath  string
 	output      string
+	workers     worker.Group // of this process
+	ownSignals  func()       // leaves signals to the command; nil: they are
 }
 
 // run is the program: it reads args, writes, and returns the exit code.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	c := &command{out: out, errOut: errOut}
+	defer c.endBySignal()()
 	root := c.root()
 	root.SetArgs(args)
 	root.SetOut(out)
@@ -59,6 +66,32 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		fmt.Fprintln(errOut, "hint:", advice)
 	}
 	return code
+}
+
+// endBySignal ends the process by SIGTERM or SIGINT as it would end anyway, but not while a worker of it logs in or makes or
+// destroys a key: where this process is the first of a container, its end kills them.
+func (c *command) endBySignal() (stop func()) {
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	c.ownSignals = func() { signal.Stop(signals) }
+	go func() {
+		select {
+		case <-done:
+		case sig := <-signals:
+			c.workers.Hold()
+			signal.Reset(sig)
+			_ = unix.Kill(unix.Getpid(), sig.(unix.Signal)) //nolint:forcetypeassert // it is one
+		}
+	}()
+	return func() { signal.Stop(signals); close(done) }
+}
+
+// untilSignal ends the context, and no longer the process, at SIGTERM or SIGINT.
+func (c *command) untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.ownSignals != nil {
+		c.ownSignals()
+	}
+	return signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 }
 
 func (c *command) root() *cobra.Command {

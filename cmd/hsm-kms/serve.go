@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os/signal"
 	"sync"
 	"time"
 
@@ -50,7 +49,7 @@ what it can, says what is wrong, and heals without a restart.`,
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			ctx, stop := c.untilSignal(cmd.Context())
 			defer stop()
 			out := newLogWriter(c.errOut)
 			defer out.Close()

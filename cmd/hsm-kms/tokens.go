@@ -54,6 +54,13 @@ func hsmConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 	return common, tokens, nil
 }
 
+// hsmConfig is that of a command that a signal may end at any moment.
+func (c *command) hsmConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
+	common, tokens, err := hsmConfig(cfg)
+	common.Workers = &c.workers
+	return common, tokens, err
+}
+
 // preflight checks what a restart cannot cure before anything is loaded: module files, PIN files, stateDir.
 func preflight(cfg *config.Config) error {
 	for _, t := range cfg.Tokens {
@@ -111,7 +118,7 @@ type tokensInUse struct {
 // connectAll opens every token of the configuration for a command. What the plugin on this machine last proved
 // counts here too: a clock that jumped back must not make an old key look current.
 func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensInUse, error) {
-	common, tokens, err := hsmConfig(cfg)
+	common, tokens, err := c.hsmConfig(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -46,6 +46,9 @@ func (s *server) openMaker(library *p11.Library, slot uint, file pinfile.Identit
 	if now != file {
 		return fmt.Errorf("reading PIN from %s: %w", file.Path, pinfile.ErrChanging)
 	}
+	if s.asked.Load() > 1 || p11.LanesBusy() > 0 { // C_Finalize under a call crashes libraries
+		return errors.New("calls are under way")
+	}
 	if s.initialized.Swap(false) {
 		if err := library.Finalize(); err != nil { // crypto11 wants to be the first
 			return err

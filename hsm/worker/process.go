@@ -42,6 +42,7 @@ type Config struct {
 	Generation     uint64        // tells this worker's answers from another's
 	Hook           p11.Hook      // told of every PKCS#11 call that has returned
 	Log            *slog.Logger
+	Group          *Group // that the worker joins; nil: none
 }
 
 var (
@@ -136,6 +137,7 @@ func spawn(cfg Config) (*process, error) {
 		return nil, err
 	}
 	go drain(output, p.ended, cfg.Log)
+	cfg.Group.add(p)
 	go p.hear()
 	go p.watch()
 	return p, nil

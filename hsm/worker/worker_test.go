@@ -1,11 +1,14 @@
 package worker_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +29,62 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, worker.Main())
 		os.Exit(2)
 	}
+	if module := os.Getenv(starterMark); module != "" {
+		starter(module)
+	}
 	os.Exit(m.Run())
+}
+
+const starterMark = "HSM_KMS_TEST_STARTER"
+
+// starter is a program with one worker, which waits to be killed.
+func starter(module string) {
+	env, _ := worker.Environment(os.Environ())
+	c, err := worker.Start(context.Background(), worker.Config{
+		Token: "hsm-a", Module: module, Environment: env, ConnectTimeout: 10 * time.Second,
+		Hook: func(string, p11.RV, time.Duration) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err == nil {
+		err = c.Initialize()
+	}
+	fmt.Println(err)
+	select {}
+}
+
+// However a program ends, its worker ends too, in good order, and no descriptor of it keeps another worker alive.
+func TestProgramKilled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var programs []*exec.Cmd
+	for range 4 { // started together: a descriptor that one inherits from another would keep both
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
+		cmd.Env = append(os.Environ(), starterMark+"="+r.module.Path())
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		programs = append(programs, cmd)
+		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	for _, program := range programs {
+		if err := program.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = program.Wait() // killed
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := r.module.WaitCalls(ctx, "C_Finalize", len(programs)); err != nil {
+		t.Error(err)
+	}
+	if err := r.module.WaitAlone(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
 const (
@@ -336,6 +394,99 @@ func TestEndWaitsForLogin(t *testing.T) {
 	<-ended
 	if n := r.module.Logins(); n != 1 {
 		t.Errorf("%d logins", n)
+	}
+}
+
+// A program that may end at any moment waits for the login of a worker first, and keeps it from another.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var group worker.Group
+	r.cfg.Group = &group
+	c := r.start()
+	file, err := pinfile.Stat(r.token.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.OpenSession(r.slot(c), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := r.module.Hang("C_Login")
+	go func() { _ = c.Login(s, file) }()
+	if err := r.module.WaitHung(t.Context(), "C_Login", 1); err != nil {
+		t.Fatal(err)
+	}
+	held := make(chan struct{})
+	go func() {
+		defer close(held)
+		group.Hold()
+	}()
+	select {
+	case <-held:
+		t.Error("a login is under way")
+	case <-time.After(200 * time.Millisecond):
+	}
+	release()
+	<-held
+	calls := r.module.Calls("C_Login")
+	if err := c.For(t.Context(), 200*time.Millisecond).Login(s, file); !errors.Is(err, p11.ErrOverdue) || r.module.Calls("C_Login") != calls {
+		t.Errorf("a login while the lock is held: %v", err)
+	}
+}
+
+// A worker does not run by hand, nor with a descriptor that it does not know.
+func TestWorkerRefuses(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], worker.Command, "by hand")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "running as a worker") {
+		t.Errorf("by hand: %v, %s", err, out)
+	}
+	extra, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer extra.Close()
+	cmd = exec.CommandContext(t.Context(), os.Args[0], worker.Command, "with a descriptor")
+	cmd.ExtraFiles = []*os.File{extra, extra, extra, extra}
+	out, err = cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "descriptor 6 was inherited") {
+		t.Errorf("with an unknown descriptor: %v, %s", err, out)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Parallel()
+	env, unlisted := worker.Environment([]string{
+		"PATH=/bin", "SOFTHSM2_CONF=/c", "LC_ALL=C", "NOTIFY_SOCKET=/run", "LISTEN_FDS=1", "GODEBUG=x=1", "GOMAXPROCS=1",
+		"WATCHDOG_USEC=1", "VENDOR_CONF=/v", "=odd", "ANOTHER=1",
+	})
+	if want := []string{"PATH=/bin", "SOFTHSM2_CONF=/c", "LC_ALL=C", "VENDOR_CONF=/v", "=odd", "ANOTHER=1"}; !slices.Equal(env, want) {
+		t.Errorf("env %q", env)
+	}
+	if want := []string{"", "ANOTHER", "VENDOR_CONF"}; !slices.Equal(unlisted, want) {
+		t.Errorf("unlisted %q", unlisted)
+	}
+}
+
+// What the library prints is read to its end, and logged within bounds.
+func TestOutputIsBounded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	if err := os.Remove(r.module.Path() + ".conf"); err != nil { // it then complains on standard error
+		t.Fatal(err)
+	}
+	c := r.start()
+	for range 100 {
+		_ = c.Initialize()
+	}
+	c.End()
+	if n := strings.Count(r.log.String(), "the PKCS#11 module prints"); n < 1 || n > 40 {
+		t.Errorf("%d lines: %s", n, r.log)
 	}
 }
 

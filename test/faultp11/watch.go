@@ -52,6 +52,19 @@ func (c *Control) Kill() {
 	}
 }
 
+// WaitAlone waits until no process but this one has the module loaded. The error is ctx's.
+func (c *Control) WaitAlone(ctx context.Context) error {
+	return wait(ctx, "other processes (negative)", 0, func() int {
+		n := 0
+		for i := range c.b.processes {
+			if pid := int(c.b.processes[i].pid.Load()); pid != 0 && pid != os.Getpid() && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+				n--
+			}
+		}
+		return n
+	})
+}
+
 // MaxInFlight gives the most calls in flight at once in one process since ResetCounters.
 func (c *Control) MaxInFlight() int { return int(c.b.maxInFlight.Load()) }
 

@@ -124,7 +124,9 @@ func (b boundJSON) on(outcome string) (tokens []string) {
 // bind writes the binding. A token that refuses it is a warning. Without outcomes nothing was begun.
 func (c *command) bind(ctx context.Context, in *tokensInUse, ring, uid string) (boundJSON, error) {
 	said := boundJSON{Ring: ring, Cluster: uid}
-	all, err := in.set.Bind(ctx, uid)
+	act, stop := c.acting(ctx)
+	all, err := in.set.Bind(act, uid)
+	stop()
 	if errors.Is(err, hsm.ErrOtherCluster) || errors.Is(err, envelope.ErrAmbiguous) {
 		return said, finding(hint.Wrap(fmt.Errorf("binding the ring %s: %w", ring, err), whoseRing))
 	}

@@ -138,7 +138,9 @@ func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (e
 	if err != nil {
 		return envelope.Version{}, err
 	}
-	made, err := hsm.Generate(ctx, common, tokens[0], id)
+	act, stop := c.acting(ctx)
+	made, err := hsm.Generate(act, common, tokens[0], id)
+	stop()
 	v := envelope.Version{Key: made.Key, State: envelope.Current, Tokens: []string{tokens[0].Name}}
 	if v.Activation.After(time.Now()) {
 		v.State = envelope.Pending

@@ -150,7 +150,9 @@ func (r *retirement) run(ctx context.Context, in io.Reader) error {
 	if err := r.refused(again); err != nil {
 		return err
 	}
-	outcomes, err := again.Execute(ctx, r.in.set, r.trail(), retire.Grounds{
+	act, stop := r.acting(ctx)
+	defer stop()
+	outcomes, err := again.Execute(act, r.in.set, r.trail(), retire.Grounds{
 		Settle: r.flags.settle, Evidence: facts.Evidence, Etcd: facts.Etcd, Snapshots: facts.Snapshots,
 	})
 	r.said.Outcomes, r.said.Destroyed = outcomes, retire.With(outcomes, hsm.Destroyed)

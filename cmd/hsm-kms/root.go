@@ -39,13 +39,13 @@ type command struct {
 	out, errOut io.Writer
 	configPath  string
 	output      string
-	workers     worker.Group // of this process
-	ownSignals  func()       // leaves signals to the command; nil: they are
+	workers     worker.Group   // of this process
+	signals     chan os.Signal // that end the process; nil: nothing is done about them
 }
 
 // run is the program: it reads args, writes, and returns the exit code.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
-	c := &command{out: out, errOut: errOut}
+	c := &command{out: out, errOut: errOut, signals: make(chan os.Signal, 1)}
 	defer c.endBySignal()()
 	root := c.root()
 	root.SetArgs(args)
@@ -68,30 +68,52 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	return code
 }
 
-// endBySignal ends the process by SIGTERM or SIGINT as it would end anyway, but not while a worker of it logs in or makes or
-// destroys a key: where this process is the first of a container, its end kills them.
+// endBySignal ends the process by a signal as it would end anyway, but not while a worker of it logs in or makes or destroys
+// a key: where this process is the first of a container, its end kills them.
 func (c *command) endBySignal() (stop func()) {
-	signals, done := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
-	c.ownSignals = func() { signal.Stop(signals) }
+	done := make(chan struct{})
+	signal.Notify(c.signals, ending()...)
 	go func() {
 		select {
 		case <-done:
-		case sig := <-signals:
+		case sig := <-c.signals:
 			c.workers.Hold()
 			signal.Reset(sig)
 			_ = unix.Kill(unix.Getpid(), sig.(unix.Signal)) //nolint:forcetypeassert // it is one
 		}
 	}()
-	return func() { signal.Stop(signals); close(done) }
+	return func() { signal.Stop(c.signals); close(done) }
+}
+
+// ending are the signals that end a command. A terminal that goes away sends SIGHUP, unless nohup has it ignored.
+func ending() []os.Signal {
+	all := []os.Signal{unix.SIGTERM, unix.SIGINT}
+	if !signal.Ignored(unix.SIGHUP) {
+		all = append(all, unix.SIGHUP)
+	}
+	return all
 }
 
 // untilSignal ends the context, and no longer the process, at SIGTERM or SIGINT.
 func (c *command) untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
-	if c.ownSignals != nil {
-		c.ownSignals()
+	if c.signals != nil {
+		signal.Stop(c.signals)
 	}
 	return signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+}
+
+// acting is the context of an act that cannot be taken back, until stop. A signal ends it and not the process: what is not
+// begun yet is not begun, and the outcome of what is begun is told and recorded, which takes some callTimeouts at most.
+func (c *command) acting(ctx context.Context) (act context.Context, stop func()) {
+	act, end := signal.NotifyContext(ctx, ending()...)
+	if c.signals == nil {
+		return act, end
+	}
+	signal.Stop(c.signals)
+	return act, func() {
+		signal.Notify(c.signals, ending()...)
+		end()
+	}
 }
 
 func (c *command) root() *cobra.Command {

@@ -34,7 +34,7 @@ func AdviceFor(err error) string {
 	return adviceForCall(err)
 }
 
-// AdviceForCall goes by what the module said, and to which call.
+// adviceForCall goes by what the module said, and to which call.
 func adviceForCall(err error) string {
 	failed, ok := errors.AsType[*p11.Error](err)
 	if !ok {
@@ -50,11 +50,8 @@ func adviceForCall(err error) string {
 	case pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_DEVICE_MEMORY:
 		return "memory is short, on this node or in the HSM: see which"
 	}
-	switch failed.Function {
-	case "C_Initialize":
+	if failed.Function == "C_Initialize" {
 		return "the module does not start: see its own configuration (file and environment), its store or client service, and its own log"
-	case "C_Finalize":
-		return "the module does not end, so that it cannot be begun anew: if this stays, restart the plugin"
 	}
 	return "see that the HSM, the vendor's client service and the network between are up, and what their own logs say; hsm-kms doctor tells which step fails"
 }

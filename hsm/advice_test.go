@@ -24,7 +24,6 @@ func TestAdvice(t *testing.T) {
 		want string
 	}{
 		{call("C_Initialize", pkcs11.CKR_GENERAL_ERROR), "the module does not start"},
-		{call("C_Finalize", pkcs11.CKR_GENERAL_ERROR), "restart the plugin"},
 		{call("C_OpenSession", pkcs11.CKR_DEVICE_ERROR), "client service"},
 		{call("C_OpenSession", pkcs11.CKR_SESSION_COUNT), "maxSessions"},
 		{call("C_Login", pkcs11.CKR_USER_PIN_NOT_INITIALIZED), "set the token's user PIN"},

@@ -22,7 +22,7 @@ type Creation struct {
 	// Key is the key as the token shows it: served, or refused and why. Unless it was made it has its CKA_ID and its
 	// activation alone.
 	Key envelope.Key
-	// Hangs: a call into the module has not returned. The module must not be used again in this process.
+	// Hangs: a call into the module has not returned. Its worker ends with this process at the latest.
 	Hangs bool
 }
 

@@ -1,5 +1,5 @@
 // Package modulefile looks at a PKCS#11 module's file before it is loaded. Whoever can write that file, or swap it by
-// way of a folder or a link on the path to it, runs code in this process and has the PIN; and a module for another
+// way of a folder or a link on the path to it, runs code in the token's worker process and has the PIN; and a module for another
 // processor fails in the dynamic linker with a message that helps nobody. Loading the module does not belong here.
 //
 // Functions keep nothing and are safe for concurrent use.

@@ -122,7 +122,7 @@ func find(versions []Version, id KeyID) *Version {
 	return &versions[i]
 }
 
-// due tells whether versions[i] may be current at now by the clock.
+// due reports whether versions[i] may be current at now by the clock.
 func due(versions []Version, i int, now time.Time, floor KeyID) bool {
 	if !versions[i].Activation.After(now) {
 		return true

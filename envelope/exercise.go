@@ -16,7 +16,7 @@ import (
 // cannot use it), the older ones are tried too: there may be one that works on all.
 //
 // A token that works wrongly while another works well is distrusted (Distruster): it serves no more until it has proven
-// itself anew. Errors: what View.Problem says when there is no current key; ErrSelfTest when no other token than one
+// itself again. Errors: what View.Problem says when there is no current key; ErrSelfTest when no other token than one
 // that works wrongly is left; ErrUnavailable and its like when no token could be asked.
 func (r *Ring) Exercise(ctx context.Context) error {
 	errs := r.exerciseOnAll(ctx, false)

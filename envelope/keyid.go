@@ -44,7 +44,7 @@ func (k KeyID) Emergency() bool { return emergency(k.Version) }
 func (k KeyID) IsZero() bool { return k == KeyID{} }
 
 // ParseKeyID is the inverse of KeyID.String: it accepts what String makes and nothing else. The error
-// wraps ErrUnknownKey, since whoever sends another text asks for a key that no ring of ours can hold.
+// wraps ErrUnknownKey, since another text asks for a key that no ring of ours can hold.
 func ParseKeyID(text string) (KeyID, error) {
 	refuse := func(why string) (KeyID, error) {
 		return KeyID{}, fmt.Errorf("%w: %s", ErrUnknownKey, why)
@@ -71,13 +71,13 @@ func ParseKeyID(text string) (KeyID, error) {
 	return id, nil
 }
 
-// ValidRing tells whether name may name a ring: [a-z0-9.-]{1,63}. The CKA_LABEL of every version is this
+// ValidRing reports whether name may name a ring: [a-z0-9.-]{1,63}. The CKA_LABEL of every version is this
 // name.
 func ValidRing(name string) bool {
 	return len(name) >= 1 && len(name) <= maxRing && consistsOf(name, "abcdefghijklmnopqrstuvwxyz0123456789.-")
 }
 
-// consistsOf tells whether every byte of text is in set.
+// consistsOf reports whether every byte of text is in set.
 func consistsOf(text, set string) bool {
 	return strings.IndexFunc(text, func(r rune) bool { return !strings.ContainsRune(set, r) }) < 0
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // onDemandInterval is the shortest time between two re-reads of the ring that an unknown key_id causes:
-// whoever sends made-up key_ids must not turn into load on the HSM.
+// a client that sends made-up key_ids must not turn into load on the HSM.
 const onDemandInterval = time.Second
 
 // RingConfig says which ring, and what is known of it from before.
@@ -225,7 +225,7 @@ func (r *Ring) View() View {
 	}
 }
 
-// isWithin tells whether a token of those that can be reached holds the key.
+// isWithin reports whether a token of those that can be reached holds the key.
 func isWithin(versions []Version, id KeyID, generations map[string]uint64) bool {
 	v := find(versions, id)
 	return v != nil && slices.ContainsFunc(v.Tokens, func(token string) bool { return generations[token] != 0 })

@@ -185,7 +185,7 @@ func TestWrongProfile(t *testing.T) {
 	})
 }
 
-// TestTokenErrorsComeThrough: what the token says reaches whoever maps it to a code.
+// TestTokenErrorsComeThrough: what the token says reaches the code that maps it to a code.
 func TestTokenErrorsComeThrough(t *testing.T) {
 	t.Parallel()
 	forProfiles(t, func(t *testing.T, profile Profile) {
@@ -227,7 +227,7 @@ func TestWrongLengthsFromTheToken(t *testing.T) {
 	}
 }
 
-// TestFingerprintNonceIsNoNonce: whoever can write to etcd must not have the token decrypt under the fingerprint's nonce.
+// TestFingerprintNonceIsNoNonce: one who can write to etcd must not have the token decrypt under the fingerprint's nonce.
 func TestFingerprintNonceIsNoNonce(t *testing.T) {
 	t.Parallel()
 	s := newSealed(t, AESGCM, 32)

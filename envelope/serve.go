@@ -81,7 +81,7 @@ func (r *Ring) refreshOnDemand(ctx context.Context) error {
 		return r.demandErr
 	}
 	err := r.refreshLocked(ctx)
-	if ctx.Err() == nil { // whoever gave up does not speak for those who come after
+	if ctx.Err() == nil { // a caller who gave up does not speak for those who come after
 		r.demandErr, r.demanded = err, now
 	}
 	return err

@@ -78,7 +78,7 @@ func TestNewKeyIsFoundOnDemand(t *testing.T) {
 	}
 }
 
-// TestMadeUpKeyIDsAreNoLoad: one re-read a second, whoever asks how often, and whether it succeeds or not.
+// TestMadeUpKeyIDsAreNoLoad: one re-read a second, however many ask how often, and whether it succeeds or not.
 func TestMadeUpKeyIDsAreNoLoad(t *testing.T) {
 	t.Parallel()
 	c, key := newClock(), keyAt(noon.Add(-time.Hour), "key")
@@ -119,7 +119,7 @@ func TestMadeUpKeyIDsAreNoLoad(t *testing.T) {
 	if n := token.readsSoFar(); n != 5 {
 		t.Errorf("%d reads, want 5", n)
 	}
-	// Whoever gives up must not speak for those who come after.
+	// A caller who gives up must not speak for those who come after.
 	c.move(time.Minute)
 	cancelled, cancel := context.WithCancel(t.Context())
 	token.onKeys = cancel

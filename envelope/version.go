@@ -109,7 +109,7 @@ func VersionOf(ckaID []byte) (string, error) {
 	return foreignMark + hex.EncodeToString(ckaID), nil
 }
 
-// validVersion tells whether VersionOf can have made text.
+// validVersion reports whether VersionOf can have made text.
 func validVersion(text string) bool {
 	if ownVersion(text) {
 		return true

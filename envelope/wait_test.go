@@ -188,7 +188,7 @@ func mayBe(next softKey, now, grace time.Duration, both ...story) bool {
 	return now >= time.Hour && works && (!waits || next.ID.Emergency())
 }
 
-// chosenIn lives through the stories, and tells whether next is current in the end.
+// chosenIn lives through the stories, and reports whether next is current in the end.
 func chosenIn(t *testing.T, name string, old, next softKey, now time.Duration, one, two story) bool {
 	t.Helper()
 	c, a, b := newClock(), newSoftToken("a", old), newSoftToken("b", old)

@@ -58,7 +58,7 @@ type Reading struct {
 	// Cluster is etcd's cluster id in hex; a snapshot does not know it. etcd makes it of its members' peer addresses and
 	// --initial-cluster-token alone: one that was restored in its place has the same, and so has another with such addresses.
 	Cluster string `json:"cluster,omitempty"`
-	// Term is etcd's raft term, which never falls, save by a restore, which begins anew; a snapshot does not know it.
+	// Term is etcd's raft term, which never falls, save by a restore, which begins again; a snapshot does not know it.
 	Term uint64 `json:"term,omitempty"`
 	// Prefixes are those of the API server below which everything was read.
 	Prefixes []string `json:"prefixes"`

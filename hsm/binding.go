@@ -108,7 +108,7 @@ func (t *Token) readBinding(api p11.API, s p11.Session) (uid string, err error) 
 	return uid, nil
 }
 
-// bindingOf reads one object. Whoever can log in can write such an object: it says nothing unless it is just as ours are.
+// bindingOf reads one object. Anyone who can log in can write such an object: it says nothing unless it is just as ours are.
 func bindingOf(api p11.API, s p11.Session, object p11.Object) (uid string, err error) {
 	private, err := api.Attribute(s, object, pkcs11.CKA_PRIVATE)
 	if err != nil {

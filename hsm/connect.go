@@ -95,7 +95,7 @@ func (t *Token) leave(api p11.API, reader *keyReader) {
 }
 
 // lockLogin keeps every other worker and command of this machine from logging in to the module's tokens meanwhile:
-// SoftHSM truncates a token's file at each login and writes it afterwards, and whoever looks in between sees no token.
+// SoftHSM truncates a token's file at each login and writes it afterwards, and a process that looks in between sees no token.
 func (t *Token) lockLogin(ctx context.Context) (unlock func(), err error) {
 	sum := sha256.Sum256([]byte(t.cfg.Module))
 	lock, err := filelock.Wait(ctx, filepath.Join(t.common.StateDir, "login-"+hex.EncodeToString(sum[:8])+".lock"))
@@ -137,7 +137,7 @@ func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs
 }
 
 // findSlot finds the one slot whose token matches the configuration. Slot numbers change, so a token is
-// looked for anew each time.
+// looked for again each time.
 func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 	slots, err := api.Slots()
 	if err != nil {

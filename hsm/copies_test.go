@@ -182,7 +182,7 @@ func TestSelfTestFailsOnOneToken(t *testing.T) {
 			f.healthy(id)
 			f.stop()
 
-			f.run() // anew: it is found out before it serves
+			f.run() // again: it is found out before it serves
 			problems := f.set.Connected(f.within(20 * time.Second))
 			if !errors.Is(problems[0], envelope.ErrSelfTest) || problems[1] != nil {
 				t.Errorf("at start: %v", problems)
@@ -218,13 +218,13 @@ func TestPINRefusedOnOneToken(t *testing.T) {
 		t.Fatalf("%v", problems)
 	}
 	id := f.look().Current.ID
-	for range 3 { // each time the second token logs in anew
+	for range 3 { // each time the second token logs in again
 		f.modules[1].Fail("C_EncryptInit", pkcs11.CKR_DEVICE_REMOVED).Once()
 		generation := f.member(1).Generation()
 		f.roundTrip(id)
 		f.eventually(5*time.Second, func() error {
 			if f.member(1).Generation() == generation {
-				return errors.New("not connected anew")
+				return errors.New("not connected again")
 			}
 			return nil
 		})

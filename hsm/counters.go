@@ -12,7 +12,7 @@ import (
 
 // What the token's own login counters say (CK_TOKEN_INFO flags), before a PIN is tried and after.
 
-// counted tells whether the token counts a login that failed for an unclear cause against the PIN: some say
+// counted reports whether the token counts a login that failed for an unclear cause against the PIN: some say
 // CKR_GENERAL_ERROR, or a value of their own, to a wrong one.
 func counted(api p11.API, slot uint, cleanBefore bool) bool {
 	info, err := api.TokenInfo(slot)

@@ -75,7 +75,7 @@ func (d description) number(attribute uint) (n uint64, told bool) {
 	return binary.NativeEndian.Uint64(value), true
 }
 
-// refusal says why a key must not be served; "" when it may. Whoever can write to the token without login could
+// refusal says why a key must not be served; "" when it may. Anyone who can write to the token without login could
 // have planted a key that is not CKA_PRIVATE, and knows one that came from outside.
 func (r *keyReader) refusal(d description, a envelope.Attributes) string {
 	switch {

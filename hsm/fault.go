@@ -55,7 +55,7 @@ func faultOf(err error) fault {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
 		pkcs11.CKR_PIN_LOCKED:
 		// Not CKR_USER_PIN_NOT_INITIALIZED: a token without a PIN counts no wrong ones and cannot lock, and SoftHSM
-		// says so to whoever logs in while another process does.
+		// says so to a process that logs in while another one does.
 		return faultPIN
 	case pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
 		pkcs11.CKR_SLOT_ID_INVALID:
@@ -76,7 +76,7 @@ func closeSession(api p11.API, s p11.Session) error {
 	return nil
 }
 
-// hasRV tells whether err carries the return value rv.
+// hasRV reports whether err carries the return value rv.
 func hasRV(err error, rv p11.RV) bool {
 	got, ok := p11.RVOf(err)
 	return ok && got == rv

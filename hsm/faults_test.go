@@ -124,7 +124,7 @@ func isPINCode(code uint) bool {
 	return code == pkcs11.CKR_PIN_INCORRECT || code == pkcs11.CKR_PIN_LOCKED || code == pkcs11.CKR_PIN_EXPIRED
 }
 
-// latched wants that exactly one login was tried, and mends the PIN file.
+// latched wants that exactly one login was tried, and corrects the PIN file.
 func (b *bench) latched(name string, before int) {
 	b.t.Helper()
 	b.eventually(10*time.Second, func() error {
@@ -136,11 +136,11 @@ func (b *bench) latched(name string, before int) {
 	if n := b.module.Calls("C_Login") - before; n != 1 {
 		b.t.Errorf("%s: %d logins with a refused PIN", name, n)
 	}
-	b.mendPIN()
+	b.correctPIN()
 }
 
-// mendPIN writes the PIN file anew, as an operator would.
-func (b *bench) mendPIN() {
+// correctPIN writes the PIN file again, as an operator would.
+func (b *bench) correctPIN() {
 	b.t.Helper()
 	pin, err := os.ReadFile(b.token.PINFile)
 	if err != nil {

@@ -17,7 +17,7 @@ type generation struct {
 	slot     uint
 	serial   string      // of the token, as it says itself
 	loggedIn bool        // false on a token that needs no login
-	control  p11.Session // keeps the login, reads the ring; belongs to whoever holds Token.control
+	control  p11.Session // keeps the login, reads the ring; belongs to the holder of Token.control
 	table    atomic.Pointer[table]
 
 	mu       sync.Mutex

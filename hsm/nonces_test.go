@@ -12,7 +12,7 @@ import (
 )
 
 // Every nonce counts: two for the self-test of a connection, one for a probe, one for a request. A new connection does not
-// begin anew.
+// begin again.
 func TestNonces(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, nil).start()

@@ -50,11 +50,11 @@ func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [e
 	return [envelope.MACSize]byte(out), nil
 }
 
-// operate does op with the key within the token's call time-out, whatever has to be mended on the way. A
-// fault is mended once each: another session, another generation, a second look at the ciphertext.
+// operate does op with the key within the call time-out of the token, retries included. It
+// recovers from each fault once: by another session, another generation, a second look at the ciphertext.
 func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
 	until := time.Now().Add(t.cfg.CallTimeout)
-	mended := map[fault]bool{}
+	tried := map[fault]bool{}
 	for {
 		if ctx.Err() != nil {
 			return nil, t.outOfTime(ctx) // nobody waits for an answer, so the HSM is not asked
@@ -67,37 +67,37 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 		if held == nil {
 			return nil, fmt.Errorf("token %s: %w: %s", t.cfg.Name, envelope.ErrUnknownKey, id)
 		}
-		out, err := t.once(ctx, until, gen, held, op, len(mended) > 0)
+		out, err := t.once(ctx, until, gen, held, op, len(tried) > 0)
 		if err == nil {
 			return out, nil
 		}
 		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) && !errors.Is(err, p11.ErrEnded) {
 			return nil, err
 		}
-		if err = t.mend(ctx, until, gen, held, op, err, mended); err != nil {
+		if err = t.prepareRetry(ctx, until, gen, held, op, err, tried); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// unconfirmed marks in mended that the second look at a ciphertext failed too.
+// unconfirmed marks in tried that the second look at a ciphertext failed too.
 const unconfirmed = faultNone
 
-// mend prepares another try after a fault, or says what the outcome is. mended is what was tried already.
-func (t *Token) mend(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, mended map[fault]bool) error {
+// prepareRetry prepares another try after a fault, or says what the outcome is. tried is what was tried already.
+func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, tried map[fault]bool) error {
 	if errors.Is(err, errCrowded) {
 		return nil // no fault; each time there is one permit less, so it is no loop
 	}
 	f := faultOf(err)
-	again := mended[f]
+	again := tried[f]
 	switch {
 	case f == faultData && op.flawed:
 		if checkErr := t.confirm(ctx, until, gen, held); checkErr != nil {
 			t.suspected(gen, faultData, checkErr)
-			if mended[unconfirmed] {
+			if tried[unconfirmed] {
 				return t.failed(err)
 			}
-			mended[unconfirmed] = true // it says nothing of the ciphertext
+			tried[unconfirmed] = true // it says nothing of the ciphertext
 			return nil
 		}
 		if again {
@@ -109,7 +109,7 @@ func (t *Token) mend(ctx context.Context, until time.Time, gen *generation, held
 	case f != faultSession:
 		t.suspected(gen, f, err)
 	}
-	mended[f] = true
+	tried[f] = true
 	return nil
 }
 

@@ -18,7 +18,7 @@ const (
 // maxCauses bounds the causes that are said in one story.
 const maxCauses = 16
 
-// said is what the log was told of a token's connection. A story is: dropped, why it cannot be made anew, connected. A token
+// said is what the log was told of a token's connection. A story is: dropped, why it cannot be made again, connected. A token
 // that is lost and found every few seconds for an hour has ever fewer stories told, and each of those as a whole; the others
 // are told at debug level, and counted. Token.mu guards it.
 type said struct {

@@ -17,7 +17,7 @@ const (
 	longPause  = 3 * time.Second
 	tick       = time.Second // how often a connected token looks for hanging calls; no HSM call
 	// A connection that ends sooner than shortLife is one of a row; after manyShort in a row each is followed by a pause,
-	// or a token that connects and then fails would be logged in to as fast as it answers, for ever.
+	// or a token that connects and then fails would be logged in to as fast as it answers, forever.
 	shortLife = 250 * time.Millisecond
 	manyShort = 100
 )

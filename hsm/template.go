@@ -46,7 +46,7 @@ func required(profile envelope.Profile, label string, ckaID []byte, onToken bool
 }
 
 // allowedMechanisms limits the key to its profile's mechanism: AES-ECB of a zero block would give the GCM hash
-// key away to whoever can use the token.
+// key away to anyone who can use the token.
 func allowedMechanisms(p envelope.Profile) *pkcs11.Attribute {
 	mechanism := uint64(pkcs11.CKM_AES_GCM)
 	if p == envelope.HMACKDF {

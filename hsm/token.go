@@ -45,7 +45,7 @@ type Config struct {
 }
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
-// connected fail with ErrUnavailable, or with what a person must mend.
+// connected fail with ErrUnavailable, or with what a person must correct.
 type Token struct {
 	cfg    TokenConfig
 	common *Config
@@ -191,7 +191,7 @@ func (t *Token) ready(ctx context.Context) (*generation, error) {
 	}
 }
 
-// settled tells whether ready would give a generation at once.
+// settled reports whether ready would give a generation at once.
 func (t *Token) settled() bool {
 	if t.circuitOpen() {
 		return false

@@ -50,7 +50,7 @@ func (f *failures) note(ctx context.Context, op *Operation, class problem.Class,
 	level := slog.LevelDebug
 	words := class.Words
 	if class.Code == codes.NotFound {
-		words += " " + quoted(op.KeyID) // which key is missing is what whoever reads it has to know
+		words += " " + quoted(op.KeyID) // the reader has to know which key is missing
 	}
 	pass, skipped := f.spell(class.Code).note(words, time.Now(), func() { f.end(class.Code) })
 	switch {
@@ -84,7 +84,7 @@ func (f *failures) stop() {
 	}
 }
 
-// note counts a failure, and tells whether it is said, and how many were not before it. over is called when the spell may
+// note counts a failure, and reports whether it is said, and how many were not before it. over is called when the spell may
 // have ended.
 func (s *spell) note(words string, now time.Time, over func()) (pass bool, skipped int) {
 	s.mu.Lock()

@@ -16,7 +16,7 @@ import (
 // seconds, well or abandoned, so nothing that the HSM does takes that long.
 const stuckAfter = time.Minute
 
-// Live tells whether this process works, whatever the HSM does: nil, or what is stuck in it. That is for a supervisor to
+// Live reports whether this process works, whatever the HSM does: nil, or what is stuck in it. That is for a supervisor to
 // end, and for nobody else: an HSM that is down or hangs is no reason, since a new process would meet it too. It takes
 // microseconds. An error is logged once.
 func (p *Plugin) Live() error {

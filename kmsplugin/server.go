@@ -95,7 +95,7 @@ func (p *Plugin) dropped() func(net.Conn, conns.Reason) {
 	}
 }
 
-// drain lets requests in flight end, and cuts them off when they take too long: a call into an HSM can hang for ever.
+// drain lets requests in flight end, and cuts them off when they take too long: a call into an HSM can hang forever.
 func (p *Plugin) drain(server *grpc.Server) {
 	p.options.Logger.Info("draining")
 	drained := make(chan struct{})

@@ -43,7 +43,7 @@ func (s *slots) give(connection any) {
 	}
 }
 
-// full tells whether a connection that is alone would be refused.
+// full reports whether a connection that is alone would be refused.
 func (s *slots) full() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

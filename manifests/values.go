@@ -75,7 +75,7 @@ func (v *Values) MemoryMiB(base int) int { return base + workersPerToken*64*len(
 // localProviders keep their keys in the EncryptionConfiguration.
 func localProviders() []string { return []string{"aescbc", "aesgcm", "secretbox"} }
 
-// FromLocal tells whether From keeps its keys in the EncryptionConfiguration.
+// FromLocal reports whether From keeps its keys in the EncryptionConfiguration.
 func (v *Values) FromLocal() bool { return slices.Contains(localProviders(), v.From) }
 
 // ReadOnly reports whether the plugin stands after what encrypts today.
@@ -124,7 +124,7 @@ func (v *Values) HTTPPort() string {
 	return port
 }
 
-// SoftHSM tells whether a token is one of SoftHSM, which keeps it in files of its own.
+// SoftHSM reports whether a token is one of SoftHSM, which keeps it in files of its own.
 func (v *Values) SoftHSM() bool {
 	return slices.ContainsFunc(v.Tokens, func(t Token) bool { return strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") })
 }

@@ -15,7 +15,7 @@ type Volume struct {
 
 // Volumes are what the pod needs of the host: the configuration, PINs and modules to read; the socket's folder, the
 // state and the trail to write. A folder is mounted and not the file in it where the file may be replaced by renaming
-// another over it (PIN, configuration) or made anew (socket): a mounted file would stay the old one.
+// another over it (PIN, configuration) or made again (socket): a mounted file would stay the old one.
 func (v *Values) Volumes() []Volume {
 	var all []Volume
 	add := func(kind, path, hostType string, readOnly bool) {

@@ -39,9 +39,9 @@ func (c *command) serve() *cobra.Command {
 		Short: "Run the plugin in the foreground",
 		Long: `Serves the KMS v2 API on the Unix socket until SIGTERM or SIGINT, then drains.
 
-What a person must mend (configuration, module file, PIN file, live socket) ends it with exit 2 before it
-serves. What may come by itself (HSM unreachable, token absent, PIN refused, ring empty) does not: it serves
-what it can, says what is wrong, and heals without a restart.`,
+An error that a person must correct (configuration, module file, PIN file, live socket) ends it with exit 2 before
+it serves. One that may pass by itself (HSM unreachable, token absent, PIN refused, ring empty) does not: it serves
+what it can, says what is wrong, and recovers without a restart.`,
 		Example: "  hsm-kms serve --config /etc/hsm-kms/config.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -182,7 +182,7 @@ func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig)
 	return set, stop, nil
 }
 
-// listen takes the socket that systemd passed, or makes the configured one and keeps it until ctx ends. found tells whether
+// listen takes the socket that systemd passed, or makes the configured one and keeps it until ctx ends. found reports whether
 // clients can find it; release removes what was made.
 func listen(ctx context.Context, cfg *config.Config, group *uint32, log *slog.Logger, count *metrics.Metrics) (l net.Listener, found func() bool, release func(), err error) {
 	activated, err := systemd.Listener()

@@ -74,7 +74,7 @@ func preflight(cfg *config.Config) error {
 	return prepareStateDir(cfg.StateDir)
 }
 
-// prepareStateDir makes the folder if it is missing. Whoever else could write there, or put another folder in its place,
+// prepareStateDir makes the folder if it is missing. Another user who could write there, or put another folder in its place,
 // could lift the PIN latch. A command that root runs works in a folder of the user that the plugin runs as.
 func prepareStateDir(dir string) error {
 	if _, err := ownedfile.MakeFolder(dir, 0o700); err != nil {

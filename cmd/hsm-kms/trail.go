@@ -28,11 +28,11 @@ type trail struct {
 	log    *slog.Logger
 }
 
-// openTrail opens the audit trail, makes its folder if missing, and opens the file anew at SIGHUP, for
+// openTrail opens the audit trail, makes its folder if missing, and opens the file again at SIGHUP, for
 // logrotate, until ctx ends.
 func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger, count *metrics.Metrics) (*trail, error) {
 	if cfg.Audit.Path == "" {
-		signal.Ignore(unix.SIGHUP) // whoever sends it for logrotate does not mean to end the plugin
+		signal.Ignore(unix.SIGHUP) // logrotate's sender does not mean to end the plugin
 		return &trail{log: log, count: count}, nil
 	}
 	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
@@ -77,7 +77,7 @@ func (t *trail) reopenAtHangup(ctx context.Context) {
 				return
 			case <-hangup:
 				if err := t.writer.Reopen(); err != nil {
-					t.log.Error("the audit trail could not be opened anew", "error", err,
+					t.log.Error("the audit trail could not be opened again", "error", err,
 						"hint", cmp.Or(hint.Of(err), "see that the plugin's user can make audit.path and write to it, then send SIGHUP again"))
 				}
 			}

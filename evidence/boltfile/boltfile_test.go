@@ -174,7 +174,7 @@ func pageAt(t *testing.T, data []byte, flags uint16) []byte {
 	return nil
 }
 
-// Forged pages, each of which bbolt follows to a crash or for ever.
+// Forged pages, each of which bbolt follows to a crash or forever.
 func TestForged(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(t *testing.T, data []byte){

@@ -4,7 +4,7 @@
 //
 // What it demands (section 8 of the design): two clean reports of the same live etcd, one from a file and one made now,
 // at least Settle apart; the first made after the key's successor became current; and for every snapshot that no
-// revision in it is under the key. Destruction is for ever, so whatever is unclear is a reason against it, and all
+// revision in it is under the key. Destruction is forever, so whatever is unclear is a reason against it, and all
 // reasons are told at once.
 package gate
 

@@ -123,7 +123,7 @@ func TestHostilePages(t *testing.T) { //nolint:paralleltest // the heap is measu
 	}
 }
 
-// A store that gives whatever is asked for without an end, in large pages and keys that go on for ever, is left in bounded
+// A store that gives whatever is asked for without an end, in large pages and keys that go on forever, is left in bounded
 // memory: what is held does not grow with what was read.
 func TestMemory(t *testing.T) { //nolint:paralleltest // the heap is measured
 	f := store(1)

@@ -22,7 +22,7 @@ func fill(s *store, n int, keyID string) {
 	}
 }
 
-// is tells whether a request is the rewriting of the Secret a000.
+// is reports whether a request is the rewriting of the Secret a000.
 func isA(r *http.Request) bool {
 	return r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/ns/secrets/a000")
 }

@@ -63,7 +63,7 @@ func TestWaits(t *testing.T) {
 	}
 }
 
-// What waiting cannot mend is not waited for.
+// An error that waiting cannot cure is not waited for.
 func TestFinal(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -27,7 +27,7 @@ var errFound = errors.New("found")
 
 var _ evidence.Source = (*File)(nil)
 
-// keyHash stands for a key of etcd: whoever finds two keys with one hash has broken SHA-256.
+// keyHash stands for a key of etcd: to find two keys with one hash is to have broken SHA-256.
 type keyHash [16]byte
 
 // reader collects what one pass over the file finds.

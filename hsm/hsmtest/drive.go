@@ -47,7 +47,7 @@ func Start(t *testing.T, s Subject) *Driver {
 	return d
 }
 
-// Close ends the set; the module is finalised and may be opened anew.
+// Close ends the set; the module is finalised and may be opened again.
 func (d *Driver) Close() { d.stop() }
 
 // Ready connects, reads the ring and proves its current key, whose key_id it returns.

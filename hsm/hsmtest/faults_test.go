@@ -16,8 +16,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/tokens"
 )
 
-// The folder of a SoftHSM token goes away and comes back: the module then answers CKR_OBJECT_HANDLE_INVALID for ever,
-// with sessions that look sound, until it is initialised anew.
+// The folder of a SoftHSM token goes away and comes back: the module then answers CKR_OBJECT_HANDLE_INVALID forever,
+// with sessions that look sound, until it is initialised again.
 func TestSoftHSMTakenAwayAndBack(t *testing.T) {
 	if tokens.Apart(t) {
 		return
@@ -50,7 +50,7 @@ func TestSoftHSMTakenAwayAndBack(t *testing.T) {
 	d.Close()
 }
 
-// A token that was initialised anew under its old label and PIN is another token: nothing of before is there.
+// A token that was initialised again under its old label and PIN is another token: nothing of before is there.
 func TestSoftHSMInitialisedAnew(t *testing.T) {
 	if tokens.Apart(t) {
 		return

@@ -25,7 +25,7 @@ type Subject struct {
 	ForeignKeys bool
 	// WrongPIN: a wrong PIN may be tried on it, once. Never on hardware that somebody needs.
 	WrongPIN bool
-	// BlindToNewKeys: the module shows a key that another process made only after it was initialised anew.
+	// BlindToNewKeys: the module shows a key that another process made only after it was initialised again.
 	BlindToNewKeys bool
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 )
 
-// testWrongPIN: a PIN that the token refused is tried once, whatever is started anew, and a mended file heals.
+// testWrongPIN: a PIN that the token refused is tried once, whatever is started again, and a corrected file heals.
 func testWrongPIN(t *testing.T, s Subject) {
 	if !s.WrongPIN {
 		t.Skip("no wrong PIN may be tried on this token")
@@ -54,7 +54,7 @@ func testWrongPIN(t *testing.T, s Subject) {
 		return nil
 	})
 	again.Ready()
-	t.Logf("healed %s after the PIN file was mended", took.Round(time.Millisecond))
+	t.Logf("healed %s after the PIN file was corrected", took.Round(time.Millisecond))
 	again.Close()
 }
 

@@ -101,8 +101,8 @@ func TestRemoteKilledAndStartedAgain(t *testing.T) {
 	d.Close()
 }
 
-// A server killed under load: nobody gets a wrong answer and nobody waits for ever. p11-kit's client 0.24.1 now and then
-// loses a wake-up when its connection dies under several calls: one of them then waits in pthread_cond_wait for ever. The
+// A server killed under load: nobody gets a wrong answer and nobody waits forever. p11-kit's client 0.24.1 now and then
+// loses a wake-up when its connection dies under several calls: one of them then waits in pthread_cond_wait forever. The
 // worker in which that happens is replaced.
 func TestRemoteKilledUnderLoad(t *testing.T) {
 	if tokens.Apart(t) {

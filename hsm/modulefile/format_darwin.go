@@ -8,7 +8,7 @@ import (
 	"runtime"
 )
 
-// checkFormat tells whether file is a Mach-O library, thin or fat, with a part for this processor.
+// checkFormat reports whether file is a Mach-O library, thin or fat, with a part for this processor.
 func checkFormat(file *os.File) error {
 	want, ok := map[string]macho.Cpu{"amd64": macho.CpuAmd64, "arm64": macho.CpuArm64}[runtime.GOARCH]
 	if !ok {

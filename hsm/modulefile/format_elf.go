@@ -51,7 +51,7 @@ func (t target) String() string {
 	return fmt.Sprintf("%s (%s, %s)", t.machine, t.class, t.data)
 }
 
-// checkFormat tells whether file is a shared library that this process could load.
+// checkFormat reports whether file is a shared library that this process could load.
 func checkFormat(file *os.File) error {
 	return checkELF(file, runtime.GOARCH)
 }

@@ -1,4 +1,4 @@
-// Package modulefile looks at a PKCS#11 module's file before it is loaded. Whoever can write that file, or swap it by
+// Package modulefile looks at a PKCS#11 module's file before it is loaded. Anyone who can write that file, or swap it by
 // way of a folder or a link on the path to it, runs code in the token's worker process and has the PIN; and a module for another
 // processor fails in the dynamic linker with a message that helps nobody. Loading the module does not belong here.
 //
@@ -34,7 +34,7 @@ type Identity struct {
 	Device, Inode uint64
 }
 
-// Check tells whether the module at the absolute path may be loaded, and which file it is. Links are followed. The
+// Check reports whether the module at the absolute path may be loaded, and which file it is. Links are followed. The
 // file must be a shared library for this processor. Unless allowUnsafe (allowUnsafeModulePath of the configuration),
 // every folder and link on the way and the file itself must belong to root or to our own user and be writable by
 // nobody else (group root counts as root); a folder higher up that others can write is fine when it has the sticky
@@ -83,7 +83,7 @@ func unsafeFailure(path string, openings []ownedfile.Opening) error {
 
 func openFailure(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return failure(path, ErrAbsent, err.Error(), "install the vendor's PKCS#11 library, or mend module in the configuration")
+		return failure(path, ErrAbsent, err.Error(), "install the vendor's PKCS#11 library, or correct module in the configuration")
 	}
 	return failure(path, ErrUnreadable, err.Error(), fmt.Sprintf("let uid %d read it: namei -l %s", os.Geteuid(), path))
 }

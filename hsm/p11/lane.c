@@ -127,7 +127,7 @@ static int answer(void *list, unsigned char *message, ck_ulong *session, lane_an
 	a->sequence = q.sequence;
 	a->generation = q.generation;
 	atomic_fetch_add(&busy, 1);
-	int go = !atomic_load(&stopped); // after busy: whoever stops the lanes waits for those that are busy
+	int go = !atomic_load(&stopped); // after busy: the one who stops the lanes waits for those that are busy
 	if (go)
 		perform(list, &q, message + sizeof q, session, a, out);
 	atomic_fetch_sub(&busy, 1);

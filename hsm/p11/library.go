@@ -26,7 +26,7 @@ import (
 )
 
 // Library is a loaded module. Loading one twice gives, with most modules, the same module instance, and two
-// Libraries of one module share its initialisation and its logins: whoever loads must see to it that there is one.
+// Libraries of one module share its initialisation and its logins: the caller must see to it that there is one.
 type Library struct {
 	ctx      *pkcs11.Ctx
 	list     unsafe.Pointer // the CK_FUNCTION_LIST that ctx calls through too

@@ -4,8 +4,8 @@
 // printed, and the file's identity; which PIN was refused by which token is remembered elsewhere.
 //
 // Links are followed, because Kubernetes mounts secrets behind links; the owner, mode and content that count are those
-// of the opened file. Functions are safe for concurrent use and keep nothing: each call reads the file anew, so a file
-// that was mended is noticed.
+// of the opened file. Functions are safe for concurrent use and keep nothing: each call reads the file again, so a file
+// that was corrected is noticed.
 package pinfile
 
 import (
@@ -47,7 +47,7 @@ type Identity struct {
 	Inode  uint64 `json:"inode"`
 	Size   int64  `json:"size"`  // bytes
 	Ctime  int64  `json:"ctime"` // nanoseconds since 1970; changed by every write, chmod, chown and rename
-	// Credential: it lies in $CREDENTIALS_DIRECTORY, where systemd makes it anew at every start.
+	// Credential: it lies in $CREDENTIALS_DIRECTORY, where systemd makes it again at every start.
 	Credential bool `json:"credential,omitempty"`
 }
 
@@ -146,7 +146,7 @@ func open(pinFile string) (*os.File, ownedfile.Info, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, info, failure(path, ErrAbsent, "no such file",
-			"put the token's user PIN there, owner root, mode 0400; or mend pinFile in the configuration")
+			"put the token's user PIN there, owner root, mode 0400; or correct pinFile in the configuration")
 	case err != nil:
 		return nil, info, failure(path, ErrUnreadable, err.Error(), "run as the file's owner or as root: ls -l "+path)
 	}
@@ -208,7 +208,7 @@ func credentialsDirectory() string {
 	return ""
 }
 
-// inCredentials tells whether the absolute path lies in $CREDENTIALS_DIRECTORY.
+// inCredentials reports whether the absolute path lies in $CREDENTIALS_DIRECTORY.
 func inCredentials(path string) bool {
 	dir := credentialsDirectory()
 	return dir != "" && strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")

@@ -174,7 +174,7 @@ func TestIdentityFollowsTheFile(t *testing.T) {
 	}
 	pin, second, err := pinfile.Read(path)
 	if err != nil || string(pin.Bytes()) != "another" || second == first {
-		t.Errorf("a mended file was not noticed: %+v, %v", second, err)
+		t.Errorf("a corrected file was not noticed: %+v, %v", second, err)
 	}
 	text, err := json.Marshal(second)
 	var back pinfile.Identity

@@ -32,7 +32,7 @@
 // the program ends. No parent-death signal: it goes by threads, and it would kill inside C_Login.
 //
 // The critical lock is a lock on a file that only these two processes have. The worker holds it around C_Login and every
-// call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. Whoever ends a worker takes
-// the lock first, and kills while holding it. A call that hangs under the lock holds it for ever, so the wait is bounded by
+// call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. The one who ends a worker takes
+// the lock first, and kills while holding it. A call that hangs under the lock holds it forever, so the wait is bounded by
 // ConnectTimeout.
 package worker

@@ -80,7 +80,7 @@ func functions(op uint32) []string {
 	return []string{"C_SignInit", "C_Sign"}
 }
 
-// call sends q and waits for its answer until the time is up; zero: for ever. The answer's output is in l.buf: the caller
+// call sends q and waits for its answer until the time is up; zero: forever. The answer's output is in l.buf: the caller
 // copies and wipes it.
 func (l *lane) call(until time.Time, q laneRequest) (laneAnswer, error) {
 	if l.busy.Load() {

@@ -114,7 +114,7 @@ func spawn(cfg Config) (*process, error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close(), controlEnd.Close(), lanes.Close(), lanesEnd.Close(), critical.Close())
 	}
-	if open, err := inherited(); err == nil { // from whoever started this program; otherwise the worker would refuse to run
+	if open, err := inherited(); err == nil { // from the program that started this one; otherwise the worker would refuse to run
 		for _, fd := range open {
 			unix.CloseOnExec(fd)
 		}

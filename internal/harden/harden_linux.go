@@ -31,7 +31,7 @@ func LockMemory() error {
 	return nil
 }
 
-// mayLockAll tells whether no limit on locked memory applies.
+// mayLockAll reports whether no limit on locked memory applies.
 func mayLockAll() bool {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err == nil && limit.Cur == unix.RLIM_INFINITY {

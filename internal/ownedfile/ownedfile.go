@@ -77,7 +77,7 @@ func fromStat(st *unix.Stat_t) Info {
 	}
 }
 
-// OwnerTrusted tells whether the file belongs to root or to the user that this process runs as. Anybody else who
+// OwnerTrusted reports whether the file belongs to root or to the user that this process runs as. Anybody else who
 // owns a file can give himself every right to it, whatever its mode says now.
 func (i Info) OwnerTrusted() bool {
 	return i.UID == 0 || int(i.UID) == os.Geteuid()
@@ -90,5 +90,5 @@ func (i Info) OthersMayWrite() bool {
 	return i.Perm&0o002 != 0 || groupWrites || i.acl == aclWriters
 }
 
-// Sticky tells whether the file is a folder with the sticky bit, in which one may not remove what belongs to another.
+// Sticky reports whether the file is a folder with the sticky bit, in which one may not remove what belongs to another.
 func (i Info) Sticky() bool { return i.Perm&unix.S_ISVTX != 0 }

@@ -51,7 +51,7 @@ func TestOpenDoesNotWaitForAFIFO(t *testing.T) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, info, err := ownedfile.Open(path) // would block for ever without O_NONBLOCK
+	file, info, err := ownedfile.Open(path) // would block forever without O_NONBLOCK
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,20 +11,20 @@ import (
 const growth = 4
 
 // Throttle lets one event in Interval pass; while they go on, the pause between two grows to Longest. After as long without
-// any, it begins anew. The zero Interval lets all pass, the zero Longest is no growth. It must not be copied.
+// any, it begins again. The zero Interval lets all pass, the zero Longest is no growth. It must not be copied.
 //
 // Concurrency: all methods may be called from any number of goroutines.
 type Throttle struct {
 	Interval, Longest time.Duration
 
 	mu      sync.Mutex
-	passed  time.Time // when the last one passed; zero: begun anew
+	passed  time.Time // when the last one passed; zero: begun again
 	seen    time.Time // when the last one was
 	pause   time.Duration
 	skipped int
 }
 
-// Allow tells whether the event at now passes, and how many did not since the last that did.
+// Allow reports whether the event at now passes, and how many did not since the last that did.
 func (t *Throttle) Allow(now time.Time) (pass bool, skipped int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

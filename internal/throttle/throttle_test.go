@@ -20,7 +20,7 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
-// What goes on is said ever more seldom, and none of it is lost; what begins anew after a pause is said at once.
+// What goes on is said ever more seldom, and none of it is lost; what begins again after a pause is said at once.
 func TestPausesGrow(t *testing.T) {
 	t.Parallel()
 	th := Throttle{Interval: time.Minute, Longest: time.Hour}
@@ -54,7 +54,7 @@ func TestPausesGrow(t *testing.T) {
 		t.Error("the interval is gone")
 	}
 	if pass, skipped := th.Allow(now.Add(61 * time.Second)); !pass || skipped != 1 {
-		t.Error("the pause did not begin anew")
+		t.Error("the pause did not begin again")
 	}
 	th.Restart()
 	if pass, _ := th.Allow(now.Add(62 * time.Second)); !pass {

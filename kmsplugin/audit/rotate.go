@@ -118,7 +118,7 @@ func (w *Writer) replace(cause string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", cause, err)
 	}
-	w.opts.Logger.Error("audit trail was removed and is begun anew", "path", w.path, "lastSequence", w.sequence)
+	w.opts.Logger.Error("audit trail was removed and is begun again", "path", w.path, "lastSequence", w.sequence)
 	w.adopt(file, &event{operation: opRecovered, cause: cause})
 	return nil
 }
@@ -131,7 +131,7 @@ func (w *Writer) openEmpty() (*os.File, error) {
 	}
 	info, err := file.Stat()
 	if err == nil && info.Size() > 0 {
-		err = hint.Wrap(fmt.Errorf("%s is another file that holds something", w.path), "move it away and keep it: it may be the trail, written anew by an editor; after a rename of your own send SIGHUP again")
+		err = hint.Wrap(fmt.Errorf("%s is another file that holds something", w.path), "move it away and keep it: it may be the trail, rewritten by an editor; after a rename of your own send SIGHUP again")
 	}
 	if err != nil {
 		return nil, errors.Join(err, filelock.Release(file))

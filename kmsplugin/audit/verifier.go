@@ -153,7 +153,7 @@ func (v *verifier) finish() Result {
 		v.bad(v.line+1, "no end record, and no process is writing: the process was killed, or the end was cut off; starting the plugin again, or a hash known from elsewhere, tells more")
 	}
 	if v.anchor != "" && !v.anchorFound {
-		v.bad(v.line+1, "no record has the hash "+truncate(v.anchor, hashSize)+" that was asked for: the end was cut off, or the chain was written anew")
+		v.bad(v.line+1, "no record has the hash "+truncate(v.anchor, hashSize)+" that was asked for: the end was cut off, or the chain was rewritten")
 	}
 	if v.result.Records > 0 {
 		v.result.LastHash = string(v.previous[:])

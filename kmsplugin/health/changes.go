@@ -25,7 +25,7 @@ type changes struct {
 	unwritten bool              // the last write of proven.json failed; keep's own
 }
 
-// reported logs the state of Status, and tells whether it is another than before. The cause may differ from probe to
+// reported logs the state of Status, and reports whether it is another than before. The cause may differ from probe to
 // probe; the class and the key_id are the state.
 func (c *changes) reported(cause error, class problem.Class, keyID string) bool {
 	c.mu.Lock()

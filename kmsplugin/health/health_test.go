@@ -223,7 +223,7 @@ func TestRestartDuringAnOutage(t *testing.T) {
 	})
 }
 
-// A file from the future (the clock was set back) must not keep a key_id for ever.
+// A file from the future (the clock was set back) must not keep a key_id forever.
 func TestProvenInTheFuture(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

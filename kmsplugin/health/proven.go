@@ -36,7 +36,7 @@ type provenJSON struct {
 
 // LoadProven reads what an earlier process left in stateDir for the ring. Its Key is RingConfig.Floor, the whole is
 // Config.Proven. No file, or one for another ring, is the zero Proven; a file that cannot be believed is that too, with
-// an error that is to be logged and not to stop anything: the next good probe writes the file anew.
+// an error that is to be logged and not to stop anything: the next good probe writes the file again.
 func LoadProven(stateDir, ring string) (Proven, error) {
 	path := filepath.Join(stateDir, ProvenFile)
 	// O_NONBLOCK: a FIFO in its place must not hang the start.
@@ -82,7 +82,7 @@ func parseProven(text []byte) (Proven, error) {
 	return Proven{Key: id, At: stored.ProvenAt}, nil
 }
 
-// saveProven replaces the file in one step: whoever reads it, after a power loss too, finds the old or the new one.
+// saveProven replaces the file in one step: a reader, after a power loss too, finds the old or the new one.
 func saveProven(stateDir string, proven Proven) (err error) {
 	defer func() {
 		if err != nil {

@@ -44,7 +44,7 @@ func (h *Health) round(ctx context.Context) {
 
 func (h *Health) ringView() envelope.View { return h.cfg.Ring.View() }
 
-// differs tells whether the ring now names another current key than the last probe did, or none.
+// differs reports whether the ring now names another current key than the last probe did, or none.
 func (h *Health) differs(view envelope.View) bool {
 	return view.Current == nil || view.Current.ID != h.latest.Load().key
 }

@@ -63,7 +63,7 @@ func (s *schedule) pause(interval time.Duration) time.Duration {
 	return interval - s.random(interval/2)
 }
 
-// urgent tells whether a key is held back, or will be within two refresh intervals if nothing happens.
+// urgent reports whether a key is held back, or will be within two refresh intervals if nothing happens.
 func (s *schedule) urgent(now time.Time, view envelope.View) bool {
 	if view.Deferred != nil {
 		return true

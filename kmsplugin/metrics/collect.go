@@ -203,7 +203,7 @@ func (m *Metrics) ObserveAudit(stats func() audit.Stats) {
 	m.registry.MustRegister(c)
 }
 
-// keptSocket is a socket that is made anew when its file is removed: socket.Listener.
+// keptSocket is a socket that is made again when its file is removed: socket.Listener.
 type keptSocket interface {
 	Listening() bool
 	Renewals() uint64
@@ -214,7 +214,7 @@ func (m *Metrics) ObserveSocket(s keptSocket) {
 	c := &collector{}
 	var (
 		listening = c.describe("socket_listening", "1: who connects to the socket's path comes to this process.")
-		renewals  = c.describe("socket_renewals_total", "How often the socket was made anew because its file was removed or replaced.")
+		renewals  = c.describe("socket_renewals_total", "How often the socket was made again because its file was removed or replaced.")
 	)
 	c.collect = func(ch chan<- prometheus.Metric) {
 		sendBool(ch, listening, s.Listening())

@@ -34,7 +34,7 @@ func (c *crowd) Accept() (net.Conn, error) {
 	}
 	g := &guest{Conn: conn, crowd: c}
 	if leaves := c.admit(g); leaves != nil {
-		_ = leaves.Close() // whoever reads or writes there sees an error
+		_ = leaves.Close() // a reader or writer there sees an error
 	}
 	return g, nil
 }

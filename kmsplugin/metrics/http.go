@@ -26,7 +26,7 @@ const (
 )
 
 // Handler answers /metrics, /livez (live: the process works; the HSM does not count) and /readyz (ready: Status would be
-// ok). Both health checks answer in fixed words: whoever asks here was not checked.
+// ok). Both health checks answer in fixed words: the client was not checked.
 func (m *Metrics) Handler(live, ready func() bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{

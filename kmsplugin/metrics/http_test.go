@@ -104,7 +104,7 @@ func TestHeaderLimit(t *testing.T) {
 	}
 }
 
-// Whoever holds connections, with nothing sent, half a request, or a whole one and the answer not read, leaves /livez and
+// A client that holds connections, with nothing sent, half a request, or a whole one and the answer not read, leaves /livez and
 // /metrics to others: a supervisor ends a plugin that does not answer.
 func TestOthersHoldConnections(t *testing.T) {
 	t.Parallel()

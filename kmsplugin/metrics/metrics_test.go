@@ -69,7 +69,7 @@ func full() (*Metrics, *token) {
 	return m, a
 }
 
-// lostSocket was made anew twice and is lost now.
+// lostSocket was made again twice and is lost now.
 type lostSocket struct{}
 
 func (lostSocket) Listening() bool  { return false }

@@ -1,5 +1,5 @@
 // Package problem is the one place that says what an error means outside the process: the gRPC code, the fixed words
-// that a peer may read, the hint for whoever has to mend it, and whether writes must stop at once. Only that table
+// that a peer may read, the hint for the person who has to repair it, and whether writes must stop at once. Only that table
 // belongs here. Words never hold a path, a slot, a label or a cause: peers get no more than the class of a failure,
 // and the same words for the same class everywhere. The cause goes to our own log.
 package problem
@@ -66,7 +66,7 @@ func Of(err error) Class {
 	}.advisedBy(err)
 }
 
-// IsUnknownKey tells whether the class of err is that of an unknown key_id.
+// IsUnknownKey reports whether the class of err is that of an unknown key_id.
 func IsUnknownKey(err error) bool { return err != nil && Of(err).Code == codes.NotFound }
 
 // advisedBy prefers the advice that the error itself carries: it knows the file or the token.
@@ -88,7 +88,7 @@ func wholePlugin() []Class {
 			Hint: "run hsm-kms doctor: the token does not open what it sealed, or does not do what the profile needs", Stops: true,
 			causes: []error{envelope.ErrSelfTest}},
 		{Code: codes.FailedPrecondition, Words: "the current key is missing from the HSM; restore it",
-			Hint:  "restore the key to the token from its backup; if the ring was begun anew on purpose, stop the plugin and remove proven.json from stateDir",
+			Hint:  "restore the key to the token from its backup; if the ring was begun again on purpose, stop the plugin and remove proven.json from stateDir",
 			Stops: true, causes: []error{envelope.ErrKeyMissing}},
 		{Code: codes.FailedPrecondition, Words: "the key ring is ambiguous; run hsm-kms keys list on this node",
 			Hint:  envelope.ConflictHint,

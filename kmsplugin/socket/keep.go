@@ -25,14 +25,14 @@ type state struct {
 	renewals atomic.Uint64
 }
 
-// Listening tells whether who connects to the path comes to us, as of the last look.
+// Listening reports whether who connects to the path comes to us, as of the last look.
 func (l *Listener) Listening() bool { return !l.state.lost.Load() }
 
-// Renewals is how often the socket was made anew.
+// Renewals is how often the socket was made again.
 func (l *Listener) Renewals() uint64 { return l.state.renewals.Load() }
 
 // Keep looks every two seconds, until ctx ends, whether the file at the path is still the one that was made, and makes the
-// socket anew if not. What somebody else has put there meanwhile is as safe as at the start: a live socket, or what is no
+// socket again if not. What somebody else has put there meanwhile is as safe as at the start: a live socket, or what is no
 // left-over of ours, stays, and is said. Connections that there are do not notice. Call it once.
 func (l *Listener) Keep(ctx context.Context, logger *slog.Logger) { l.keep(ctx, lookInterval, logger) }
 
@@ -61,18 +61,18 @@ func (l *Listener) keep(ctx context.Context, every time.Duration, logger *slog.L
 		case err == nil:
 			said = ""
 			l.state.lost.Store(false)
-			logger.Warn("the socket was removed or replaced by somebody else, and is made anew", "socket", l.cfg.Path,
+			logger.Warn("the socket was removed or replaced by somebody else, and is made again", "socket", l.cfg.Path,
 				"hint", "find out what removes it: a clean-up of its folder, or another plugin at the same path")
 		case err.Error() != said:
 			said = err.Error()
 			l.state.lost.Store(true)
-			logger.Error("the socket was removed or replaced by somebody else, and cannot be made anew: nobody can connect", "socket", l.cfg.Path,
+			logger.Error("the socket was removed or replaced by somebody else, and cannot be made again: nobody can connect", "socket", l.cfg.Path,
 				"error", err, "hint", cmp.Or(hint.Of(err), "see what is at the path, and that this user can write to its folder"))
 		}
 	}
 }
 
-// isOurs tells whether the file at the path is the one that was made.
+// isOurs reports whether the file at the path is the one that was made.
 func (l *Listener) isOurs() bool {
 	now, _, err := lstat(l.cfg.Path)
 	l.mu.Lock()
@@ -80,7 +80,7 @@ func (l *Listener) isOurs() bool {
 	return err == nil && now == l.bound.made
 }
 
-// renew makes the socket anew. os.ErrClosed: Close was called.
+// renew makes the socket again. os.ErrClosed: Close was called.
 func (l *Listener) renew() error {
 	if err := prepareFolder(filepath.Dir(l.cfg.Path)); err != nil {
 		return err
@@ -97,7 +97,7 @@ func (l *Listener) renew() error {
 		err = errors.Join(err, lock.Unlock())
 	}
 	if err != nil {
-		return fmt.Errorf("making the socket anew: %w", err)
+		return fmt.Errorf("making the socket again: %w", err)
 	}
 	return nil
 }
@@ -126,6 +126,6 @@ func (l *Listener) adopt(b bound, lock *filelock.Lock) bool {
 		l.lock = lock
 	}
 	l.state.renewals.Add(1)
-	_ = old.Close() // whoever waits in Accept goes on with b
+	_ = old.Close() // a goroutine that waits in Accept goes on with b
 	return true
 }

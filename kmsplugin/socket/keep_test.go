@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// kept is a listener that is kept, and says "hello" to whoever connects.
+// kept is a listener that is kept, and says "hello" to every client.
 type kept struct {
 	*Listener
 	t    *testing.T
@@ -54,7 +54,7 @@ func keep(t *testing.T) *kept {
 	return k
 }
 
-// serves tells whether it is our listener that answers at the path.
+// serves reports whether it is our listener that answers at the path.
 func (k *kept) serves() bool {
 	conn, err := net.Dial("unix", k.path)
 	if err != nil {
@@ -105,7 +105,7 @@ func TestKeepMakesItAnew(t *testing.T) {
 				t.Fatal(err)
 			}
 			k.eventually("it serves again", func() bool { return k.Renewals() == 1 && k.serves() })
-			k.eventually("it says so", func() bool { return k.said("is made anew") == 1 })
+			k.eventually("it says so", func() bool { return k.said("is made again") == 1 })
 			if !k.Listening() || mode(t, k.path) != 0o660 {
 				t.Errorf("listening %t, mode %#o", k.Listening(), mode(t, k.path))
 			}
@@ -140,7 +140,7 @@ func TestKeepLeavesWhatIsNotOurs(t *testing.T) {
 			}
 			return func() { _ = os.Remove(path) }
 		},
-		"a live plugin in a folder made anew": func(t *testing.T, path string) func() {
+		"a live plugin in a folder made again": func(t *testing.T, path string) func() {
 			t.Helper()
 			folder := filepath.Dir(path)
 			if err := os.Mkdir(folder+".new", 0o755); err != nil {
@@ -165,7 +165,7 @@ func TestKeepLeavesWhatIsNotOurs(t *testing.T) {
 			if now, _, nowErr := lstat(k.path); err != nil || nowErr != nil || now != there {
 				t.Error("what was there is gone")
 			}
-			if n := k.said("cannot be made anew"); n != 1 || k.said("hint=") != n {
+			if n := k.said("cannot be made again"); n != 1 || k.said("hint=") != n {
 				t.Errorf("said %d times", n)
 			}
 			undo()
@@ -174,7 +174,7 @@ func TestKeepLeavesWhatIsNotOurs(t *testing.T) {
 	}
 }
 
-// A plugin that ends while it makes the socket anew leaves none behind.
+// A plugin that ends while it makes the socket again leaves none behind.
 func TestKeepAfterClose(t *testing.T) {
 	t.Parallel()
 	l := mustListen(t, Config{Path: filepath.Join(t.TempDir(), "s")})

@@ -44,7 +44,7 @@ type Config struct {
 }
 
 // Listener is the socket, listening. Close stops the listening and leaves the file, so that a drain can end before the
-// next plugin starts; Release, after Close, removes the file and gives the lock up. Keep makes it anew when it is removed.
+// next plugin starts; Release, after Close, removes the file and gives the lock up. Keep makes it again when it is removed.
 // All methods may be called from any number of goroutines.
 type Listener struct {
 	cfg     Config

@@ -50,7 +50,7 @@ func clearTheWay(path string) error {
 	if err := mustBeDead(path); err != nil {
 		return err
 	}
-	// The same file as was looked at: whoever else removes left-overs at this path (a script, an older plugin without
+	// The same file as was looked at: another process that removes left-overs at this path (a script, an older plugin without
 	// the lock) may have put a live one there meanwhile.
 	if now, _, err := lstat(path); err != nil || now != found {
 		return hint.Wrap(fmt.Errorf("%w: it changed while it was looked at", ErrInUse), "see what else uses the path, and try again")
@@ -61,7 +61,7 @@ func clearTheWay(path string) error {
 	return nil
 }
 
-// NobodyListens tells whether the error of connecting to a socket's path says for certain that nobody is there: no file, or
+// NobodyListens reports whether the error of connecting to a socket's path says for certain that nobody is there: no file, or
 // one that was left behind. With any other error somebody may be.
 func NobodyListens(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)

@@ -81,7 +81,7 @@ func (n Notifier) Stopping() { n.send(daemon.SdNotifyStopping) }
 func (n Notifier) Status(text string) { n.send("STATUS=" + text) }
 
 // Watch keeps the watchdog content until ctx ends, twice in its interval, if the unit has one, and as long as live is nil.
-// It shows that this process works; what the HSM does is not its business: a restart does not mend an HSM, and takes
+// It shows that this process works; what the HSM does is not its business: a restart does not repair an HSM, and takes
 // Decrypt away.
 func (n Notifier) Watch(ctx context.Context, live func() error) {
 	interval, err := daemon.SdWatchdogEnabled(false)

@@ -67,7 +67,7 @@ func dependOnSources(t *testing.T) {
 	}
 }
 
-// within tells whether an import path is one of roots or below it.
+// within reports whether an import path is one of roots or below it.
 func within(path string, roots ...string) bool {
 	return slices.ContainsFunc(roots, func(root string) bool { return path == root || strings.HasPrefix(path, root+"/") })
 }

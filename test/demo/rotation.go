@@ -53,7 +53,7 @@ func (d *demo) rotate(ctx context.Context) error {
 	return d.readSecret(ctx)
 }
 
-// writesUnder writes another Secret and tells whether etcd has it under keyID. Asking for the API server's health makes
+// writesUnder writes another Secret and reports whether etcd has it under keyID. Asking for the API server's health makes
 // it ask the plugin, at most every 20 s.
 func (d *demo) writesUnder(ctx context.Context, keyID string) (bool, error) {
 	const other = "written-after-rotation"

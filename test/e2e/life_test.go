@@ -76,7 +76,7 @@ func (l *life) create(t *testing.T) {
 	}
 }
 
-// fill writes Secrets and custom resources under the first key, and saves a snapshot that needs it for ever.
+// fill writes Secrets and custom resources under the first key, and saves a snapshot that needs it forever.
 func (l *life) fill(t *testing.T) {
 	t.Helper()
 	for i := range lifeSecrets {

@@ -19,7 +19,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
-// operator is whoever follows the runbook on the first node: a shell in which hsm-kms finds the node's own
+// operator is the person who follows the runbook on the first node: a shell in which hsm-kms finds the node's own
 // configuration, etcd and the API servers. The module that its commands load can be held at any call; the plugin that
 // runs on the node has one of its own.
 type operator struct {

@@ -109,7 +109,7 @@ func TestRotationOfAKeyMadeElsewhere(t *testing.T) {
 
 // Two keys that could be meant, whether made elsewhere or with one CKA_ID, are a fault that names both, live and at
 // start. What is sealed is opened all the same, Status goes on under the proven key or is an error, and it is over when a
-// person has mended it.
+// person has repaired it.
 func TestRotationRivals(t *testing.T) {
 	t.Parallel()
 	for name, rival := range map[string]string{"another key made elsewhere": "0c0d", "one CKA_ID twice": "0a0b"} {
@@ -148,7 +148,7 @@ func TestRotationRivals(t *testing.T) {
 			})
 			a.opens(t, client, sealed)
 
-			t.Log("mended: a rotation goes past both")
+			t.Log("repaired: a rotation goes past both")
 			next, err := a.plugin.RotateKey(t.Context(), time.Second)
 			if err != nil {
 				t.Fatalf("keys rotate on an ambiguous ring: %v", err)

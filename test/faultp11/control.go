@@ -82,7 +82,7 @@ func Create(path string) (*Control, error) {
 	}
 	c.b.version.Store(controlVersion)
 	c.b.size.Store(uint64(unsafe.Sizeof(block{})))
-	c.b.magic.Store(controlMagic) // last: whoever sees it finds the rest in place
+	c.b.magic.Store(controlMagic) // last: a reader that sees it finds the rest in place
 	return c, nil
 }
 

@@ -123,7 +123,7 @@ func TestFloodsLeaveTheAPIServerServed(t *testing.T) {
 	}
 }
 
-// An API server that connects anew gets in, and is served within the 3 s that it waits, while others hold more connections
+// An API server that connects again gets in, and is served within the 3 s that it waits, while others hold more connections
 // open than there may be, and say nothing or never enough.
 func TestSlowClientsLetANewOneIn(t *testing.T) {
 	t.Parallel()

@@ -26,8 +26,8 @@ func halfSent(n, size int) func(int) [][]byte {
 	}
 }
 
-// What half-sent requests hold is bounded over all connections, below the limit of the pod, and whoever asks is served
-// meanwhile: the API server that was there before, and one that connects anew.
+// What half-sent requests hold is bounded over all connections, below the limit of the pod, and a client that asks is served
+// meanwhile: the API server that was there before, and one that connects again.
 func TestHalfSentRequestsStayBelowThePodsLimit(t *testing.T) {
 	t.Parallel()
 	for name, parts := range map[string]func(int) [][]byte{

@@ -212,7 +212,7 @@ func TestNobodyPeeks(t *testing.T) {
 	}
 }
 
-// execed tells whether the shell has become the program.
+// execed reports whether the shell has become the program.
 func execed(pid int, program string) error {
 	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err == nil && strings.TrimSpace(string(comm)) != program {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A clean-up that takes the socket away costs a moment: the plugin makes the socket anew, says so once, and clients
+// A clean-up that takes the socket away costs a moment: the plugin makes the socket again, says so once, and clients
 // that were connected do not notice.
 func TestSocketIsMadeAnew(t *testing.T) {
 	t.Parallel()
@@ -27,7 +27,7 @@ func TestSocketIsMadeAnew(t *testing.T) {
 		t.Errorf("a new connection: %v", err)
 	}
 	eventually(t, func() error {
-		if n := strings.Count(read(t, w.plugin.Log()), "is made anew"); n != 1 {
+		if n := strings.Count(read(t, w.plugin.Log()), "is made again"); n != 1 {
 			return fmt.Errorf("the log says it %d times", n)
 		}
 		return nil
@@ -37,7 +37,7 @@ func TestSocketIsMadeAnew(t *testing.T) {
 	}
 }
 
-// Where it cannot be made anew, /readyz and the metrics say so, and it heals when the way is free.
+// Where it cannot be made again, /readyz and the metrics say so, and it heals when the way is free.
 func TestSocketThatIsLost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
@@ -58,7 +58,7 @@ func TestSocketThatIsLost(t *testing.T) {
 	if w.gauge("hsm_kms_socket_listening") != 0 {
 		t.Error("the metric does not tell")
 	}
-	if log := read(t, w.plugin.Log()); strings.Count(log, "cannot be made anew") != 1 || !strings.Contains(log, "it is not a socket") {
+	if log := read(t, w.plugin.Log()); strings.Count(log, "cannot be made again") != 1 || !strings.Contains(log, "it is not a socket") {
 		t.Errorf("the log:\n%s", log)
 	}
 	if err := os.Remove(path); err != nil {

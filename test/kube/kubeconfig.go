@@ -13,7 +13,7 @@ func (c *Cluster) WriteKubeconfig(path string, others ...*Cluster) error {
 	return c.WriteKubeconfigOf(path, c.token, others...)
 }
 
-// WriteKubeconfigOf does so for whoever has the bearer token.
+// WriteKubeconfigOf does so for the one who has the bearer token.
 func (c *Cluster) WriteKubeconfigOf(path, token string, others ...*Cluster) error {
 	var certificates []byte
 	for _, it := range append([]*Cluster{c}, others...) {

@@ -262,7 +262,7 @@ func TestDeferredOnNodesThatSeeDifferentTokens(t *testing.T) {
 		opens(t, sees, o) // another node has begun to write under it: so does this one
 		time.Sleep(time.Minute)
 		names(t, sees, next, "ok")
-		w.mend()
+		w.repair()
 	})
 }
 

@@ -13,7 +13,7 @@
 //  3. A key that is withdrawn has sealed nothing.
 //  4. A node names a key that nobody has sealed under only if each of its tokens has it, or is absent and the grace is over, or
 //     the key is an emergency key that a token has; and it does name it when that has been so for a while.
-//  5. When everything is mended, all nodes name the same key, the latest, and each opens all that was ever sealed.
+//  5. When everything is repaired, all nodes name the same key, the latest, and each opens all that was ever sealed.
 //
 // A node that has lost its file, and knows no key from before, needs all its tokens to begin; the others begin with one.
 //

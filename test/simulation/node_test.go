@@ -141,7 +141,7 @@ func (n *node) open(o object) ([]byte, error) {
 // deferGrace and absentAfter are those of every node.
 const deferGrace, absentAfter = time.Hour, 5 * time.Minute
 
-// lives tells whether the plugin has run, and one way to a token has been usable, for a while.
+// lives reports whether the plugin has run, and one way to a token has been usable, for a while.
 func (n *node) lives(before time.Duration) bool {
 	if n.stop == nil || time.Since(n.started) < before {
 		return false
@@ -154,7 +154,7 @@ func (n *node) lives(before time.Duration) bool {
 	return false
 }
 
-// settled tells whether, besides, nothing changed on the ways lately. A node that knows of no key from before needs all its
+// settled reports whether, besides, nothing changed on the ways lately. A node that knows of no key from before needs all its
 // tokens: none may be current that one of them lacks.
 func (n *node) settled(before time.Duration) bool {
 	for _, l := range n.links {

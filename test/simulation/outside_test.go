@@ -92,7 +92,7 @@ func TestOutsideTheCopyIsLate(t *testing.T) {
 		names(t, b, first, "ok") // told by a Decrypt, and not yet probed
 		time.Sleep(time.Minute)
 		names(t, b, next, "ok")
-		w.mend()
+		w.repair()
 	})
 }
 
@@ -121,7 +121,7 @@ func TestOutsideAClockFarAhead(t *testing.T) {
 		ahead.clock.set(0) // a clock that is put right takes nothing back
 		time.Sleep(time.Minute)
 		names(t, ahead, next, "ok")
-		w.mend()
+		w.repair()
 	})
 }
 
@@ -142,7 +142,7 @@ func TestOutsideAnOutageAtTheActivation(t *testing.T) {
 		time.Sleep(time.Minute)
 		names(t, a, next, "ok")
 		opens(t, a, w.sealedBy(t, w.nodes[1]))
-		w.mend()
+		w.repair()
 	})
 }
 
@@ -172,7 +172,7 @@ func TestOutsideFailoverToATokenWithoutTheKey(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		names(t, n, next, "ok")
 		opens(t, n, o)
-		w.mend()
+		w.repair()
 	})
 }
 
@@ -203,7 +203,7 @@ func TestOutsideTheBoundOfWithdrawal(t *testing.T) {
 				}
 				if !test.lost {
 					opens(t, a, o)
-					w.mend()
+					w.repair()
 					return
 				}
 				lacks(t, a, o, w.keys[0])
@@ -226,6 +226,6 @@ func TestOutsideACommandFarBehind(t *testing.T) {
 		if w.withdraw(a) != nil {
 			t.Error("a command beside a plugin that knows the key to be current withdrew it")
 		}
-		w.mend()
+		w.repair()
 	})
 }

@@ -106,7 +106,7 @@ func (p *plan) event(t *rapid.T) event {
 	return e
 }
 
-// play does what the plan says, then mends all, and tells what was broken.
+// play does what the plan says, then repairs all, and tells what was broken.
 func (p *plan) play(w *world) {
 	turn := 0
 	seal := func() bool { turn++; return p.Seals[turn%len(p.Seals)] }
@@ -119,7 +119,7 @@ func (p *plan) play(w *world) {
 	}
 	w.run(3*time.Minute, seal)
 	if w.violated == nil {
-		w.mend()
+		w.repair()
 	}
 }
 

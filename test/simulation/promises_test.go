@@ -90,7 +90,7 @@ func (w *world) mustOpen(n *node, o object) {
 	}
 }
 
-// mayBeAway tells whether one of several tokens, which may be the one that is needed, cannot be asked now.
+// mayBeAway reports whether one of several tokens, which may be the one that is needed, cannot be asked now.
 func (w *world) mayBeAway(n *node, err error) bool {
 	if status.Code(err) == codes.NotFound {
 		return false
@@ -118,9 +118,9 @@ func (w *world) run(d time.Duration, seal func() bool) {
 	}
 }
 
-// mend makes all right: clocks, ways, plugins, copies. And then promise 5 must hold.
-func (w *world) mend() {
-	w.note("everything is mended")
+// repair makes all right: clocks, ways, plugins, copies. And then promise 5 must hold.
+func (w *world) repair() {
+	w.note("everything is repaired")
 	for _, n := range w.nodes {
 		n.clock.set(0)
 		for _, l := range n.links {

@@ -128,7 +128,7 @@ func (l *link) setStalled(stalled bool) {
 	l.stalled, l.changed = stalled, time.Now()
 }
 
-// usable tells whether the way has been up and not stalled since before.
+// usable reports whether the way has been up and not stalled since before.
 func (l *link) usable(before time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

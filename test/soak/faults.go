@@ -45,7 +45,7 @@ func answers() []uint {
 	}, pinAnswers()...)
 }
 
-// pinAnswers stop every login until a person has written the PIN file anew, so C_Login must not say them here.
+// pinAnswers stop every login until a person has written the PIN file again, so C_Login must not say them here.
 func pinAnswers() []uint {
 	return []uint{pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_EXPIRED}
 }

@@ -124,7 +124,7 @@ func (t *Token) CopyTo(dir string) (*Token, error) {
 }
 
 // CopyNew copies the objects that a copy of the token lacks, as a vendor's tool copies a new key to the other HSMs.
-// Nobody may write to either meanwhile; whoever has the copy open sees them at its next look.
+// Nobody may write to either meanwhile; a process that has the copy open sees them at its next look.
 func (t *Token) CopyNew(to *Token) error {
 	// SoftHSM looks for new objects only when the token's generation has changed, so that comes last.
 	for _, pattern := range []string{"*.object", "generation"} {
@@ -155,14 +155,14 @@ func copyInto(path, folder string, replace bool) error {
 }
 
 // TakeAway moves the store away, as if the HSM had been unplugged: a process that has the module open sees
-// CKR_OBJECT_HANDLE_INVALID and the like until it initialises the module anew. The returned function puts it back.
+// CKR_OBJECT_HANDLE_INVALID and the like until it initialises the module again. The returned function puts it back.
 func (t *Token) TakeAway() (putBack func() error, err error) {
 	away := t.Store() + ".away"
 	if err := os.Rename(t.Store(), away); err != nil {
 		return nil, fmt.Errorf("taking the token away: %w", err)
 	}
 	return func() error {
-		// SoftHSM makes a missing store anew when it is initialised meanwhile; it holds nothing then.
+		// SoftHSM makes a missing store again when it is initialised meanwhile; it holds nothing then.
 		if err := os.Remove(t.Store()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("putting the token back: %w", err)
 		}

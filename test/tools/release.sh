@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # release.sh makes dist/ from the commit that is checked out: an archive per architecture, and SHA256SUMS. What is not
-# committed is not in it. Whoever has the same commit, Go, C compiler and C library gets the same bytes, in whatever folder, as
+# committed is not in it. Anyone who has the same commit, Go, C compiler and C library gets the same bytes, in whatever folder, as
 # whatever user; build.txt in each archive says which those were. An architecture without a C compiler is left out, and
 # that is said. SKIP_ARCHES names some to leave out.
 set -euo pipefail

@@ -177,7 +177,7 @@ bool call_enter(struct call *c, enum function fn)
     struct process *self = module()->self;
     raise_to(&ctl->max_in_flight, (uint64_t)atomic_fetch_add(&self->in_flight, 1) + 1);
     raise_to(&s->max_in_flight, (uint64_t)atomic_fetch_add(&self->calls_in_flight[fn], 1) + 1);
-    atomic_fetch_add(&s->calls, 1); /* last: whoever waits for this count finds the call in flight */
+    atomic_fetch_add(&s->calls, 1); /* last: one who waits for this count finds the call in flight */
 
     bool brackets = fn == FN_C_Initialize || fn == FN_C_Finalize; /* they take the lock for writing themselves */
     if (!brackets)

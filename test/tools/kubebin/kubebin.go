@@ -43,7 +43,7 @@ func (s Set) Path(name string) string { return filepath.Join(s.Dir, name) }
 
 // Find gives the programs, building them if nobody has them yet: 13 CPU minutes, with a line about the progress to
 // log every few seconds. It ends with the context. A $KUBEBUILDER_ASSETS that is set and not usable is an error,
-// because whoever set it would not want another one in silence; an unusable one in PATH is passed over with a line.
+// because the one who set it would not accept another one in silence; an unusable one in PATH is passed over with a line.
 func Find(ctx context.Context, log io.Writer) (Set, error) {
 	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
 		abs, err := filepath.Abs(dir)

@@ -51,7 +51,7 @@ type Config struct {
 	// CKA_NEVER_EXTRACTABLE is not true). Default false. With true, nobody can prove that no copy is elsewhere.
 	AllowImportedKeys bool `yaml:"allowImportedKeys"`
 	// AllowUnsafeModulePath loads a module although somebody but root and our own user could change its file or a
-	// folder on its path. Default false. With true, whoever that is runs code in the plugin and has the PIN.
+	// folder on its path. Default false. With true, that user runs code in the plugin and has the PIN.
 	AllowUnsafeModulePath bool `yaml:"allowUnsafeModulePath"`
 	// HangExitAfter has no effect any more, and a later version will refuse it: a module in which calls hang is replaced
 	// while the process goes on.
@@ -108,11 +108,11 @@ type Token struct {
 	Label string `yaml:"label,omitempty"`
 	// Serial is the token's serial number, at most 16 bytes.
 	Serial string `yaml:"serial,omitempty"`
-	// Slot is the slot number. The last choice: many modules number slots anew after a restart.
+	// Slot is the slot number. The last choice: many modules number slots differently after a restart.
 	Slot *uint `yaml:"slot,omitempty"`
 	// PINFile is the file with the user PIN: an absolute path, or the name of a systemd credential, which is looked up
 	// in $CREDENTIALS_DIRECTORY. Required. Owner root or our own user, mode 0400 or 0600; at most 256 bytes, of which
-	// one newline at the end is not part of the PIN. It is read anew at each login.
+	// one newline at the end is not part of the PIN. It is read again at each login.
 	PINFile string `yaml:"pinFile"`
 	// MaxSessions is the most working sessions at a time; one more is for login and refresh. Default 8; 1 to 1024.
 	// They are opened when needed. More are of use where a call takes long, as over a network.

@@ -119,7 +119,7 @@ func valueHint(t reflect.Type) string {
 	}
 }
 
-// printable tells whether text can go into a log line and a path as it is.
+// printable reports whether text can go into a log line and a path as it is.
 func printable(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || r == unicode.ReplacementChar })
 }

@@ -72,7 +72,7 @@ func (c *Config) Warnings() []string {
 	return all
 }
 
-// loopback tells whether the host of a host:port is for certain this machine alone.
+// loopback reports whether the host of a host:port is for certain this machine alone.
 func loopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

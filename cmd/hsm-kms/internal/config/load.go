@@ -45,7 +45,7 @@ func Load(path string) (*Config, error) {
 	return Parse(path, data)
 }
 
-// judgeFile tells whether the file may be believed.
+// judgeFile reports whether the file may be believed.
 func judgeFile(path string, info ownedfile.Info) error {
 	p := problems{file: path}
 	switch {

@@ -193,8 +193,8 @@ func TestLoadFile(t *testing.T) {
 		"folder":          {dir, dir + ": is not a regular file", "YAML"},
 		"group may write": {write("group", minimal, 0o620), "mode 0620 lets others write it", "chmod go-w"},
 		"world may write": {write("world", minimal, 0o602), "mode 0602 lets others write it", "chmod go-w"},
-		"too large":       {write("large", minimal+strings.Repeat("#\n", config.MaxFileSize/2), 0o600), "is larger than 65536 bytes", "mend"},
-		"not YAML":        {write("bad", minimal+"a: b: c\n", 0o600), "/bad:9: is not valid YAML", "mend"},
+		"too large":       {write("large", minimal+strings.Repeat("#\n", config.MaxFileSize/2), 0o600), "is larger than 65536 bytes", "correct"},
+		"not YAML":        {write("bad", minimal+"a: b: c\n", 0o600), "/bad:9: is not valid YAML", "correct"},
 		"foreign":         {foreign(t, write("foreign", minimal, 0o600)), "belongs to uid 12345", "chown root"},
 	} {
 		if tc.path == "" {

@@ -55,14 +55,14 @@ func (p *problems) report(field, what, advice string) {
 func (p *problems) reportAt(line int, field, what, advice string) {
 	switch len(p.found) {
 	case maxProblems:
-		line, field, what, advice = 0, "", fmt.Sprintf("has more mistakes than these %d", maxProblems), "mend these first"
+		line, field, what, advice = 0, "", fmt.Sprintf("has more mistakes than these %d", maxProblems), "correct these first"
 	case maxProblems + 1:
 		return
 	}
 	p.found = append(p.found, &Problem{File: p.file, Line: line, Field: field, What: what, Hint: advice})
 }
 
-// has tells whether the file has the field.
+// has reports whether the file has the field.
 func (p *problems) has(field string) bool {
 	_, ok := p.lines[field]
 	return ok
@@ -87,5 +87,5 @@ func (p *problems) err() error {
 	for i, q := range p.found {
 		all[i] = q
 	}
-	return hint.Wrap(errors.Join(all...), "mend these lines; docs/configuration.md explains every field")
+	return hint.Wrap(errors.Join(all...), "correct these lines; docs/configuration.md explains every field")
 }

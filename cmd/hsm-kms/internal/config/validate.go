@@ -84,7 +84,7 @@ func (s *Socket) validate(p *problems) {
 	}
 }
 
-// isNumber tells whether text can be a user or group id.
+// isNumber reports whether text can be a user or group id.
 func isNumber(text string) bool {
 	_, err := strconv.ParseUint(text, 10, 32)
 	return err == nil
@@ -116,7 +116,7 @@ func (a *Audit) validate(p *problems) {
 	p.number("audit.maxSizeMB", a.MaxSizeMB, 1, maxAuditMB)
 }
 
-// checkAddress tells whether address is host:port with a port in digits; the host may be empty or a name.
+// checkAddress reports whether address is host:port with a port in digits; the host may be empty or a name.
 func checkAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

@@ -71,7 +71,7 @@ type doctor struct {
 	found  []Finding
 }
 
-// Run makes all checks, in the order in which a person should mend what they find. ctx ends those that wait.
+// Run makes all checks, in the order in which a person should correct what they find. ctx ends those that wait.
 func Run(ctx context.Context, options Options) []Finding {
 	d := &doctor{Options: options}
 	if !d.configuration() {
@@ -116,7 +116,7 @@ func (d *doctor) configuration() bool {
 	d.cfg = cfg
 	d.common, d.tokens, err = d.Tokens(cfg)
 	if err != nil {
-		d.failure(check, "", err, "mend the field that it names")
+		d.failure(check, "", err, "correct the field that it names")
 		return false
 	}
 	for _, text := range cfg.RefuseKeys {

@@ -85,7 +85,7 @@ func (d *doctor) encryption() {
 	defer file.Close()
 	parsed, err := parseEncryption(file)
 	if err != nil {
-		d.failure(check, "", fmt.Errorf("reading %s: %w", d.EncryptionConfig, err), "mend the file: hsm-kms manifests encryption-config prints one that fits this configuration")
+		d.failure(check, "", fmt.Errorf("reading %s: %w", d.EncryptionConfig, err), "correct the file: hsm-kms manifests encryption-config prints one that fits this configuration")
 		return
 	}
 	holdsKeys := slices.ContainsFunc(parsed.Resources, func(e encryptionEntry) bool { return slices.ContainsFunc(e.Providers, provider.hasKeys) })
@@ -137,7 +137,7 @@ func describeYAML(err error) error {
 	return err
 }
 
-// ours tells whether the provider's endpoint is our socket; links on the way to the folder (/var/run) do not count.
+// ours reports whether the provider's endpoint is our socket; links on the way to the folder (/var/run) do not count.
 func (d *doctor) ours(p provider) bool {
 	if p.KMS == nil {
 		return false

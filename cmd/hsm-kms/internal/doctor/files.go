@@ -28,7 +28,7 @@ func (d *doctor) stateDir() bool {
 		return false
 	}
 	if _, err := health.LoadProven(d.cfg.StateDir, d.cfg.KeyRing); err != nil {
-		d.warn(check, "", err.Error(), "remove "+filepath.Join(d.cfg.StateDir, health.ProvenFile)+": the plugin writes it anew at its next good probe")
+		d.warn(check, "", err.Error(), "remove "+filepath.Join(d.cfg.StateDir, health.ProvenFile)+": the plugin writes it again at its next good probe")
 		return true
 	}
 	d.pass(check, "", d.cfg.StateDir+" can be written, by its owner alone")
@@ -73,7 +73,7 @@ func (d *doctor) auditFile(check, path string) {
 	}
 }
 
-// socketFolder tells whether there may be a plugin's socket at all.
+// socketFolder reports whether there may be a plugin's socket at all.
 func (d *doctor) socketFolder() bool {
 	const check = "socket-folder"
 	path := d.cfg.Socket.Path

@@ -37,7 +37,7 @@ func refusalAdvice(v envelope.Version) string {
 	case !a.Private:
 		return "find out who put it there; it is not served and does no harm. Keys of the ring are made with: hsm-kms keys create"
 	case a.Extractable, !a.Sensitive:
-		return "make the next key in the HSM with: hsm-kms keys rotate; attributes of this one cannot be mended"
+		return "make the next key in the HSM with: hsm-kms keys rotate; attributes of this one cannot be changed"
 	case !a.Local, !a.AlwaysSensitive, !a.NeverExtractable:
 		return "set allowImportedKeys: true if you trust the ceremony that made it; otherwise make one in the HSM with: hsm-kms keys rotate"
 	}
@@ -61,7 +61,7 @@ func (d *doctor) attributes(served []envelope.Version) {
 	d.pass(check, "", count(len(served), "key")+": private, sensitive, not extractable, and always so; made in the HSM")
 }
 
-// sameKeys compares what the tokens that were read hold. It tells whether two different keys have one CKA_ID, from which
+// sameKeys compares what the tokens that were read hold. It reports whether two different keys have one CKA_ID, from which
 // more follows.
 func (d *doctor) sameKeys(read []string, served []envelope.Version) (clash bool) {
 	const check = "same-keys"
@@ -92,7 +92,7 @@ func (d *doctor) sameKeys(read []string, served []envelope.Version) (clash bool)
 	case same && len(read) > 1:
 		d.pass(check, "", "the same keys, by fingerprint: "+strings.Join(read, ", "))
 	case len(read) < len(d.tokens):
-		d.warn(check, "", fmt.Sprintf("%d of %d tokens could be compared", len(read), len(d.tokens)), "mend what is said of the others, and run this again")
+		d.warn(check, "", fmt.Sprintf("%d of %d tokens could be compared", len(read), len(d.tokens)), "repair what is said of the others, and run this again")
 	}
 	return false
 }

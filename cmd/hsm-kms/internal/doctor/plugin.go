@@ -55,7 +55,7 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	case err != nil:
 		d.failure(check, "", err, "the plugin's log has the cause, and what to do about it")
 	case answer.Healthz != "ok":
-		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "mend what is said above; its log says the same with a hint")
+		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "repair what is said above; its log says the same with a hint")
 	default:
 		d.compare(answer.KeyID, path, ring)
 	}

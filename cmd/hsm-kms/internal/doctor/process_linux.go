@@ -86,7 +86,7 @@ func configOf(args []string) string {
 	return ""
 }
 
-// changedSince tells whether the file at path was changed after the process began. The second that the start of a
+// changedSince reports whether the file at path was changed after the process began. The second that the start of a
 // process is rounded by does not count.
 func (p *process) changedSince(path string) bool {
 	info, err := os.Stat(path)

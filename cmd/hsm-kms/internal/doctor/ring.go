@@ -130,7 +130,7 @@ func ringAdvice(problem error) string {
 	case errors.Is(problem, envelope.ErrAmbiguous):
 		return envelope.ConflictHint
 	case errors.Is(problem, envelope.ErrKeyMissing):
-		return "restore the key to the token from its backup; if the ring was begun anew on purpose, stop the plugin and remove proven.json from stateDir"
+		return "restore the key to the token from its backup; if the ring was begun again on purpose, stop the plugin and remove proven.json from stateDir"
 	}
-	return "see with hsm-kms keys list which keys there are, and mend what is said of them"
+	return "see with hsm-kms keys list which keys there are, and repair what is said of them"
 }

@@ -342,3 +342,27 @@ func FuzzReport(f *testing.F) {
 		}
 	})
 }
+
+// What was not read, and what is encrypted where nobody looked, is a finding of a requirement, and of it alone.
+func TestRequireRead(t *testing.T) {
+	t.Parallel()
+	const hidden = "/a../b"
+	elsewhere := evidence.Finding{Problem: "encrypted, not below the prefixes (/registry), and in no number: name every --etcd-prefix with --prefix", Objects: 2}
+	unread := evidence.Finding{Problem: "the keys /a../b could not be read, and what lies there may be plain text or under any key"}
+	for name, c := range map[string]struct {
+		source   evidence.Reading
+		accepted []string
+		want     []evidence.Finding
+	}{
+		"all":              {evidence.Reading{}, nil, nil},
+		"a range":          {evidence.Reading{Unreadable: []string{hidden}}, nil, []evidence.Finding{unread}},
+		"accepted":         {evidence.Reading{Unreadable: []string{hidden}}, []string{hidden}, nil},
+		"accepted another": {evidence.Reading{Unreadable: []string{hidden}}, []string{"/a../c"}, []evidence.Finding{unread}},
+		"elsewhere":        {evidence.Reading{Prefixes: []string{"/registry"}, Elsewhere: 2}, []string{hidden}, []evidence.Finding{elsewhere}},
+	} {
+		r := &evidence.Report{Sources: []evidence.Reading{c.source}}
+		if r.RequireRead(c.accepted); !slices.Equal(r.Findings, c.want) {
+			t.Errorf("%s: %v, want %v", name, r.Findings, c.want)
+		}
+	}
+}

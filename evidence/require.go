@@ -71,8 +71,8 @@ func (r *Report) RequireKey(required Required, allowEmpty bool) []Finding {
 	return found
 }
 
-// RequireRead demands that all of each etcd was read, save the accepted ranges, which are recorded. What lies in another
-// range may be anything.
+// RequireRead demands that all of each source was read, save the accepted ranges, which are recorded, and that everything
+// encrypted in it is below its prefixes. What lies in another range may be anything, and what lies elsewhere is in no number.
 func (r *Report) RequireRead(accepted []string) {
 	for _, source := range r.Sources {
 		for _, hidden := range source.Unreadable {
@@ -82,6 +82,9 @@ func (r *Report) RequireRead(accepted []string) {
 			case !slices.Contains(r.Accepted, hidden):
 				r.Accepted = append(r.Accepted, hidden)
 			}
+		}
+		if source.Elsewhere > 0 {
+			r.Add([]Finding{{Problem: "encrypted, not below the prefixes (" + Printable(strings.Join(source.Prefixes, ", ")) + "), and in no number: name every --etcd-prefix with --prefix", Objects: source.Elsewhere}})
 		}
 	}
 }

@@ -45,6 +45,7 @@ type store struct {
 	revision int64
 	objects  map[string]evidence.Object // by key
 	twice    bool                       // Read gives everything again at its end, as after a compaction
+	hidden   []string                   // ranges that it does not let be read
 }
 
 func newStore() *store { return &store{revision: 100, objects: map[string]evidence.Object{}} }
@@ -102,7 +103,7 @@ func (s *store) Read(ctx context.Context, _ evidence.Way, each func([]evidence.O
 			}
 		}
 	}
-	return evidence.Reading{Name: "fake", Revision: 1}, nil
+	return evidence.Reading{Name: "fake", Revision: 1, Unreadable: s.hidden}, nil
 }
 
 func (s *store) Find(_ context.Context, key string) (evidence.Object, error) {

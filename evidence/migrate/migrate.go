@@ -32,6 +32,8 @@ type Options struct {
 	Resources   []string          // as an EncryptionConfiguration names them, wildcards included
 	Current     bool              // RequiredKey was asked of the ring
 	Newer       []evidence.NewerKey
+	Cluster     string        // UID of the cluster that the ring is bound to; empty: none, or it was not asked
+	Accepted    []string      // ranges of etcd that need not be read, as evidence.RangeText has them
 	AllowEmpty  bool          // that there is no object of a resource in Resources is no finding
 	Namespace   string        // where canaries are planted
 	Rate        float64       // objects per second, over all servers
@@ -123,7 +125,9 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 	if err != nil {
 		return fmt.Errorf("looking at the end: %w", err)
 	}
-	report.RequireKey(evidence.Required{KeyID: opts.RequiredKey, Resources: opts.Resources, Current: opts.Current, Newer: opts.Newer}, opts.AllowEmpty)
+	required := evidence.Required{KeyID: opts.RequiredKey, Resources: opts.Resources, Current: opts.Current, Newer: opts.Newer, Cluster: opts.Cluster}
+	report.RequireKey(required, opts.AllowEmpty)
+	report.RequireRead(opts.Accepted)
 	if opts.Expected != nil {
 		s := newSelector(opts)
 		opts.Expected.Compare(report, s.wants)

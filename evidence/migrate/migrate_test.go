@@ -323,3 +323,43 @@ func TestSurveyCorrected(t *testing.T) {
 		t.Errorf("outcome: %+v, %v", out, err)
 	}
 }
+
+// What could not be read at the end may be plain text or under any key, and an etcd of another cluster than the ring's proves
+// nothing of the ring's.
+func TestNotAllRead(t *testing.T) {
+	t.Parallel()
+	const hidden = "/registry/secrets/kube-system/../registry/secrets/kube-system0"
+	for name, tc := range map[string]struct {
+		hidden   []string
+		accepted []string
+		cluster  string
+		problem  string // empty: it is clean
+	}{
+		"all was read":     {nil, nil, "", ""},
+		"a range was not":  {[]string{hidden}, nil, "", "could not be read"},
+		"another accepted": {[]string{hidden}, []string{"/other/..^"}, "", "could not be read"},
+		"accepted":         {[]string{hidden}, []string{hidden}, "", ""},
+		"the ring's":       {nil, nil, "one", ""},
+		"another cluster":  {nil, nil, "two", "belongs to the cluster two"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStore()
+			fill(s, 3, oldKey)
+			s.putValue("namespaces/kube-system", []byte(`{"kind":"Namespace","metadata":{"name":"kube-system","uid":"one"}}`))
+			s.hidden = tc.hidden
+			opts := options(t, s, newAPI(t, s, newKey, nil))
+			opts.Accepted, opts.Cluster = tc.accepted, tc.cluster
+			out, err := migrate.Run(t.Context(), opts)
+			if err != nil || out.Rewritten != 3 {
+				t.Fatalf("outcome %+v, %v", out, err)
+			}
+			if said := fmt.Sprint(out.Report.Findings); out.Clean() != (tc.problem == "") || !strings.Contains(said, tc.problem) {
+				t.Errorf("findings: %s, want %q", said, tc.problem)
+			}
+			if len(out.Report.Accepted) != len(tc.accepted) && tc.problem == "" {
+				t.Errorf("accepted is recorded as %v", out.Report.Accepted)
+			}
+		})
+	}
+}

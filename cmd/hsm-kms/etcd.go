@@ -178,6 +178,7 @@ func (f *etcdFlags) open(ctx context.Context, progress evidence.Progress) (sourc
 	if err != nil {
 		return nil, nil, err
 	}
+	var etcds []*live.Etcd
 	for _, endpoints := range clusters {
 		etcd, err := live.Open(live.Config{
 			Endpoints: endpoints, CAFile: f.caFile, CertFile: f.cert, KeyFile: f.key, Prefixes: prefixes, Progress: progress,
@@ -186,11 +187,19 @@ func (f *etcdFlags) open(ctx context.Context, progress evidence.Progress) (sourc
 			return nil, nil, errors.Join(err, closeAll())
 		}
 		sources, closers = append(sources, etcd), append(closers, etcd.Close)
+		for j, other := range etcds {
+			if live.Same(ctx, other, etcd) {
+				err := hint.Wrap(fmt.Errorf("%s and %s are one etcd: each of its objects would be counted twice", strings.Join(clusters[j], ","), strings.Join(endpoints, ",")),
+					"leave it out of --etcd-servers-overrides, or name it there as --endpoints names it")
+				return nil, nil, errors.Join(err, closeAll())
+			}
+		}
+		etcds = append(etcds, etcd)
 	}
 	return sources, closeAll, nil
 }
 
-// clusters are the endpoints of each etcd: the main one, and the overrides', each once.
+// clusters are the endpoints of each etcd: the main one, and the overrides', each once. Lists that share an endpoint are of one.
 func (f *etcdFlags) clusters() ([][]string, error) {
 	clusters := [][]string{f.endpoints}
 	for _, override := range f.overrides {
@@ -200,11 +209,31 @@ func (f *etcdFlags) clusters() ([][]string, error) {
 				"copy it from kube-apiserver's command line, in quotes")
 		}
 		endpoints := strings.Split(servers, ";")
-		if !slices.ContainsFunc(clusters, func(known []string) bool { return slices.Equal(known, endpoints) }) {
+		at := slices.IndexFunc(clusters, func(known []string) bool {
+			return slices.ContainsFunc(known, func(e string) bool { return hasEndpoint(endpoints, e) })
+		})
+		if at < 0 {
 			clusters = append(clusters, endpoints)
+			continue
+		}
+		for _, e := range endpoints {
+			if !hasEndpoint(clusters[at], e) {
+				clusters[at] = append(slices.Clone(clusters[at]), e)
+			}
 		}
 	}
 	return clusters, nil
+}
+
+// hasEndpoint reports whether an address is among others; etcd's client takes it with its scheme and without.
+func hasEndpoint(endpoints []string, address string) bool {
+	bare := func(e string) string {
+		if _, after, found := strings.Cut(e, "://"); found {
+			e = after
+		}
+		return strings.ToLower(strings.TrimSuffix(e, "/"))
+	}
+	return slices.ContainsFunc(endpoints, func(e string) bool { return bare(e) == bare(address) })
 }
 
 // clusterUIDs are the UIDs of the namespaces kube-system below the prefixes.

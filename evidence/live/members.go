@@ -79,6 +79,41 @@ func (e *Etcd) members(ctx context.Context) (members []evidence.Member, silent [
 	return members, silent
 }
 
+// Same reports whether two clients read one etcd, by whichever names. Ids do not show it: etcd makes them of addresses and
+// --initial-cluster-token, and two with its defaults on two machines have the same. But of one member, what b is told lies
+// between what a is told before and after. A store that is no etcd has no ids, and a member that does not answer is not known.
+func Same(ctx context.Context, a, b *Etcd) bool {
+	before, between, after := a.logs(ctx), b.logs(ctx), a.logs(ctx)
+	for member, is := range between {
+		was, known := before[member]
+		will, still := after[member]
+		if known && still && was.index <= is.index && is.index <= will.index && was.revision <= is.revision && is.revision <= will.revision {
+			return true
+		}
+	}
+	return false
+}
+
+// memberID is unique in an etcd, and may be that of a member of another one too.
+type memberID struct{ cluster, member uint64 }
+
+// progress is how far a member has come.
+type progress struct {
+	index    uint64
+	revision int64
+}
+
+func (e *Etcd) logs(ctx context.Context) map[memberID]progress {
+	found := map[memberID]progress{}
+	for _, status := range e.statuses(ctx) {
+		if status != nil && status.Header.GetClusterId() != 0 {
+			id := memberID{status.Header.GetClusterId(), status.Header.GetMemberId()}
+			found[id] = progress{cmp.Or(status.RaftAppliedIndex, status.RaftIndex), status.Header.GetRevision()}
+		}
+	}
+	return found
+}
+
 // otherCluster is about endpoints that are not members of one etcd.
 func otherCluster(one, other uint64, where string) error {
 	return hint.Wrap(fmt.Errorf("the endpoints are of different clusters: %s, and %s at %s", strconv.FormatUint(one, 16), strconv.FormatUint(other, 16), where),

@@ -252,7 +252,7 @@ func (x *matrix) newCase(t *testing.T, timeout time.Duration) *actCase {
 	b := *x.base
 	b.t, b.token, b.log = t, token, &logLines{}
 	b.module = faultp11.New(t, token.Module, faultp11.Options{SoftHSMConf: token.Conf()})
-	b.cfg.Module, b.cfg.PINFile, b.cfg.CallTimeout = b.module.Path(), token.PINFile, timeout
+	b.cfg.Module, b.cfg.PINFile, b.cfg.CallTimeout, b.cfg.ConnectTimeout = b.module.Path(), token.PINFile, timeout, 10*timeout
 	b.common.StateDir = t.TempDir()
 	c := &actCase{bench: &b, errand: errand{StateDir: b.common.StateDir, Token: b.cfg, Act: x.act, KeyID: x.pending.String()}}
 	c.errand.CKAID = mustID(t)

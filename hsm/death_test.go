@@ -76,6 +76,38 @@ func TestLibraryDiesBesideAnotherToken(t *testing.T) {
 	}
 }
 
+// A request of which the library dies is tried twice, the second time with no other beside it; then it is refused, while
+// others are served and have failed at most for a moment.
+func TestDeadlyRequest(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 2 * time.Second }).start()
+	id := b.current()
+	b.module.Die("C_SignInit", faultp11.Segfault).UntilCleared() // that nothing else here calls
+	load := b.startLoad(id, 4)
+	load.waitForGood(8)
+	if _, err := b.set.MAC(t.Context(), id, []byte("deadly")); !errors.Is(err, envelope.ErrUnavailable) {
+		t.Errorf("the first time: %v", err)
+	}
+	load.waitForGood(64)
+	for range 3 {
+		if _, err := b.set.MAC(t.Context(), id, []byte("deadly")); !errors.Is(err, envelope.ErrUnavailable) || !strings.Contains(err.Error(), "died of this request twice") {
+			t.Errorf("again: %v", err)
+		}
+	}
+	if n := b.module.Injected("C_SignInit"); n != 2 {
+		t.Errorf("it died %d times", n)
+	}
+	load.end()
+	if err := load.wrong.Load(); err != nil {
+		t.Error(*err)
+	}
+	b.module.Clear()
+	if _, err := b.set.MAC(t.Context(), id, []byte("another")); err == nil || strings.Contains(err.Error(), "twice") {
+		t.Errorf("another request: %v", err)
+	}
+	b.roundTrip(id)
+}
+
 // A library that aborts in C_Initialize costs its own token alone.
 func TestLibraryDiesInInitialize(t *testing.T) {
 	t.Parallel()

@@ -108,7 +108,7 @@ func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
 	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
 	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
 		t.warnOfCounter(clean)
-		return makerOutcome(m.worker.For(ctx, crypto11Calls*t.cfg.CallTimeout).OpenMaker(slot, file))
+		return makerOutcome(m.worker.For(ctx, max(t.cfg.ConnectTimeout, crypto11Calls*t.cfg.CallTimeout)).OpenMaker(slot, file))
 	})
 	if err != nil {
 		err = refusedOr(err, "opening the token for key generation")
@@ -119,7 +119,7 @@ func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
 // connect takes part in crypto11's connection: login and session keys belong to all sessions of a process. p11-kit's
 // client gives crypto11 and us a connection each; ours then has a login of its own, and sees no session keys.
 func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) error {
-	if err := m.t.initialize(m.api); err != nil {
+	if err := m.t.initialize(m.worker.For(ctx, m.t.cfg.ConnectTimeout)); err != nil {
 		return err
 	}
 	s, err := m.api.OpenSession(slot, false)

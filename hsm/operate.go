@@ -15,6 +15,7 @@ import (
 // operation is one use of a key on a session, which no one waits for after until.
 type operation struct {
 	name string
+	in   [3][]byte // what tells it from another with the same key
 	run  func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error)
 	// flawed: a refusal may be the input's fault and not the token's (decryption).
 	flawed bool
@@ -23,21 +24,21 @@ type operation struct {
 // EncryptGCM implements envelope.Token.
 func (t *Token) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
 	t.nonces.used(id)
-	return t.operate(ctx, id, operation{name: "C_Encrypt", run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+	return t.operate(ctx, id, operation{name: "C_Encrypt", in: [3][]byte{associated, plaintext}, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
 		return api.EncryptGCM(until, s, key, nonce[:], associated, plaintext)
 	}})
 }
 
 // DecryptGCM implements envelope.Token.
 func (t *Token) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
-	return t.operate(ctx, id, operation{name: "C_Decrypt", flawed: true, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+	return t.operate(ctx, id, operation{name: "C_Decrypt", in: [3][]byte{nonce[:], associated, sealed}, flawed: true, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
 		return api.DecryptGCM(until, s, key, nonce[:], associated, sealed)
 	}})
 }
 
 // MAC implements envelope.Token.
 func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
-	out, err := t.operate(ctx, id, operation{name: "C_Sign", run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+	out, err := t.operate(ctx, id, operation{name: "C_Sign", in: [3][]byte{data}, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
 		return api.HMAC(until, s, key, data)
 	}})
 	defer clear(out)
@@ -55,6 +56,10 @@ func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [e
 func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
 	until := time.Now().Add(t.cfg.CallTimeout)
 	tried := map[fault]bool{}
+	if t.deadly.refuses(id, &op) {
+		return nil, fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnavailable, errDeadly)
+	}
+	died := false
 	for {
 		if ctx.Err() != nil {
 			return nil, t.outOfTime(ctx) // nobody waits for an answer, so the HSM is not asked
@@ -67,9 +72,19 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 		if held == nil {
 			return nil, fmt.Errorf("token %s: %w: %s", t.cfg.Name, envelope.ErrUnknownKey, id)
 		}
-		out, err := t.once(ctx, until, gen, held, op, len(tried) > 0)
+		take := t.takeOne
+		if died {
+			take = t.takeAlone
+		}
+		out, err := t.once(ctx, until, gen, held, op, len(tried) > 0, take)
 		if err == nil {
 			return out, nil
+		}
+		if errors.Is(err, p11.ErrEnded) {
+			if died {
+				t.deadly.note(id, &op)
+			}
+			died = true
 		}
 		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) && !errors.Is(err, p11.ErrEnded) {
 			return nil, err
@@ -123,19 +138,20 @@ func (t *Token) confirm(ctx context.Context, until time.Time, gen *generation, h
 	_, err := t.once(ctx, until, gen, held, operation{name: "C_Decrypt",
 		run: func(api p11.API, _ time.Time, s p11.Session, _ p11.Object) ([]byte, error) {
 			return nil, held.reopen(api, s)
-		}}, true)
+		}}, true, t.takeOne)
 	return err
 }
 
 // once does op on one session. A call that is overdue is abandoned: it costs its session, and its permit until it returns.
-func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, fresh bool) (out []byte, err error) {
-	if err := t.takePermit(ctx, until); err != nil {
+func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, fresh bool, take takePermits) (out []byte, err error) {
+	release, err := take(ctx, until)
+	if err != nil {
 		return nil, err
 	}
 	keepsPermit := false
 	defer func() {
 		if !keepsPermit {
-			t.releasePermit()
+			release()
 		}
 	}()
 	if gen.ended() {
@@ -155,7 +171,7 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 		keepsPermit = true
 		go func() {
 			<-overdue.Returned
-			t.releasePermit()
+			release()
 		}()
 		if t.common.Observer != nil {
 			t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
@@ -168,7 +184,7 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 	if s != 0 {
 		t.putBack(gen, s, err)
 	}
-	if gen.ended() {
+	if gen.ended() && !errors.Is(err, p11.ErrEnded) {
 		clear(out)
 		return nil, errStale
 	}

@@ -121,6 +121,13 @@ func (g *generation) ended() bool {
 
 func (t *Token) releasePermit() { <-t.permits }
 
+// takePermits takes what an operation needs, and returns what gives it back.
+type takePermits func(ctx context.Context, until time.Time) (release func(), err error)
+
+func (t *Token) takeOne(ctx context.Context, until time.Time) (release func(), err error) {
+	return t.releasePermit, t.takePermit(ctx, until)
+}
+
 // takePermit waits for a working session to be free.
 func (t *Token) takePermit(ctx context.Context, until time.Time) error {
 	select {

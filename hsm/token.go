@@ -23,8 +23,10 @@ type TokenConfig struct {
 	Serial      string
 	Slot        *uint
 	PINFile     string
-	MaxSessions int           // working sessions; one more is for login and refresh
-	CallTimeout time.Duration // of one operation, and of every single call besides
+	MaxSessions int               // working sessions; one more is for login and refresh
+	CallTimeout time.Duration     // of one operation, and of every single call besides
+	Env         map[string]string // of the worker, over this process's own
+	PassEnv     []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
 	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
 	ConnectTimeout time.Duration
 }
@@ -57,7 +59,9 @@ type Token struct {
 	worker *worker.Client // the present one; nil: none. It belongs to the attempt that is under way, or to run.
 
 	permits chan struct{} // one for each working session that exists or is being opened
-	waiting atomic.Int32  // callers waiting for a permit
+	alone   chan struct{} // holds one value while an operation takes all permits
+	deadly  *deadly
+	waiting atomic.Int32 // callers waiting for a permit
 	nonces  nonces
 	control chan struct{} // holds one value while the control session is in use
 	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
@@ -94,6 +98,8 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 		latch:   latch.New(common.StateDir),
 		log:     common.Log.With("token", cfg.Name),
 		permits: make(chan struct{}, cfg.MaxSessions),
+		alone:   make(chan struct{}, 1),
+		deadly:  newDeadly(),
 		control: make(chan struct{}, 1),
 		wake:    make(chan struct{}, 1),
 		tried:   make(chan struct{}),

@@ -4,14 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // startWorker starts a worker for the token's module.
 func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
-	env, _ := worker.Environment(os.Environ())
+	env, _ := worker.Environment(os.Environ(), t.cfg.PassEnv)
+	for _, name := range slices.Sorted(maps.Keys(t.cfg.Env)) {
+		env = append(env, name+"="+t.cfg.Env[name]) // the last one counts
+	}
 	w, err := worker.Start(ctx, worker.Config{
 		Token: t.cfg.Name, Module: t.cfg.Module, Reserved: t.cfg.Reserved, Environment: env,
 		ConnectTimeout: t.cfg.ConnectTimeout, Generation: t.starts.Add(1), Hook: t.hook, Log: t.log,

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
@@ -119,6 +121,12 @@ func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
 	keepFromSwap(ctx, log)
 	boundMemory()
+	for _, t := range cfg.Tokens {
+		if _, unlisted := worker.Environment(os.Environ(), t.PassEnv); len(unlisted) > 0 {
+			log.Warn("the module gets variables that a later release will not pass", "token", t.Name, "variables", unlisted,
+				"hint", "name in tokens[].passEnv those that it needs; docs/configuration.md has the list of those that always pass")
+		}
+	}
 	for _, warning := range cfg.Warnings() {
 		log.Warn("configuration", "warning", warning)
 	}

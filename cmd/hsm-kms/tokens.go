@@ -48,7 +48,7 @@ func hsmConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 		tokens = append(tokens, hsm.TokenConfig{
 			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
 			PINFile: t.PINFile, MaxSessions: t.MaxSessions,
-			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(),
+			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(), Env: t.Env, PassEnv: t.PassEnv,
 		})
 	}
 	return common, tokens, nil

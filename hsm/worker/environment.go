@@ -13,7 +13,7 @@ var passed = [...]string{
 	"http_proxy", "https_proxy", "no_proxy", "CREDENTIALS_DIRECTORY",
 	"SOFTHSM2_CONF", "P11_KIT_*", "PKCS11_*", "OPENSC_*", "NSS_*", "TPM2_PKCS11_*", "TPM2TOOLS_*", "TSS2_*", "OCK_*",
 	"ChrystokiConfigurationPath", "CLOUDHSM_*", "KMS_PKCS11_CONFIG", "GOOGLE_*", "NFAST_*", "CKNFAST_*", "YUBIHSM_*", "CS_*", "ET_*",
-	"VAULT_*", "AZURE_*", "AWS_*", "GRPC_*",
+	"VAULT_*", "AZURE_*", "AWS_*", "GRPC_*", "KUBERNETES_*",
 }
 
 // withheld are the variables that are not for a worker: systemd's and Go's speak of the process that got them.
@@ -25,15 +25,15 @@ var withheld = [...]string{
 }
 
 // Environment is what of the environment a worker gets, and of that the names that it gets in this release only, because
-// nobody has said that its library needs them.
-func Environment(environ []string) (env, unlisted []string) {
+// neither the list nor passEnv has them.
+func Environment(environ, passEnv []string) (env, unlisted []string) {
 	for _, variable := range environ {
 		name, _, _ := strings.Cut(variable, "=")
 		if matches(withheld[:], name) {
 			continue
 		}
 		env = append(env, variable)
-		if !matches(passed[:], name) {
+		if !matches(passed[:], name) && !matches(passEnv, name) {
 			unlisted = append(unlisted, name)
 		}
 	}

@@ -39,7 +39,7 @@ const starterMark = "HSM_KMS_TEST_STARTER"
 
 // starter is a program with one worker, which waits to be killed.
 func starter(module string) {
-	env, _ := worker.Environment(os.Environ())
+	env, _ := worker.Environment(os.Environ(), nil)
 	c, err := worker.Start(context.Background(), worker.Config{
 		Token: "hsm-a", Module: module, Environment: env, ConnectTimeout: 10 * time.Second,
 		Hook: func(string, p11.RV, time.Duration) {}, Log: slog.New(slog.DiscardHandler),
@@ -106,7 +106,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, token: softhsm.ForTest(t, "k8s"), log: &lines{}, calls: &calls{seen: map[string]int{}}}
 	r.module = faultp11.New(t, r.token.Module, faultp11.Options{SoftHSMConf: r.token.Conf()})
-	env, _ := worker.Environment(os.Environ())
+	env, _ := worker.Environment(os.Environ(), nil)
 	r.cfg = worker.Config{
 		Token: "hsm-a", Module: r.module.Path(), Environment: env, ConnectTimeout: 10 * time.Second, Generation: 7,
 		Hook: r.calls.note, Log: slog.New(slog.NewTextHandler(r.log, nil)),
@@ -463,9 +463,9 @@ func TestEnvironment(t *testing.T) {
 	t.Parallel()
 	env, unlisted := worker.Environment([]string{
 		"PATH=/bin", "SOFTHSM2_CONF=/c", "LC_ALL=C", "NOTIFY_SOCKET=/run", "LISTEN_FDS=1", "GODEBUG=x=1", "GOMAXPROCS=1",
-		"WATCHDOG_USEC=1", "VENDOR_CONF=/v", "=odd", "ANOTHER=1",
-	})
-	if want := []string{"PATH=/bin", "SOFTHSM2_CONF=/c", "LC_ALL=C", "VENDOR_CONF=/v", "=odd", "ANOTHER=1"}; !slices.Equal(env, want) {
+		"WATCHDOG_USEC=1", "VENDOR_CONF=/v", "MINE_A=1", "=odd", "ANOTHER=1",
+	}, []string{"MINE_*"})
+	if want := []string{"PATH=/bin", "SOFTHSM2_CONF=/c", "LC_ALL=C", "VENDOR_CONF=/v", "MINE_A=1", "=odd", "ANOTHER=1"}; !slices.Equal(env, want) {
 		t.Errorf("env %q", env)
 	}
 	if want := []string{"", "ANOTHER", "VENDOR_CONF"}; !slices.Equal(unlisted, want) {

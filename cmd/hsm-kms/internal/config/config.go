@@ -125,6 +125,11 @@ type Token struct {
 	ConnectTimeout Duration `yaml:"connectTimeout"`
 	// InitArgs is the string that C_Initialize gets as pReserved, for modules that take parameters there, as NSS softokn.
 	InitArgs string `yaml:"initArgs,omitempty"`
+	// Env are variables of the environment that this token's module gets, over those of the plugin.
+	Env map[string]string `yaml:"env,omitempty"`
+	// PassEnv are names, or prefixes that end with *, of the plugin's own variables that the module gets besides those
+	// that every module gets.
+	PassEnv []string `yaml:"passEnv,omitempty"`
 }
 
 // HTTP is the listener for /metrics, /livez and /readyz. It has no authentication and gives no secret away.

@@ -30,7 +30,7 @@ func (s *schema) check(node *yaml.Node, path string, t reflect.Type) {
 		s.reportAt(node.Line, path, "anchors, aliases and tags are not accepted", "write the value out")
 	case node.Kind == yaml.ScalarNode && node.ShortTag() == "!!null":
 		s.report(path, "has no value", `remove the line to get the default, or write "" for an empty text and [] for an empty list`)
-	case !scalar && t.Kind() == reflect.Struct:
+	case !scalar && (t.Kind() == reflect.Struct || t.Kind() == reflect.Map):
 		s.checkMapping(node, path, t)
 	case !scalar && t.Kind() == reflect.Slice:
 		s.checkList(node, path, t)
@@ -47,7 +47,7 @@ func (s *schema) checkMapping(node *yaml.Node, path string, t reflect.Type) {
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		field := strings.TrimPrefix(path+"."+key.Value, ".")
-		known, ok := fieldByName(t, key.Value)
+		valueType, ok := typeOfField(t, key.Value)
 		switch {
 		case key.Kind != yaml.ScalarNode || key.Anchor != "" || key.Style&yaml.TaggedStyle != 0 || !printable(key.Value):
 			s.broken = true
@@ -60,7 +60,7 @@ func (s *schema) checkMapping(node *yaml.Node, path string, t reflect.Type) {
 			s.report(field, "unknown field", "fields here are "+strings.Join(fieldNames(t), ", "))
 		default:
 			s.lines[field] = key.Line
-			s.check(value, field, known.Type)
+			s.check(value, field, valueType)
 		}
 	}
 }
@@ -126,11 +126,23 @@ func printable(text string) bool {
 
 // fieldNames returns the names of a struct's fields as the file writes them, in the order of the struct.
 func fieldNames(t reflect.Type) []string {
+	if t.Kind() == reflect.Map {
+		return []string{"NAME: value"}
+	}
 	var names []string
 	for f := range t.Fields() {
 		names = append(names, yamlName(f))
 	}
 	return names
+}
+
+// typeOfField is what the field of that name holds; in a map any name is one.
+func typeOfField(t reflect.Type, name string) (reflect.Type, bool) {
+	if t.Kind() == reflect.Map {
+		return t.Elem(), true
+	}
+	f, ok := fieldByName(t, name)
+	return f.Type, ok
 }
 
 func fieldByName(t reflect.Type, name string) (reflect.StructField, bool) {

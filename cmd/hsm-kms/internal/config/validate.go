@@ -27,9 +27,10 @@ const (
 )
 
 var (
-	ringPattern  = regexp.MustCompile(`^[a-z0-9.-]{1,63}$`)
-	namePattern  = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
-	groupPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?$`)
+	ringPattern     = regexp.MustCompile(`^[a-z0-9.-]{1,63}$`)
+	namePattern     = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
+	variablePattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+	groupPattern    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?$`)
 )
 
 // validate reports every value that the types allow and the meaning does not.

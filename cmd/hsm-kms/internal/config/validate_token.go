@@ -60,6 +60,16 @@ func (t *Token) validate(p *problems, i int) {
 		p.report(field("callTimeout"), fmt.Sprintf("is %s, and kube-apiserver gives up after %s", t.CallTimeout, apiTimeout), "choose less than 3s, as 2s")
 	}
 	p.between(field("connectTimeout"), t.ConnectTimeout, max(time.Second, t.CallTimeout.Std()), 10*time.Minute)
+	for name := range t.Env {
+		if !variablePattern.MatchString(name) {
+			p.badValue(field("env"), name, "the name of a variable", "as SOFTHSM2_CONF")
+		}
+	}
+	for i, name := range t.PassEnv {
+		if !variablePattern.MatchString(strings.TrimSuffix(name, "*")) {
+			p.badValue(fmt.Sprintf("%s[%d]", field("passEnv"), i), name, "the name of a variable, or a prefix and *", "as VENDOR_*")
+		}
+	}
 	if strings.ContainsRune(t.InitArgs, 0) || len(t.InitArgs) > 4096 {
 		p.report(field("initArgs"), "has a NUL or more than 4096 bytes", "write it as the vendor's manual says")
 	}

@@ -151,7 +151,8 @@ func (l *lane) failed(op uint32, a *laneAnswer) error {
 
 // abandon goes on waiting in the background.
 func (l *lane) abandon(q laneRequest, began time.Time) {
-	l.settled = make(chan struct{})
+	settled := make(chan struct{}) // the field may be another call's when this one closes it
+	l.settled = settled
 	l.busy.Store(true)
 	l.p.noteOverdue(l, began)
 	go func() {
@@ -168,6 +169,6 @@ func (l *lane) abandon(q laneRequest, began time.Time) {
 		l.answer, l.err = a, err
 		l.p.noteReturned(l)
 		l.busy.Store(false)
-		close(l.settled)
+		close(settled)
 	}()
 }

@@ -23,9 +23,9 @@ func Asked(args []string) bool { return len(args) > 1 && args[1] == Command }
 // server is the worker's side.
 type server struct {
 	control, lanes *net.UnixConn
-	library        *p11.Library
-	module         string            // path of the library
-	maker          *crypto11.Context // guarded by critical
+	library        atomic.Pointer[p11.Library] // nil: not loaded
+	module         string                      // path of the library
+	maker          *crypto11.Context           // guarded by critical
 	generation     uint64
 	connectTimeout atomic.Int64
 	initialized    atomic.Bool
@@ -113,7 +113,8 @@ func (s *server) finalize() bool {
 			return false
 		}
 	}
-	if s.library == nil {
+	library := s.library.Load()
+	if library == nil {
 		return true
 	}
 	ended := make(chan struct{})
@@ -123,7 +124,7 @@ func (s *server) finalize() bool {
 			_ = s.maker.Close() // the process ends anyway
 		}
 		if s.initialized.Load() {
-			_ = s.library.Finalize()
+			_ = library.Finalize()
 		}
 	}()
 	select {
@@ -143,11 +144,12 @@ func (s *server) serveLanes() {
 		if err != nil {
 			s.leave()
 		}
-		if s.library == nil {
+		library := s.library.Load()
+		if library == nil {
 			_ = unix.Close(fd)
 			continue
 		}
-		go s.library.ServeLane(fd)
+		go library.ServeLane(fd)
 	}
 }
 
@@ -227,16 +229,16 @@ func (s *server) end(q *request) {
 
 // do makes the calls of a request.
 func (s *server) do(q *request) *answer {
-	a := &answer{}
+	a, loaded := &answer{}, s.library.Load()
 	switch {
 	case q.Operation == opLoad:
 		a.Failed = wrapError(s.load(q))
 		return a
-	case s.library == nil || q.Generation != s.generation:
+	case loaded == nil || q.Generation != s.generation:
 		a.Failed = wrapError(errProtocol)
 		return a
 	}
-	library := s.library.With(func(function string, rv p11.RV, took time.Duration) {
+	library := loaded.With(func(function string, rv p11.RV, took time.Duration) {
 		if len(a.Calls) < maxCalls {
 			a.Calls = append(a.Calls, call{function, rv, took})
 		}
@@ -291,7 +293,7 @@ func (s *server) load(q *request) error {
 		return err
 	case build != q.Load.Build:
 		return ErrBuild
-	case s.library != nil:
+	case s.library.Load() != nil:
 		return errProtocol
 	}
 	s.generation, s.module = q.Generation, q.Load.Module
@@ -300,7 +302,7 @@ func (s *server) load(q *request) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrLoad, err)
 	}
-	s.library = library
+	s.library.Store(library)
 	return nil
 }
 

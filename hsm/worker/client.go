@@ -60,6 +60,11 @@ func (c *Client) ask(q request) (answer, error) {
 		defer cancel()
 		ctx = limited
 	}
+	if ctx.Err() != nil { // what was not begun is not begun now
+		returned := make(chan struct{})
+		close(returned)
+		return answer{}, &p11.Overdue{Function: string(q.Operation), Returned: returned, Cause: ctx.Err()}
+	}
 	asked := c.send(&q)
 	select {
 	case got := <-asked.result:

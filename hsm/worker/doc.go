@@ -34,5 +34,5 @@
 // The critical lock is a lock on a file that only these two processes have. The worker holds it around C_Login and every
 // call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. The one who ends a worker takes
 // the lock first, and kills while holding it. A call that hangs under the lock holds it forever, so the wait is bounded by
-// ConnectTimeout.
+// ConnectTimeout. The worker begins no such call when the program has ended.
 package worker

@@ -274,17 +274,38 @@ func (c *Client) End() {
 	<-c.ended
 }
 
-// kill ends the process with SIGKILL, holding the critical lock if it can be had in time.
-func (p *process) kill() {
-	p.ending.Store(true)
-	deadline := time.Now().Add(p.cfg.ConnectTimeout)
-	for !p.tryCritical() && time.Now().Before(deadline) {
+// EndNow ends the worker by SIGKILL as soon as it is outside C_Login and the calls that make or destroy a key, so that none
+// of these begins in it any more. It reports whether it has ended, within ctx.
+func (c *Client) EndNow(ctx context.Context) bool {
+	c.ending.Store(true)
+	for !c.tryCritical() {
 		select {
-		case <-p.ended:
-			return
+		case <-c.ended:
+			return true
+		case <-ctx.Done():
+			return false
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+	c.shoot()
+	select {
+	case <-c.ended:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// kill ends the process with SIGKILL, holding the critical lock if it can be had in time.
+func (p *process) kill() {
+	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ConnectTimeout)
+	defer cancel()
+	if !(&Client{process: p}).EndNow(ctx) {
+		p.shoot()
+	}
+}
+
+func (p *process) shoot() {
 	select {
 	case <-p.ended: // the number may be another process's by now
 	default:

@@ -306,12 +306,36 @@ func (s *server) load(q *request) error {
 	return nil
 }
 
-// underLock makes a call during which the process must not be killed.
+// errAlone: nobody is left to whom the outcome could be told.
+var errAlone = errors.New("the program that asked for it has ended")
+
+// isAlone reports whether the program has ended. The kernel knows it before the goroutines that read the sockets do.
+func (s *server) isAlone() bool {
+	alone := true
+	conn, err := s.lanes.SyscallConn()
+	if err == nil {
+		err = conn.Control(func(fd uintptr) {
+			polled := []unix.PollFd{{Fd: int32(fd)}}
+			_, err := unix.Poll(polled, 0)
+			for errors.Is(err, unix.EINTR) {
+				_, err = unix.Poll(polled, 0)
+			}
+			alone = err != nil || polled[0].Revents != 0 // POLLHUP
+		})
+	}
+	return alone || err != nil
+}
+
+// underLock makes a call during which the process must not be killed. It begins none when the program has ended: what
+// that asked for and was not begun is not done later.
 func (s *server) underLock(f func() error) error {
 	s.critical.Lock()
 	defer s.critical.Unlock()
 	if err := lock(s.criticalFile); err != nil {
 		return fmt.Errorf("taking the critical lock: %w", err)
+	}
+	if s.isAlone() {
+		return errAlone
 	}
 	err := f()
 	if unlockErr := unlock(s.criticalFile); unlockErr != nil {

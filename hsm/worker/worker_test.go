@@ -47,6 +47,9 @@ func starter(module string) {
 	if err == nil {
 		err = c.Initialize()
 	}
+	if pinFile := os.Getenv(starterPIN); err == nil && pinFile != "" {
+		err = queue(c, pinFile)
+	}
 	fmt.Println(err)
 	select {}
 }

@@ -74,7 +74,7 @@ func (f *fleet) servedBy(id envelope.KeyID, i int) {
 		switch n := f.uses(j) - before[j]; {
 		case j == i && n != 2:
 			f.t.Errorf("token %d was used %d times to seal and open, wanted 2", j, n)
-		case j != i && n != 0:
+		case j != i && n != 0 && f.member(j).Generation() != 0: // without a connection, it is the attempts to make one
 			f.t.Errorf("token %d was used %d times, and token %d should serve", j, n, i)
 		}
 	}

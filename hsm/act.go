@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // Outcome is what became of an act on a token that cannot be taken back.
@@ -75,31 +76,50 @@ func (c *claim) pending() bool {
 	return c.inside
 }
 
-// settleCalls bounds the time in which it must become clear what an act has come to, in callTimeouts.
+// settleCalls is how long each step of settle may take, in callTimeouts; connecting again may take connectTimeout more.
 const settleCalls = 5
 
 // errPending: the token shows that the act is not done, and the call that does it has not returned.
 var errPending = errors.New("the call has not returned, and the token does not show that it was done")
 
-// settle looks at the token until it is clear whether an act was done, for a limited time: also after an error, because
-// a token may have done what it reports as failed. isDone looks once. An error means that it is unknown. It does not end
-// with its caller's context: a caller who gives up must be told the truth too.
-func (t *Token) settle(right *claim, isDone func(context.Context) (bool, error)) (done bool, err error) {
+// settle finds out whether an act was done that was begun in the worker in: also after an error, because a token may have
+// done what it reports as failed. isDone looks once. An error means that it is unknown. It does not end with its caller's
+// context: a caller who gives up must be told the truth too.
+//
+// It looks. Where that does not tell, it ends the worker, so that the act can no longer take effect in it, and looks through
+// the one that the supervisor starts. A worker that is inside the call itself cannot be ended in time.
+func (t *Token) settle(right *claim, in *worker.Client, isDone func(context.Context) (bool, error)) (bool, error) {
+	done, err := t.lookOnce(right, in, isDone)
+	if err == nil {
+		return done, nil
+	}
+	t.log.Info("ending the worker of the token, to look at the token through another one", "cause", err)
 	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
+	in.EndNow(ctx)
+	cancel()
+	again, cancel := context.WithTimeout(context.Background(), t.cfg.ConnectTimeout+settleCalls*t.cfg.CallTimeout)
 	defer cancel()
 	for {
-		pending := right.pending() // before the look: a call that returns meanwhile is looked after once more
-		done, err := isDone(ctx)
-		switch {
-		case err == nil && (done || !pending):
-			return done, nil
-		case err == nil:
-			err = errPending
+		done, err := t.lookOnce(right, in, isDone)
+		if err == nil || errors.Is(err, errPending) {
+			return done, err
 		}
 		select {
-		case <-ctx.Done():
+		case <-again.Done():
 			return false, fmt.Errorf("looking at the token again: %w", err)
 		case <-time.After(t.cfg.CallTimeout / settleCalls):
 		}
 	}
+}
+
+// lookOnce looks at the token. What it does not show may still come while the call is under way in a worker that lives.
+func (t *Token) lookOnce(right *claim, in *worker.Client, isDone func(context.Context) (bool, error)) (bool, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
+	defer cancel()
+	final := !right.pending() || hasEnded(in) // before the look
+	done, err := isDone(ctx)
+	if err == nil && !done && !final {
+		err = errPending
+	}
+	return done, err
 }

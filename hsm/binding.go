@@ -11,6 +11,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // A ring belongs to one cluster: what one cluster no longer needs, another may. The token says to which one, in a data
@@ -165,23 +166,21 @@ func (s *Set) Bind(ctx context.Context, uid string) ([]Bound, error) {
 
 // bind makes the object and looks for it.
 func (t *Token) bind(ctx context.Context, uid string) (Outcome, error) {
-	right, said := &claim{}, make(chan error, 1)
-	err := t.onOwnSession(ctx, "binding the ring", true, func(api p11.API, _ *generation, s *p11.Session) error {
-		said <- right.do(func() error {
+	right := &claim{}
+	var in *worker.Client
+	var refused error
+	err := t.onOwnSession(ctx, "binding the ring", true, func(api p11.API, gen *generation, s *p11.Session) error {
+		in = gen.worker
+		refused = right.do(func() error {
 			return api.CreateData(*s, bindingApplication, t.common.Ring, []byte(bindingPrefix+uid))
 		})
 		return nil // a token that refuses data objects is sound all the same
 	})
-	begun := right.abandon()
-	select {
-	case refused := <-said:
-		err = errors.Join(err, refused)
-	default:
-	}
-	if !begun {
+	err = errors.Join(err, refused)
+	if !right.abandon() {
 		return NotMade, err
 	}
-	done, lookErr := t.settle(right, func(ctx context.Context) (bool, error) {
+	done, lookErr := t.settle(right, in, func(ctx context.Context) (bool, error) {
 		is, err := t.binding(ctx)
 		return is == uid, err
 	})

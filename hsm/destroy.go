@@ -77,7 +77,7 @@ func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (
 	if !right.abandon() && err != nil {
 		return Kept, err
 	}
-	gone, lookErr := t.settle(right, func(ctx context.Context) (bool, error) {
+	gone, lookErr := t.settle(right, gen.worker, func(ctx context.Context) (bool, error) {
 		now, err := t.look(ctx)
 		if err != nil {
 			return false, err

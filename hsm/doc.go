@@ -28,6 +28,9 @@
 // When half of the sessions hang, or some do and nothing has succeeded since, a successor is started in a second worker.
 // The first goes on serving as far as it can, and is ended when the successor serves. There are two workers at most.
 //
+// An act that cannot be taken back (destroy.go, generate.go, binding.go) is looked after (act.go): by a look through its
+// worker, or else by one through the next worker, when this one has been ended outside the call itself.
+//
 // # Rules
 //
 // Each is for a fault that was seen: no handle crosses a generation, because numbers are used again and can then name

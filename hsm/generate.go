@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -32,7 +33,7 @@ type Creation struct {
 func Generate(ctx context.Context, common Config, cfg TokenConfig, ckaID []byte) (Creation, error) {
 	made := Creation{Outcome: NotMade, Key: envelope.Key{CKAID: ckaID}}
 	made.Key.Activation, _ = envelope.ActivationOf(ckaID)
-	m := &maker{t: Open(common, []TokenConfig{cfg}).tokens[0], ckaID: ckaID}
+	m := &maker{t: Open(common, []TokenConfig{cfg}).tokens[0], ckaID: ckaID, end: func() {}}
 	err := m.run(ctx)
 	if m.right.abandon() {
 		made, err = m.settle(made, err)
@@ -51,7 +52,8 @@ type maker struct {
 	api    p11.API
 	gen    *generation
 	before *sight
-	shared bool // crypto11's login is ours too
+	shared bool   // crypto11's login is ours too
+	end    func() // ends the workers
 }
 
 // crypto11Calls bounds a call of crypto11, which makes several to the module, in callTimeouts.
@@ -62,6 +64,7 @@ func (m *maker) run(ctx context.Context) (err error) {
 	if m.worker, err = m.t.startWorker(ctx); err != nil {
 		return err
 	}
+	m.end = m.worker.End
 	m.api = m.worker.For(ctx, m.t.cfg.CallTimeout)
 	if err := m.t.initialize(m.worker.For(ctx, m.t.cfg.ConnectTimeout)); err != nil {
 		return err
@@ -135,11 +138,16 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 	if m.gen.loggedIn, err = m.t.login(ctx, m.api, m.api, slot, s, info); err != nil {
 		return err
 	}
-	m.t.change(func() { m.t.gen = m.gen }) // for the look afterwards
 	reader := m.t.reader(m.api, slot, s)
 	m.before, err = m.t.see(reader, m.gen)
 	m.gen.control = reader.session
-	return err
+	if err != nil {
+		return err
+	}
+	m.gen.table.Store(m.before.table)
+	m.t.worker = m.worker
+	m.t.change(func() { m.t.gen = m.gen }) // for the look afterwards
+	return nil
 }
 
 // generate makes a key with every attribute that the token accepts, of the optional ones from that index on: those are
@@ -167,7 +175,8 @@ func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bo
 
 // settle finds out what became of the key when its making had begun.
 func (m *maker) settle(made Creation, err error) (Creation, error) {
-	is, lookErr := m.t.settle(&m.right, func(ctx context.Context) (bool, error) {
+	m.supervise()
+	is, lookErr := m.t.settle(&m.right, m.worker, func(ctx context.Context) (bool, error) {
 		now, err := m.t.look(ctx)
 		if err != nil {
 			return false, err
@@ -191,18 +200,34 @@ func (m *maker) settle(made Creation, err error) (Creation, error) {
 	return made, err
 }
 
-// close ends the worker. One in which a call hangs that must not be interrupted is left to end when this process does.
-func (m *maker) close() {
-	if m.worker == nil {
-		return
+// supervise has the token connected again where the worker is lost, until end is called.
+func (m *maker) supervise() {
+	ctx, cancel := context.WithCancel(context.Background())
+	running := make(chan struct{})
+	go func() {
+		defer close(running)
+		m.t.run(ctx)
+	}()
+	m.end = func() {
+		cancel()
+		<-running
+		m.worker.End()
 	}
+}
+
+// close ends the workers. One in which a call hangs that must not be interrupted is left to end when this process does.
+func (m *maker) close() {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		m.worker.End()
+		m.end()
 	}()
-	if !m.hangs() {
-		<-ended
+	if m.hangs() {
+		return
+	}
+	select {
+	case <-ended:
+	case <-time.After(settleCalls * m.t.cfg.CallTimeout):
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -186,4 +187,30 @@ func (r *retireRig) elsewhere(args ...string) error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
+}
+
+// Reading etcd can take minutes, in which a pending key comes near its activation: it is judged by the clock afterwards.
+func TestWithdrawJudgesByTheClockAfterTheReading(t *testing.T) {
+	t.Parallel()
+	r := newRetireRig(t)
+	last := time.Now().Add(4 * time.Second) // at which it may be withdrawn
+	r.generateAt(r.tokens[0], last.Add(5*time.Minute))
+	keys := r.keys()
+	r.old = keys[2].KeyID
+	if keys[2].State != "pending" {
+		t.Fatalf("%+v", keys)
+	}
+	r.etcd.mu.Lock()
+	r.etcd.afterReading = func() { // of the first judging: what is read for the second waits
+		r.etcd.mu.Lock()
+		time.AfterFunc(time.Until(last), r.etcd.mu.Unlock)
+	}
+	r.etcd.mu.Unlock()
+	out, errOut, code := r.hsmkms("keys", "retire", r.old, "--sole-cluster", "--endpoints", r.etcd.url, "--yes", "-o", "json")
+	if time.Now().Before(last) {
+		t.Fatalf("it ended before the reading did: exit %d: %s%s", code, out, errOut)
+	}
+	if code != 1 || !strings.Contains(errOut, "within 5m0s of it a node may have sealed under it") || r.holders() == nil {
+		t.Errorf("exit %d, on %v: %s%s", code, r.holders(), out, errOut)
+	}
 }

@@ -56,6 +56,7 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 		f.Used, f.UsedErr = audit.FindKey(r.cfg.Audit.Path, r.request.KeyID.String())
 		if !r.flags.noEtcd {
 			f.Etcd, f.EtcdErr = r.report(ctx, &r.flags.etcdFlags)
+			f.Now, f.View = time.Now(), r.in.ring.View() // reading may have taken minutes
 		}
 	}
 	f.Plugin = r.askPlugin(ctx)

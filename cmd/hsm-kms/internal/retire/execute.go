@@ -44,7 +44,7 @@ func (p *Plan) Execute(ctx context.Context, tokens Destroyer, trail Trail, g Gro
 	if err := trail.write(p, func(record recorder) error { return p.begin(record, g) }); err != nil {
 		return p.kept(), fmt.Errorf("nothing was destroyed: %w", err)
 	}
-	done, err := tokens.Destroy(ctx, p.Target.ID)
+	done, err := p.destroy(ctx, tokens)
 	outcomes := []Outcome{} // a token that is not among them was found not to hold the key any more
 	for _, d := range done {
 		outcomes = append(outcomes, Outcome{d.Token, string(d.Outcome)})
@@ -58,6 +58,24 @@ func (p *Plan) Execute(ctx context.Context, tokens Destroyer, trail Trail, g Gro
 			"fix what keeps the audit trail from being written, and run the same command again: it completes the record")
 	}
 	return outcomes, errors.Join(err, trailErr)
+}
+
+// destroy asks for the destruction, unless it has become too late for that: a disk that hangs may have kept the record for
+// minutes, and a pending key becomes current meanwhile.
+func (p *Plan) destroy(ctx context.Context, tokens Destroyer) ([]hsm.Destruction, error) {
+	if p.Before.IsZero() {
+		return tokens.Destroy(ctx, p.Target.ID)
+	}
+	if !time.Now().Before(p.Before) {
+		var kept []hsm.Destruction
+		for _, token := range p.Target.Tokens {
+			kept = append(kept, hsm.Destruction{Token: token, Outcome: hsm.Kept})
+		}
+		return kept, fmt.Errorf("it becomes current at %s: a node may have sealed under it by now", p.Target.Activation.UTC().Format(time.RFC3339))
+	}
+	ctx, cancel := context.WithDeadline(ctx, p.Before)
+	defer cancel()
+	return tokens.Destroy(ctx, p.Target.ID)
 }
 
 // Complete records the end of a destruction that was interrupted after the last token, or whose outcome was unknown: the

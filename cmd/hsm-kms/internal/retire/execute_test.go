@@ -314,3 +314,26 @@ func TestJudgePending(t *testing.T) {
 		}
 	}
 }
+
+// A disk that hangs keeps the record of the beginning for so long that a pending key comes near its activation: it is kept.
+func TestExecuteTooLate(t *testing.T) {
+	t.Parallel()
+	trail, records := trailIn(t.TempDir())
+	open := trail.Open
+	p := sound()
+	p.Target.State = envelope.Pending
+	p.Before = time.Now().Add(100 * time.Millisecond)
+	trail.Open = func() (*audit.Writer, error) {
+		time.Sleep(time.Until(p.Before))
+		return open()
+	}
+	tokens := scripted{}
+	got, err := p.Execute(t.Context(), &tokens, trail, Grounds{})
+	want := []Outcome{{"hsm-a", "kept"}, {"hsm-b", "kept"}}
+	if !slices.Equal(got, want) || err == nil || !strings.Contains(err.Error(), "a node may have sealed under it by now") || tokens.asked != 0 {
+		t.Errorf("%+v, %v, asked %d times", got, err, tokens.asked)
+	}
+	if all := records(t); !strings.HasPrefix(all[len(all)-1], "end Unavailable ") {
+		t.Errorf("the trail: %q", all)
+	}
+}

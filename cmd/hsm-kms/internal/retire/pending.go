@@ -19,6 +19,7 @@ func (j *judgement) margin() time.Duration { return max(withdrawMargin, 2*j.Refr
 // pending: neither a clock, nor etcd, nor the plugin of this machine may have made the key current.
 func (j *judgement) pending() {
 	v := j.plan.Target
+	j.plan.Before = v.Activation.Add(-j.margin())
 	if err := mayWithdraw(v, j.margin(), j.Now); err != nil {
 		j.refuse(err)
 		if v.State == envelope.Current {

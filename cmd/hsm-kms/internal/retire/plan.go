@@ -18,6 +18,7 @@ type Plan struct {
 	Content
 	Target    envelope.Version // zero: no token holds the key
 	Successor time.Time        // when the key that followed became current; zero: unknown
+	Before    time.Time        // a pending key is not destroyed later than that; zero: of another key
 	Refusals  []gate.Refusal   // empty: nothing speaks against it
 	Warnings  []string
 	Rehearsed bool // refuseKeys of this machine's configuration names the key

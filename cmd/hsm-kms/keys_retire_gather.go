@@ -16,6 +16,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
@@ -28,7 +29,8 @@ type retireFiles struct {
 // gather finds out what is to be known of the key. What a refusal can be made of is in the facts; an error means that it
 // could not be found out.
 func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
-	f := retire.Facts{Problems: r.tokenProblems(ctx), Proven: r.in.proven}
+	f := retire.Facts{Problems: r.tokenProblems(ctx)}
+	f.Proven, f.ProvenErr = health.LoadProven(r.cfg.StateDir, r.cfg.KeyRing) // now: somebody may have been asked meanwhile
 	if len(f.Problems) > 0 {
 		return f, nil
 	}

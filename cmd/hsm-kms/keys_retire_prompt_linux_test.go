@@ -57,10 +57,14 @@ func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 		meanwhile func(*retireRig)
 		want      string // the refusal; empty: none
 	}{
-		"nothing changed":            {func(*retireRig) {}, ""},
-		"something was written":      {func(r *retireRig) { r.must(r.etcd.put("secrets/shop/late", r.old)) }, "etcd now: 1 object under "},
-		"etcd was restored":          {func(r *retireRig) { r.etcd.goBack(1) }, "it was restored meanwhile"},
-		"the plugin names it now":    {func(r *retireRig) { r.serve("ok", r.old) }, "the plugin of this machine names "},
+		"nothing changed":         {func(*retireRig) {}, ""},
+		"something was written":   {func(r *retireRig) { r.must(r.etcd.put("secrets/shop/late", r.old)) }, "etcd now: 1 object under "},
+		"etcd was restored":       {func(r *retireRig) { r.etcd.goBack(1) }, "it was restored meanwhile"},
+		"the plugin names it now": {func(r *retireRig) { r.serve("ok", r.old) }, "the plugin of this machine names "},
+		"the plugin proved it last": {func(r *retireRig) {
+			r.file("state/proven.json", `{"keyID":"`+r.old+`","provenAt":"2020-01-01T00:00:00Z"}`)
+		}, "the plugin of this machine proved "},
+		"what it proved is lost":     {func(r *retireRig) { r.file("state/proven.json", "{") }, "which key the plugin of this machine proved last is not clear"},
 		"another command is at work": {func(r *retireRig) { r.lock() }, "another hsm-kms command is changing the ring"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -110,8 +110,7 @@ func prepareStateDir(dir string) error {
 type tokensInUse struct {
 	set      *hsm.Set
 	ring     *envelope.Ring
-	problems []error       // by token; nil for one that can be used
-	proven   health.Proven // what the plugin on this machine proved last
+	problems []error // by token; nil for one that can be used
 	stop     func()
 }
 
@@ -134,7 +133,6 @@ func (c *command) connectAll(ctx context.Context, cfg *config.Config) (*tokensIn
 	if err != nil {
 		return nil, err
 	}
-	in.proven = proven
 	return in, nil
 }
 

@@ -41,6 +41,7 @@ type Facts struct {
 	Cluster    string
 	ClusterErr error
 	Proven     health.Proven
+	ProvenErr  error // why what the plugin of this machine proved last is not known
 	Plugin     Plugin
 	// Used is where this machine's audit trail has the key, of a pending one; UsedErr why that is not known.
 	Used    string
@@ -221,6 +222,10 @@ func (j *judgement) sameCKAID() {
 // plugin: the plugin of this machine must not be about to seal under the key, whatever the ring says.
 func (j *judgement) plugin() {
 	j.sameCKAID()
+	if j.ProvenErr != nil {
+		j.refuse(hint.Wrap(fmt.Errorf("which key the plugin of this machine proved last is not clear: %w", j.ProvenErr),
+			"run it as a user that can read "+health.ProvenFile+" in stateDir; a plugin that runs writes the file again when it has exercised its key"))
+	}
 	if j.Proven.Key == j.KeyID {
 		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine proved %s last (%s in stateDir): after a restart without its HSM it would name it again", j.KeyID, health.ProvenFile),
 			"start hsm-kms serve here until hsm-kms status names the current key; where no plugin belongs, give this machine a stateDir of its own"))

@@ -216,13 +216,15 @@ func under(resources []evidence.Resource, keyID string) (n int64, where string) 
 	return n, strings.Join(parts, ", ")
 }
 
-// times: the file's reading began after the successor was current, and before now by Settle at least.
+// times: the file's reading began after the successor was current, by this machine's clock and by those of the nodes, and
+// before now by Settle at least.
 func (c *Case) times(v *verdict) {
 	began, err := time.Parse(time.RFC3339Nano, c.Own.Time)
 	if err != nil {
 		v.against("", "the time of this reading, %q, is not one", c.Own.Time)
 		return
 	}
+	clock := Clock(c.File.Report)
 	again := "make another report now, and come back with it after --settle: hsm-kms etcd report -o json"
 	switch {
 	case c.Successor.IsZero():
@@ -230,6 +232,10 @@ func (c *Case) times(v *verdict) {
 	case !c.File.Time.After(c.Successor):
 		v.against(again, "the report %s was made at %s, before the key that followed %s was current on every node (%s): API servers may have written under it since",
 			c.FileName, second(c.File.Time), v.keyID, second(c.Successor))
+	case !clock.IsZero() && clock.Add(maxJitter).Before(c.Successor): // this machine's own clock may have been ahead
+		v.against("set this machine's clock right; when the key that followed is current on every node, make another report: hsm-kms etcd report -o json",
+			"when the report %s was made, the clocks of the control-plane nodes said %s by their Leases, before the key that followed %s was current on every node (%s)",
+			c.FileName, second(clock), v.keyID, second(c.Successor))
 	}
 	switch apart := began.Sub(c.File.Time); {
 	case apart < 0:

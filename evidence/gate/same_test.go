@@ -216,3 +216,22 @@ func TestAcceptedList(t *testing.T) {
 		t.Errorf("nothing: %q", got)
 	}
 }
+
+// This machine's clock may have been ahead of those of the nodes: the key that followed was current nowhere yet.
+func TestSuccessorByTheNodesClocks(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		then, now string
+		want      []string
+	}{
+		"after it":           {at(0.5).Format(time.RFC3339Nano), at(25.5).Format(time.RFC3339Nano), nil},
+		"within the renewal": {at(-0.05).Format(time.RFC3339Nano), at(26).Format(time.RFC3339Nano), nil},
+		"unknown":            {"", at(26).Format(time.RFC3339Nano), nil},
+		"before it": {at(-2).Format(time.RFC3339Nano), at(23).Format(time.RFC3339Nano),
+			[]string{"when the report report.json was made, the clocks of the control-plane nodes said 2"}},
+	} {
+		c := sound()
+		c.File.Report.Sources[0].Clock, c.Own.Sources[0].Clock = test.then, test.now
+		judged(t, name, c, test.want)
+	}
+}

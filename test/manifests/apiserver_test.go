@@ -204,7 +204,7 @@ func (n *node) doctor(t *testing.T, step string, remarkable bool) {
 func (n *node) admitPod(t *testing.T) {
 	t.Helper()
 	var pod map[string]any
-	if err := yaml.Unmarshal(n.print(t, "static-pod"), &pod); err != nil {
+	if err := yaml.Unmarshal(n.print(t, "static-pod", "--image", "example.com/hsm-kms:1"), &pod); err != nil {
 		t.Fatal(err)
 	}
 	const path = "/api/v1/namespaces/kube-system/pods?dryRun=All&fieldValidation=Strict"

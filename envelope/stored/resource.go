@@ -182,7 +182,7 @@ func named(resource string, known bool, rest string) Place {
 	return place
 }
 
-// split cuts a path into its resource and what follows. What is not known is named by its first part.
+// split cuts a path into its resource and what follows. What is not known is named by its first part, or two.
 func (r *Resources) split(path string) (resource string, known bool, rest string) {
 	first, rest, found := strings.Cut(path, "/")
 	if !found {
@@ -193,7 +193,10 @@ func (r *Resources) split(path string) (resource string, known bool, rest string
 		return name, true, third
 	}
 	if strings.Contains(first, ".") { // a group: its name has a dot. Below it a second dot is another API server's layout
-		return second + "." + first, isLabel(second) && qualified(first), third
+		if !isLabel(second) || !qualified(first) {
+			return first + "/" + second, false, third
+		}
+		return second + "." + first, true, third
 	}
 	if name, ok := r.renamed[first]; ok {
 		first = name

@@ -62,13 +62,14 @@ func TestPlaces(t *testing.T) {
 		"secrets":                      {"/registry/secrets", false, "", ""},
 		"routes/shop/web":              {"/registry/routes", false, "", ""},
 		"oauth/accesstokens/sha256~x":  {"/registry/oauth", false, "", ""},
-		"wardle.example.com/wardle.example.com/flunders/ns/a": {"/registry/wardle.example.com.wardle.example.com", false, "", ""},
-		"health":       {"/registry/health", false, "", ""},
-		"":             {"/registry/", false, "", ""},
-		"/":            {"/registry/", false, "", ""},
-		"example.com":  {"/registry/example.com", false, "", ""},
-		"example.com/": {"/registry/.example.com", false, "", ""},
-		"\x1b[2J/x":    {"/registry/\x1b[2J", false, "", ""},
+		"wardle.example.com/wardle.example.com/flunders/ns/a": {"/registry/wardle.example.com/wardle.example.com", false, "", ""},
+		"example.com/Bad_Name/x":                              {"/registry/example.com/Bad_Name", false, "", ""},
+		"health":                                              {"/registry/health", false, "", ""},
+		"":                                                    {"/registry/", false, "", ""},
+		"/":                                                   {"/registry/", false, "", ""},
+		"example.com":                                         {"/registry/example.com", false, "", ""},
+		"example.com/":                                        {"/registry/example.com/", false, "", ""},
+		"\x1b[2J/x":                                           {"/registry/\x1b[2J", false, "", ""},
 	} {
 		if got := of(r, path); got != want {
 			t.Errorf("Of(%q) = %+v, want %+v", path, got, want)

@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(errOut, "hsm-kms:", err)
+	fmt.Fprintln(errOut, "hsm-kms:", harmless(err.Error()))
 	code, advice := exitUsage, advise(err)
 	if errors.Is(err, errFinding) {
 		code = exitFinding
@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		advice = cmp.Or(advice, "see "+ran.CommandPath()+" -h")
 	}
 	if advice != "" {
-		fmt.Fprintln(errOut, "hint:", advice)
+		fmt.Fprintln(errOut, "hint:", harmless(advice))
 	}
 	return code
 }

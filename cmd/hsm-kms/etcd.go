@@ -98,19 +98,39 @@ func (f *etcdFlags) read() (prefixes []string, known *stored.Resources, err erro
 		}
 		layouts = append(layouts, more...)
 	}
+	if err := f.below(prefixes, layouts); err != nil {
+		return nil, nil, err
+	}
+	if known, err = stored.NewResources(layouts...); err != nil {
+		return nil, nil, hint.Wrap(fmt.Errorf("--resource-path: %w", err), "give each resource the prefix of its own keys")
+	}
+	for _, prefix := range prefixes {
+		path, inside := evidence.PathOf(prefixes, []byte(prefix))
+		if place := known.Of([]byte(prefix+"/"), append(slices.Clone(path), '/')); inside && place.Known {
+			return nil, nil, hint.Wrap(fmt.Errorf("--prefix: %s is inside another prefix, where %s are", prefix, place.Resource), "name the prefixes alone, each as an API server's --etcd-prefix has it")
+		}
+	}
+	return prefixes, known, nil
+}
+
+// below: each layout is below a prefix, or nothing there would be read; and no prefix is in a layout, or everything of that
+// API server would be taken for one resource.
+func (f *etcdFlags) below(prefixes []string, layouts []stored.Layout) error {
 	for _, l := range layouts {
 		if _, below := evidence.PathOf(prefixes, []byte(l.Prefix)); !below {
 			advice := "name the prefix too: --prefix " + strings.Join(f.prefixes, ",") + ",/OTHER"
 			if slices.Contains(f.layouts, openshift) {
 				advice = "OpenShift has two prefixes: --prefix /kubernetes.io," + stored.OpenShiftPrefix
 			}
-			return nil, nil, hint.Wrap(fmt.Errorf("--resource-path: %s is not below --prefix (%s), so nothing there is read", l.Prefix, strings.Join(prefixes, ", ")), advice)
+			return hint.Wrap(fmt.Errorf("--resource-path: %s is not below --prefix (%s), so nothing there is read", l.Prefix, strings.Join(prefixes, ", ")), advice)
+		}
+		for _, prefix := range prefixes {
+			if prefix == l.Prefix || strings.HasPrefix(prefix, l.Prefix+"/") {
+				return hint.Wrap(fmt.Errorf("--resource-path: %s has all of --prefix %s, and everything there would be taken for %s", l.Prefix, prefix, l.Resource), "give each resource the prefix of its own keys")
+			}
 		}
 	}
-	if known, err = stored.NewResources(layouts...); err != nil {
-		return nil, nil, hint.Wrap(fmt.Errorf("--resource-path: %w", err), "give each resource the prefix of its own keys")
-	}
-	return prefixes, known, nil
+	return nil
 }
 
 // layoutOf reads one --resource-path.

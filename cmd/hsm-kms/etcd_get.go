@@ -140,17 +140,29 @@ func (c *command) recover(ctx context.Context, cfg *config.Config, f *getFlags, 
 	return text, err
 }
 
-// locate finds the object in the first source that has it.
-func locate(ctx context.Context, sources []evidence.Source, key string) (*evidence.Recovered, *stored.Object, error) {
-	var last error
+// errSeveral: which of the objects the API server has is not known.
+var errSeveral = errors.New("more than one of these etcds has it, and only one of them is where the API server keeps it")
+
+// locate finds the object in the one source that has it.
+func locate(ctx context.Context, sources []evidence.Source, key string) (found *evidence.Recovered, object *stored.Object, err error) {
+	var missing error
 	for _, source := range sources {
-		located, object, err := evidence.Locate(ctx, source, key)
-		if !errors.Is(err, evidence.ErrNotFound) {
-			return located, object, refusal(err)
+		one, encrypted, err := evidence.Locate(ctx, source, key)
+		switch {
+		case errors.Is(err, evidence.ErrNotFound):
+			missing = err
+		case found != nil && (err == nil || isRefusal(err)):
+			return nil, nil, finding(hint.Wrap(fmt.Errorf("%s: %w", evidence.Printable(key), errSeveral), "name the one that --etcd-servers-overrides has for this resource with --endpoints, and nothing else"))
+		case err != nil:
+			return one, encrypted, refusal(err)
+		default:
+			found, object = one, encrypted
 		}
-		last = err
 	}
-	return nil, nil, refusal(last)
+	if found == nil {
+		return nil, nil, refusal(missing)
+	}
+	return found, object, nil
 }
 
 // refusal tells the answers of a command that could run from those of one that could not.
@@ -158,10 +170,15 @@ func refusal(err error) error {
 	switch {
 	case errors.Is(err, evidence.ErrNotFound):
 		return finding(hint.Wrap(err, "give the key as it is in etcd: /registry/RESOURCE/NAMESPACE/NAME, of a custom resource /registry/GROUP/RESOURCE/NAMESPACE/NAME"))
-	case errors.Is(err, evidence.ErrOtherProvider), errors.Is(err, stored.ErrUndecodable), errors.Is(err, manifest.ErrUnknown):
+	case isRefusal(err):
 		return finding(err)
 	}
 	return err
+}
+
+// isRefusal reports whether an error is about an object that was found.
+func isRefusal(err error) bool {
+	return errors.Is(err, evidence.ErrOtherProvider) || errors.Is(err, stored.ErrUndecodable) || errors.Is(err, manifest.ErrUnknown)
 }
 
 // decrypted asks the HSM and gives the object the form that was asked for.
@@ -199,7 +216,7 @@ func codeOf(err error) codes.Code {
 	switch {
 	case errors.Is(err, evidence.ErrNotFound):
 		return codes.NotFound
-	case errors.Is(err, evidence.ErrOtherProvider), errors.Is(err, stored.ErrUndecodable), errors.Is(err, manifest.ErrUnknown):
+	case isRefusal(err), errors.Is(err, errSeveral):
 		return codes.FailedPrecondition
 	}
 	return problem.Of(err).Code

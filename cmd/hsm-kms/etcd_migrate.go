@@ -131,7 +131,12 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
 	opts.Sources = sources
-	return migrate.Run(ctx, opts)
+	out, err = migrate.Run(ctx, opts)
+	if out != nil && out.Report != nil {
+		c.stillCurrent(ctx, out.Report)
+		out.Newer = out.Report.Required.Newer
+	}
+	return out, err
 }
 
 // verdict turns the outcome into the command's end.

@@ -91,6 +91,7 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 	}
 	if f.requireKey != "" {
 		report.RequireKey(required, f.allowEmpty)
+		c.stillCurrent(ctx, report)
 	}
 	if expected != nil {
 		expected.Compare(report, nil)
@@ -183,6 +184,25 @@ func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required
 		required.Newer = append(required.Newer, newer)
 	}
 	return nil
+}
+
+// stillCurrent asks the ring again at the end: to read etcd, and to rewrite what it holds, takes time, and that everything is
+// under a key that was current is no proof that it is under the one that is.
+func (c *command) stillCurrent(ctx context.Context, report *evidence.Report) {
+	asked := report.Required
+	if asked == nil || !asked.Current {
+		return
+	}
+	var now evidence.Required
+	switch err := c.askCurrentKey(ctx, &now); {
+	case err != nil:
+		report.Add([]evidence.Finding{{Problem: "whether " + asked.KeyID + " is the current key still could not be found out: " + evidence.Printable(err.Error())}})
+	case now.KeyID != asked.KeyID:
+		asked.Current = false
+		report.Add([]evidence.Finding{{Problem: asked.KeyID + " is not the current key any more: " + now.KeyID + " became current meanwhile"}})
+	default:
+		asked.Newer = append([]evidence.NewerKey{}, now.Newer...)
+	}
 }
 
 // summary is the first finding, for the line of an error; all of them are in the report.

@@ -213,12 +213,22 @@ func encryption(resources, providers string) func(*rig) {
 const (
 	goodKMS  = `{kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix://SOCKET", timeout: 3s}}`
 	identity = "{identity: {}}"
-	cbc      = "{aescbc: {keys: [{name: k, secret: c2VjcmV0LWNhbmFyeS1rZXk=}]}}"
+	cbcKey   = "c2VjcmV0LWNhbmFyeS1rZXktb2YtMzItYnl0ZXMtYWI="
+	cbc      = "{aescbc: {keys: [{name: k, secret: " + cbcKey + "}]}}"
 )
 
 func encryptionsBroken() []broken {
 	kms := func(old, new string) string { return strings.Replace(goodKMS, old, new, 1) }
+	keys := func(name, provider string) broken {
+		return broken{name: "encryption: keys, " + name, check: "encryption-keys", hint: "copy all keys of that provider",
+			spoil: encryption("secrets", goodKMS+","+provider+","+identity)}
+	}
 	return []broken{
+		keys("the placeholder of manifests", strings.Replace(cbc, cbcKey, `"<copy it from your present EncryptionConfiguration>"`, 1)),
+		keys("one of another length", strings.Replace(cbc, cbcKey, "c2hvcnQ=", 1)),
+		keys("secretbox of 16 bytes", "{secretbox: {keys: [{name: k, secret: MDEyMzQ1Njc4OWFiY2RlZg==}]}}"),
+		keys("no secret", "{aesgcm: {keys: [{name: k}]}}"),
+		keys("none", "{aesgcm: {keys: []}}"),
 		{name: "encryption: absent", check: "encryption-config", hint: "--encryption-provider-config",
 			spoil: func(r *rig) { r.args = []string{"--encryption-config", filepath.Join(r.dir, "absent")} }},
 		{name: "encryption: another kind", check: "encryption-config", hint: "manifests encryption-config",

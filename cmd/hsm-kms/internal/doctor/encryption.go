@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ const maxEncryptionConfig = 1 << 20
 // kmsTimeout is kube-apiserver's default for a KMS provider that sets none.
 const kmsTimeout = 3 * time.Second
 
-// encryptionConfig is an EncryptionConfiguration (k8s.io/apiserver, pkg/apis/apiserver/v1). Keys in it are not read.
+// encryptionConfig is an EncryptionConfiguration (k8s.io/apiserver, pkg/apis/apiserver/v1).
 type encryptionConfig struct {
 	APIVersion string            `yaml:"apiVersion"`
 	Kind       string            `yaml:"kind"`
@@ -44,7 +45,25 @@ type provider struct {
 
 // localKeys stand in the file itself.
 type localKeys struct {
-	Keys yaml.Node `yaml:"keys"`
+	Keys []localKey `yaml:"keys"`
+}
+
+type localKey struct {
+	Name   string     `yaml:"name"`
+	Secret secretSize `yaml:"secret"`
+}
+
+// secretSize is how many bytes the base64 of a secret stands for, -1 if it is none. The secret itself is not kept.
+type secretSize int
+
+func (s *secretSize) UnmarshalYAML(node *yaml.Node) error {
+	secret, err := base64.StdEncoding.DecodeString(node.Value)
+	defer clear(secret)
+	*s = secretSize(len(secret))
+	if err != nil {
+		*s = -1
+	}
+	return nil
 }
 
 type kms struct {
@@ -94,6 +113,7 @@ func (d *doctor) encryption() {
 	} else {
 		d.pass(check, "", d.EncryptionConfig+" can be read: "+count(len(parsed.Resources), "list")+" of resources")
 	}
+	d.localKeys(parsed.Resources)
 	d.entries(parsed.Resources)
 	d.secretsEntry(parsed.Resources)
 }
@@ -135,6 +155,37 @@ func describeYAML(err error) error {
 		return errors.New(strings.Join(lines, "; "))
 	}
 	return err
+}
+
+// localKeys checks the keys that stand in the file, as kube-apiserver does before it accepts any of the file: what manifests
+// encryption-config --from prints has a placeholder in their place.
+func (d *doctor) localKeys(entries []encryptionEntry) {
+	for _, entry := range entries {
+		for _, p := range entry.Providers {
+			if p.AESGCM != nil {
+				d.keysOf(p, p.AESGCM.Keys, 16, 24, 32)
+			}
+			if p.AESCBC != nil {
+				d.keysOf(p, p.AESCBC.Keys, 16, 24, 32)
+			}
+			if p.Secretbox != nil {
+				d.keysOf(p, p.Secretbox.Keys, 32)
+			}
+		}
+	}
+}
+
+func (d *doctor) keysOf(p provider, keys []localKey, sizes ...secretSize) {
+	const check, copied = "encryption-keys", "copy all keys of that provider from the EncryptionConfiguration that kube-apiserver has now, in the same order"
+	if len(keys) == 0 {
+		d.fail(check, "", "provider "+p.kind()+" has no keys: kube-apiserver refuses the file", copied)
+	}
+	for _, key := range keys {
+		if !slices.Contains(sizes, key.Secret) {
+			d.fail(check, "", fmt.Sprintf("provider %s, key %q: its secret is not the base64 of %s bytes: kube-apiserver refuses the file",
+				p.kind(), key.Name, strings.Trim(strings.ReplaceAll(fmt.Sprint(sizes), " ", ", "), "[]")), copied)
+		}
+	}
 }
 
 // ours reports whether the provider's endpoint is our socket; links on the way to the folder (/var/run) do not count.

@@ -127,7 +127,7 @@ func TestRequireKey(t *testing.T) {
 			{"secrets", "plain text", 1}, {"secrets", "undecodable", 1}, {"secrets", "under another key: old", 1},
 			{"secrets", "under another provider: secretbox:v1:k", 1},
 		}},
-		{"nothing found", &memory{}, "new", []string{"secrets"}, false, []evidence.Finding{{"", "no object at all was found in 1 places: is the prefix right?", 0}}},
+		{"nothing found", &memory{}, "new", []string{"secrets"}, false, []evidence.Finding{{"", "no object at all was found: is the prefix right?", 0}}},
 		{"a mistyped name over plain text", plain, "new", []string{"sercets"}, false, []evidence.Finding{{"sercets", "there is none; did you mean secrets?", 0}}},
 		{"a mistyped name beside a right one", clean, "new", []string{"secrets", "secret"}, false, []evidence.Finding{{"secret", "there is none; did you mean secrets?", 0}}},
 		{"the order does not matter", clean, "new", []string{"*.", "widgets.example.com"}, false, []evidence.Finding{{"widgets.example.com", "there is none", 0}, {"pods", "plain text", 1}}},
@@ -173,7 +173,7 @@ func TestNothingThere(t *testing.T) {
 	}{
 		"a prefix":   {m, evidence.ReportOptions{}, []evidence.Finding{{"", "no object at all is below /kubernetes.io: is the prefix right?", 0}}},
 		"a resource": {m, evidence.ReportOptions{Resources: []string{"*.apps", "pod"}}, []evidence.Finding{{"", "no object at all is below /kubernetes.io: is the prefix right?", 0}, {"pod", "there is none; did you mean pods?", 0}}},
-		"all":        {&memory{}, evidence.ReportOptions{}, []evidence.Finding{{"", "no object at all was found in 1 places: is the prefix right?", 0}}},
+		"all":        {&memory{}, evidence.ReportOptions{}, []evidence.Finding{{"", "no object at all was found: is the prefix right?", 0}}},
 		"allowed":    {m, evidence.ReportOptions{Resources: []string{"pod"}, AllowEmpty: true}, []evidence.Finding{}},
 	} {
 		if diff := cmp.Diff(c.want, build(t, c.opts, c.source).Findings); diff != "" {

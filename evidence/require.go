@@ -1,7 +1,6 @@
 package evidence
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -59,7 +58,7 @@ func (r *Report) RequireKey(required Required, allowEmpty bool) []Finding {
 	missing := absent(required.Resources, r.present())
 	switch {
 	case !allowEmpty && r.Objects == 0:
-		found = append(found, nothing(r))
+		found = append(found, nothing())
 	case !allowEmpty && len(missing) > 0:
 		found = append(found, noObject(missing)...)
 	case !allowEmpty && objects == 0:
@@ -153,7 +152,7 @@ func CheckResources(entries []string) error {
 // missing is about a report of which no key is required: the prefixes and the named resources without an object.
 func (t *tally) missing(r *Report, resources []string) []Finding {
 	if len(t.prefixes) == 0 {
-		return []Finding{nothing(r)}
+		return []Finding{nothing()}
 	}
 	var found []Finding
 	var prefixes []string
@@ -169,8 +168,8 @@ func (t *tally) missing(r *Report, resources []string) []Finding {
 }
 
 // nothing is the finding of a report that saw no object at all.
-func nothing(r *Report) Finding {
-	return Finding{Problem: fmt.Sprintf("no object at all was found in %d places: is the prefix right?", len(r.Sources))}
+func nothing() Finding {
+	return Finding{Problem: "no object at all was found: is the prefix right?"}
 }
 
 // notUnder are the findings of one resource.

@@ -11,6 +11,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/template"
@@ -84,6 +85,20 @@ func Short(name string) string {
 		}
 	}
 	return ""
+}
+
+// FileNames returns the names of the files of a manifest, in the order in which Render gives them.
+func FileNames(name string) []string {
+	var names []string
+	for _, m := range all() {
+		if m.name != name {
+			continue
+		}
+		for _, f := range m.files {
+			names = append(names, filepath.Base(f.path))
+		}
+	}
+	return names
 }
 
 // Render fills in the files of the manifest of that name. Errors say what in v does not fit, most with a hint.

@@ -108,7 +108,7 @@ func (c *command) runKeysBind(ctx context.Context, f *clusterFlags) error {
 	if len(on) == 0 {
 		return bindErr
 	}
-	_, err = fmt.Fprintf(c.out, "The ring %s belongs to the cluster %s, by %s.\n", cfg.KeyRing, uid, strings.Join(on, ", "))
+	_, err = fmt.Fprintf(c.out, "The ring %s belongs to the cluster %s: it is written on %s.\n", cfg.KeyRing, uid, strings.Join(on, ", "))
 	return errors.Join(bindErr, err)
 }
 

@@ -96,7 +96,7 @@ func (c *command) printMade(cfg *config.Config, made envelope.Version, bound bou
 		advice = " Copy it to " + others + ": no node writes under it until every token has it."
 	}
 	if on := strings.Join(bound.on("bound"), ", "); on != "" {
-		advice += " The ring belongs to the cluster " + bound.Cluster + ", by " + on + "."
+		advice += " The ring belongs to the cluster " + bound.Cluster + ": it is written on " + on + "."
 	}
 	_, err := fmt.Fprintf(c.out, "Made %s in the token %s.%s\n", made.ID, made.Tokens[0], advice)
 	return err

@@ -62,7 +62,7 @@ it until it is copied. The mark is in the key's CKA_ID: every node sees it, and 
 	flags.DurationVar(&f.activateIn, "activate-in", 15*time.Minute, "how long from now until the key becomes current")
 	flags.BoolVar(&f.printID, "print-id", false, "print label and CKA_ID for a vendor's tool instead of making a key")
 	flags.BoolVar(&f.another, "another", false, "make a key although one is pending")
-	flags.DurationVar(&f.olderThan, "if-older-than", 0, "make a key only if the current one is at least that old and none is pending")
+	flags.DurationVar(&f.olderThan, "if-older-than", 0, "make a key only if the current one is at least that old (90 days: 2160h) and none is pending")
 	flags.StringArrayVar(&f.without, "without-token", nil, "make an emergency key, because the token of this `name` cannot have it; may be given again")
 	return cmd
 }

@@ -103,8 +103,8 @@ func (flags *manifestFlags) add(cmd *cobra.Command, name string) {
     hsm-kms manifests kind --config config.yaml --file $file --output $file
   done`
 	}
-	if slices.Contains([]string{"systemd", "rotate-timer", "kubeadm", "kind"}, name) {
-		set.StringVar(&flags.file, "file", "", "only the file of this name")
+	if names := manifests.FileNames(name); len(names) > 1 {
+		set.StringVar(&flags.file, "file", "", "only the file of this `name`: "+strings.Join(names, ", "))
 	}
 }
 
@@ -175,6 +175,9 @@ func (c *command) deliver(name string, files []manifests.File, flags *manifestFl
 		}
 		names = append(names, filepath.Base(f.Path))
 	}
+	if flags.file != "" {
+		return noSuchFile(flags.file, names)
+	}
 	return hint.Wrap(errors.New("--output takes one file, and this manifest has several"), "add --file with one of "+strings.Join(names, ", "))
 }
 
@@ -189,10 +192,14 @@ func (c *command) writeManifest(name string, content []byte, flags *manifestFlag
 			return err
 		}
 	}
-	if err := atomicfile.Replace(flags.output, content, perm); err != nil {
+	err := atomicfile.Replace(flags.output, content, perm)
+	if errors.Is(err, fs.ErrNotExist) {
+		return hint.Wrap(err, "make the folder first: install -d "+filepath.Dir(flags.output))
+	}
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(c.errOut, "wrote %s\n", flags.output)
+	_, err = fmt.Fprintf(c.errOut, "wrote %s\n", flags.output)
 	return err
 }
 
@@ -240,7 +247,11 @@ func (c *command) printFiles(files []manifests.File, only string) error {
 		}
 	}
 	if only != "" {
-		return hint.Wrap(errors.New("there is no file "+only+" in this manifest"), "one of "+strings.Join(names, ", "))
+		return noSuchFile(only, names)
 	}
 	return nil
+}
+
+func noSuchFile(name string, names []string) error {
+	return hint.Wrap(errors.New("there is no file "+name+" in this manifest"), "give --file one of "+strings.Join(names, ", "))
 }

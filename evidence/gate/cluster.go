@@ -27,7 +27,7 @@ func (c *Case) clusters(v *verdict) {
 		v.against(who, "etcd holds several clusters: %s", names(now))
 	case c.Accepted.SoleCluster:
 	case c.Cluster == "":
-		v.against("bind it to its cluster: hsm-kms keys bind; or see that no other cluster's configuration names this ring, and that no etcd but this one has anything under it, then say so: --sole-cluster",
+		v.against("bind it to its cluster: hsm-kms keys bind --kubeconfig FILE; or see that no other cluster's configuration names this ring, and that no etcd but this one has anything under it, then say so: --sole-cluster",
 			"the ring is bound to no cluster: another one may use its keys")
 	case len(now) == 0 || unknown:
 		v.against("name the --prefix and the etcd that hold the namespaces; where they are encrypted, see that this is the cluster's etcd, then say so: --sole-cluster",
@@ -45,7 +45,7 @@ func (c *Case) clocks(v *verdict) {
 		return
 	}
 	if left := c.Pending.Activation.Sub(latest); left < c.Pending.Margin {
-		v.against("set the clocks of all nodes right; let the key become current and rotate again",
+		v.against("let the key become current and rotate again; a clock that is ahead: set it right",
 			"the clock of a control-plane node said %s when it renewed its Lease: by it %s, and within %s of that it may have written under the key",
 			second(latest), becomes(left), c.Pending.Margin)
 	}

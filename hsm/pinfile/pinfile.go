@@ -81,7 +81,7 @@ func Resolve(pinFile string) (string, error) {
 	if dir == "" || !filepath.IsLocal(pinFile) {
 		return "", hint.Wrap(fmt.Errorf("resolving pinFile %q: %w: a relative name means a systemd credential, and there is none",
 			pinFile, ErrAbsent),
-			"give an absolute path, or LoadCredential=NAME:FILE in the unit and that NAME in pinFile")
+			"in a shell, run the command as the unit does: hsm-kms-as-plugin COMMAND; in the unit: LoadCredential=NAME:FILE, with that NAME in pinFile; without systemd give an absolute path")
 	}
 	return filepath.Join(dir, pinFile), nil
 }

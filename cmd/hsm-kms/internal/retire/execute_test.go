@@ -217,7 +217,7 @@ func TestPlanHash(t *testing.T) {
 	// The plan was made with this, and is base now.
 	for differs, change := range map[string]func(*Content){
 		"now sole-cluster is accepted, too":                 func(c *Content) { c.Accepted = []string{} },
-		"no-etcd was accepted then, and is not now":         func(c *Content) { c.Accepted = []string{"no-etcd", "sole-cluster"} },
+		"no-etcd was accepted then, and is not now":         func(c *Content) { c.Accepted, c.Etcd = []string{"no-etcd", "sole-cluster"}, []Etcd{} },
 		"a snapshot more is named now, SHA-256 b":           func(c *Content) { c.Snapshot = c.Snapshot[:1] },
 		"n is current now, and was pending":                 func(c *Content) { c.Ring[1].State = "pending" },
 		"n is in the ring now":                              func(c *Content) { c.Ring = c.Ring[:1] },

@@ -154,6 +154,9 @@ func (p *Plan) variants() []variant {
 			add(accepted+" was accepted then, and is not now", func(c *Content) {
 				c.Accepted = append(c.Accepted, accepted)
 				slices.Sort(c.Accepted)
+				if accepted == "no-etcd" {
+					c.Etcd = []Etcd{} // it was not read
+				}
 			})
 		}
 	}

@@ -79,7 +79,7 @@ type Reading struct {
 	Members []Member `json:"members,omitempty"`
 	// ClusterUIDs are the UIDs of the kube-system namespaces below Prefixes, which name the Kubernetes clusters that keep
 	// their objects here; UnknownCluster stands for a namespace that is encrypted or cannot be decoded.
-	ClusterUIDs []string `json:"clusterUIDs"`
+	ClusterUIDs []string `json:"clusterUIDs,omitzero"` // nil: not looked for, as by a verification
 	// Clock is the newest renewTime of a Lease in kube-system, RFC 3339: what the clock of the control-plane node said
 	// that is furthest ahead. Empty: there is no such Lease in plain text.
 	Clock string   `json:"clock,omitempty"`

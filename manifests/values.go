@@ -175,7 +175,7 @@ func (v *Values) checkEncryption() error {
 	case v.From == "identity":
 		return hint.Wrap(errors.New("--from identity: identity does not encrypt"), "use --plaintext")
 	case v.From != "" && !v.FromLocal() && !strings.HasPrefix(v.FromEndpoint, "unix:///"):
-		return hint.Wrap(fmt.Errorf("--from %s: the KMS plugin of that name needs its endpoint", v.From),
+		return hint.Wrap(fmt.Errorf("--from %s: no endpoint unix:///... of the KMS plugin of that name is given", v.From),
 			"add --from-endpoint unix:///..., as it stands in the present EncryptionConfiguration")
 	case v.FromLocal() && v.FromEndpoint != "":
 		return fmt.Errorf("--from-endpoint: %s is no KMS plugin", v.From)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,6 +63,10 @@ func acceptUnreadable(flags *pflag.FlagSet, ranges *[]string) {
 }
 
 func (c *command) runReport(ctx context.Context, f *reportFlags) error {
+	if len(f.accepted) > 0 && f.requireKey == "" && f.encryptionConfig == "" {
+		return hint.Wrap(errors.New("--accept-unreadable accepts nothing: without a requirement, a range that could not be read is no finding"),
+			"add --require-key or --encryption-config; a report for keys retire takes no acceptance: say it to keys retire")
+	}
 	opts := evidence.ReportOptions{AllowEmpty: f.allowEmpty}
 	if err := checkResources(f.resources); err != nil {
 		return err
@@ -98,6 +103,11 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 	}
 	if f.requireKey != "" || expected != nil {
 		report.RequireRead(f.accepted)
+		for _, named := range f.accepted {
+			if !slices.Contains(report.Accepted, named) {
+				fmt.Fprintf(c.errOut, "hsm-kms: warning: --accept-unreadable %s: no range of this name was unreadable; copy it from unreadable in the JSON, FROM..TO\n", evidence.Printable(named))
+			}
+		}
 	}
 	if err := c.printReport(report); err != nil {
 		return err

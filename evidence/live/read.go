@@ -84,7 +84,7 @@ func (r *reader) finish() evidence.Reading {
 		if len(text) > shown {
 			text = text[:shown] + "..."
 		}
-		reading.Notes = append(reading.Notes, "this client of etcd may not read all keys: what an API server keeps in "+text+" was not seen")
+		reading.Notes = append(reading.Notes, "this client of etcd may not read all keys: what an API server keeps in the ranges (FROM..TO) "+text+" was not seen")
 	}
 	return *reading
 }

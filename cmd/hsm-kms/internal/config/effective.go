@@ -62,7 +62,7 @@ func (c *Config) Warnings() []string {
 		"keyRing is "+PlaceholderRing+", as in the samples: a ring belongs to one cluster, and another cluster that copied them shares its keys")
 	warn(c.Socket.Mode == 0o660 && c.Socket.Group == "",
 		"socket.mode 0660 without socket.group: the file is open to our own group, and none of it is let in unless allowedUIDs has it")
-	warn(len(c.RefuseKeys) > 0, fmt.Sprintf("refuseKeys: %d key_ids are refused, what is still under them cannot be read", len(c.RefuseKeys)))
+	warn(len(c.RefuseKeys) > 0, fmt.Sprintf("refuseKeys names %d: what is still under these keys cannot be read", len(c.RefuseKeys)))
 	warn(c.AllowImportedKeys, "allowImportedKeys: keys are served of which copies may exist outside the token")
 	warn(c.AllowUnsafeModulePath, "allowUnsafeModulePath: a module is loaded that others may be able to replace")
 	warn(c.HTTP.Address != "" && !loopback(c.HTTP.Address),

@@ -20,7 +20,7 @@ func (d *doctor) cluster(ctx context.Context, set *hsm.Set) {
 	}
 	if d.ClusterUIDs == nil {
 		if bound == "" {
-			d.pass(check, "", "the ring is bound to no cluster, so that keys retire cannot compare it with etcd")
+			d.pass(check, "", "the ring is bound to no cluster, so that keys retire cannot compare it with etcd: hsm-kms keys bind -h")
 			return
 		}
 		d.pass(check, "", "the ring belongs to the cluster "+bound+"; etcd was not named, to be compared")
@@ -32,7 +32,7 @@ func (d *doctor) cluster(ctx context.Context, set *hsm.Set) {
 	case err != nil:
 		d.warn(check, "", fmt.Sprintf("which cluster etcd holds is not known: %v", err), "see --endpoints, --cacert, --cert and --key")
 	case bound == "":
-		d.pass(check, "", "the ring is bound to no cluster, so that it cannot be compared with etcd")
+		d.pass(check, "", "the ring is bound to no cluster, so that it cannot be compared with etcd: hsm-kms keys bind -h")
 	case len(others) > 0:
 		d.warn(check, "", evidence.OtherCluster(bound, others), who)
 	case !slices.Contains(held, bound):

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -128,7 +129,11 @@ func (d *doctor) configuration() bool {
 		d.refuse = append(d.refuse, id)
 	}
 	for _, warning := range cfg.Warnings() {
-		d.warn(check, "", warning, "leave it if it is meant; docs/configuration.md says what it costs")
+		advice := "leave it if it is meant; docs/configuration.md says what it costs"
+		if strings.HasPrefix(warning, "keyRing is "+config.PlaceholderRing+",") {
+			advice = "as long as the ring has no key, name it after its cluster on every node; a ring that is in use keeps its name, which is part of every key_id"
+		}
+		d.warn(check, "", warning, advice)
 	}
 	d.configurationFolder(check)
 	d.pass(check, "", fmt.Sprintf("%s: ring %s, profile %s, %s", d.ConfigPath, cfg.KeyRing, cfg.Profile, count(len(cfg.Tokens), "token")))

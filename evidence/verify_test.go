@@ -107,6 +107,8 @@ func TestVerifyFailures(t *testing.T) {
 	}
 	if data, err := json.Marshal(v); err != nil || strings.Contains(string(data), "canary") {
 		t.Errorf("the outcome holds plaintext: %s, %v", data, err)
+	} else if strings.Contains(string(data), "clusterUIDs") {
+		t.Errorf("a verification does not look for clusters, and says which there are: %s", data)
 	}
 }
 

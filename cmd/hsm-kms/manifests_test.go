@@ -37,7 +37,7 @@ http: {address: 127.0.0.1:1234}
 		{[]string{"static-pod"}, 2, []string{"systemd credential", "hint: give pinFile an absolute path"}},
 		{[]string{"systemd"}, 0, []string{"# file: /etc/systemd/system/hsm-kms.service\n", "--config " + path, "LoadCredential=hsm-pin:", "SocketGroup=1234\n", "SocketMode=0660\n"}},
 		{[]string{"systemd", "--file", "hsm-kms.socket"}, 0, []string{"ListenStream=/run/elsewhere/kms.sock\n"}},
-		{[]string{"systemd", "--file", "nonsense"}, 2, []string{"hint: one of hsm-kms.service, hsm-kms.socket"}},
+		{[]string{"systemd", "--file", "nonsense"}, 2, []string{"hint: give --file one of hsm-kms.service, hsm-kms.socket"}},
 		{[]string{"rotate-timer"}, 0, []string{"# file: /etc/systemd/system/hsm-kms-rotate.service\n", "keys rotate --if-older-than 2160h --config " + path, "LoadCredential=hsm-pin:", "# file: /etc/systemd/system/hsm-kms-rotate.timer\n"}},
 		{[]string{"rotate-timer", "--file", "hsm-kms-rotate.timer"}, 0, []string{"OnCalendar=daily\n"}},
 		{[]string{"kubeadm", "--path", "/etc/x/enc.yaml"}, 0, []string{"--encryption-provider-config=/etc/x/enc.yaml"}},

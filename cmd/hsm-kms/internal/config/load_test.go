@@ -233,7 +233,7 @@ func TestWarnings(t *testing.T) {
 		"audit: {path: ''}":                  "audit.path is empty",
 		"allowImportedKeys: true":            "allowImportedKeys",
 		"allowUnsafeModulePath: true":        "allowUnsafeModulePath",
-		"refuseKeys: [a]":                    "refuseKeys: 1 key_ids",
+		"refuseKeys: [a]":                    "refuseKeys names 1: ",
 		"socket: {mode: '0660'}":             "socket.mode 0660 without socket.group",
 	} {
 		got := parse(t, minimal+line+"\n").Warnings()

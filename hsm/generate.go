@@ -170,6 +170,13 @@ func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bo
 		if !refusesTemplate(err) || i == len(choices)-1 {
 			return i, fmt.Errorf("generating a key: %w", err)
 		}
+		if !stays {
+			continue
+		}
+		// A token may have made what it refuses: another one would be a second key with the same CKA_ID.
+		if now, lookErr := m.t.look(ctx); lookErr != nil || now.find(m.ckaID) != nil {
+			return i, errors.Join(fmt.Errorf("generating a key: %w", err), lookErr)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/hsm"
@@ -76,6 +77,9 @@ func (c *command) runKeysBind(ctx context.Context, f *clusterFlags) error {
 	cfg, err := c.load()
 	if err != nil {
 		return err
+	}
+	if err := doctor.MayMakeObjects(cfg); err != nil {
+		return finding(err)
 	}
 	uid, err := f.cluster(ctx)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -42,6 +43,9 @@ func (c *command) runKeysCreate(ctx context.Context, f *clusterFlags) error {
 	if cfg.KeyRing == config.PlaceholderRing {
 		return finding(hint.Wrap(fmt.Errorf("keyRing is %s, the placeholder of the samples: clusters that share a ring share its keys", cfg.KeyRing),
 			"name the ring after its cluster, in keyRing of the configuration of every node"))
+	}
+	if err := doctor.MayMakeObjects(cfg); err != nil {
+		return finding(err)
 	}
 	uid, err := f.cluster(ctx)
 	if err != nil {

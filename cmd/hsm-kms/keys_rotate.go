@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -104,6 +105,9 @@ func (c *command) rotate(ctx context.Context, f *rotateFlags) error {
 	}
 	if err := f.check(cfg); err != nil {
 		return err
+	}
+	if err := doctor.MayMakeObjects(cfg); err != nil && !f.printID {
+		return finding(err)
 	}
 	unlock, err := lockKeys(cfg.StateDir)
 	if err != nil {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
 
 // Commands that root runs work in the stateDir of the service's user, and all that they leave is that user's: the lock of
@@ -88,5 +91,27 @@ func TestObjectThatDoesNotFit(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); err == nil {
 		t.Error("a part of the object is there")
+	}
+}
+
+// What root makes on a SoftHSM token is in files of root's, which the service does not see: no key is made.
+func TestRootMakesNoKeyOnTheSoftHSMOfTheService(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("two users need root")
+	}
+	token, dir := softhsm.ForTest(t, "k8s"), t.TempDir()
+	state, path := filepath.Join(dir, "state"), filepath.Join(dir, "config.yaml")
+	text := fmt.Sprintf("apiVersion: hsm-kms/v1\nkind: PluginConfiguration\nkeyRing: kube-secrets\nstateDir: %q\nsocket: {path: %q, allowedUIDs: [0]}\n"+
+		"tokens: [{name: hsm-a, module: %q, label: k8s, pinFile: %q}]\n", state, filepath.Join(dir, "s"), token.Module, token.PINFile)
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Mkdir(state, 0o700), os.Chown(state, 54321, 54321)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"create"}, {"rotate"}, {"bind", "--cluster", clusterA}} {
+		var out, errOut bytes.Buffer
+		code := run(t.Context(), append(append([]string{"keys"}, args...), "--config", path), &out, &errOut)
+		if code != 1 || !strings.Contains(errOut.String(), "what root makes on a SoftHSM token is in files that it cannot read\nhint: run this as the plugin's user") {
+			t.Errorf("keys %v: exit %d: %s", args, code, errOut.String())
+		}
 	}
 }

@@ -140,22 +140,25 @@ func testWrongPIN(t *testing.T, n *node) {
 	}
 }
 
-// testFilesOfRoot: what root makes in stateDir the plugin can use; what root makes in a SoftHSM folder it cannot, and doctor
-// says so.
+// testFilesOfRoot: what root makes in stateDir the plugin can use; what root makes in a SoftHSM folder it cannot: no
+// key is made there, and doctor names other files.
 func testFilesOfRoot(t *testing.T, n *node) {
 	n.sh(t, "systemctl stop hsm-kms.socket hsm-kms.service; rm -f /var/lib/hsm-kms/*; CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms doctor || true; systemctl start hsm-kms.service")
 	n.healthy(t)
 	if out := n.sh(t, "find /var/lib/hsm-kms -not -user hsm-kms"); out != "" {
 		t.Errorf("not the plugin's own:\n%s", out)
 	}
-	n.sh(t, "CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms keys rotate --activate-in 720h")
-	out, code := n.try(t, "hsm-kms-as-plugin doctor; CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms doctor")
+	out, code := n.try(t, "CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms keys rotate --activate-in 720h")
+	if code != 1 || !strings.Contains(out, "hsm-kms-as-plugin") {
+		t.Errorf("keys rotate: exit code %d:\n%s", code, out)
+	}
+	n.sh(t, "umask 077 && echo > /var/lib/softhsm/tokens/root.object")
+	out, code = n.try(t, "hsm-kms-as-plugin doctor; CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms doctor")
 	if code != 1 || !strings.Contains(out, "chown -R hsm-kms") {
 		t.Errorf("doctor: exit code %d:\n%s", code, out)
 	}
 	n.sh(t, "chown -R hsm-kms: /var/lib/softhsm/tokens && CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms doctor")
-	pending := n.sh(t, "hsm-kms-as-plugin keys list | awk '$1 == \"pending\" {print $3}'")
-	n.sh(t, "hsm-kms-as-plugin keys retire --yes --no-etcd "+strings.TrimSpace(pending))
+	n.sh(t, "rm /var/lib/softhsm/tokens/root.object")
 }
 
 // testRotationAsPlugin: one rotation with the plugin running, no restart.

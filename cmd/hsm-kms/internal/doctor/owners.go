@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
@@ -31,7 +32,7 @@ func (d *doctor) owners() {
 		return // root reads everything; a stateDir that cannot be looked at is a finding of its own
 	}
 	paths := []string{d.cfg.StateDir}
-	if slices.ContainsFunc(d.cfg.Tokens, func(t config.Token) bool { return strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") }) {
+	if usesSoftHSM(d.cfg) {
 		paths = append(paths, softHSMTokens()...)
 	}
 	if d.cfg.Audit.Path != "" {
@@ -53,6 +54,21 @@ func (d *doctor) owners() {
 	if bad == 0 {
 		d.pass(check, "", fmt.Sprintf("uid %d, the plugin's user, can read what it keeps: %s", uid, strings.Join(paths, ", ")))
 	}
+}
+
+// MayMakeObjects refuses to let root make an object on a token whose module keeps it in files of root's own, where the plugin
+// has another user: the plugin would never see it, and nothing would say so. The error has a hint.
+func MayMakeObjects(cfg *config.Config) error {
+	owner, err := ownedfile.FolderOwner(cfg.StateDir)
+	if err != nil || os.Geteuid() != 0 || owner == 0 || !usesSoftHSM(cfg) {
+		return nil // a stateDir that cannot be looked at is an error of its own
+	}
+	return hint.Wrap(fmt.Errorf("stateDir belongs to %s, the plugin's user: what root makes on a SoftHSM token is in files that it cannot read", userName(owner)),
+		"run this as the plugin's user: docs/install.md has hsm-kms-as-plugin")
+}
+
+func usesSoftHSM(cfg *config.Config) bool {
+	return slices.ContainsFunc(cfg.Tokens, func(t config.Token) bool { return strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") })
 }
 
 // pluginUID is the user that the plugin runs as: our own, or, for root, the owner of stateDir, which the plugin's service

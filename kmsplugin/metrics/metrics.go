@@ -37,7 +37,7 @@ func New(version, commit string) *Metrics {
 	m.registry.MustRegister(build,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(gauge("go_goroutines", "Goroutines.")),
 			func() float64 { return float64(runtime.NumGoroutine()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(gauge("go_threads", "Threads of the operating system; every hung PKCS#11 call holds one.")), threads),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(gauge("go_threads", "Threads of the operating system that this process has made, without those of its workers.")), threads),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: namespace}),
 	)
 	m.calls.register(m.registry)

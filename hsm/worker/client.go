@@ -12,9 +12,10 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
-// Client is a worker's library as p11.API. For says how long its calls may take; without it they take what they take.
+// Client is a worker's library as p11.API. For says how long its calls may take; without it they have no limit.
 //
-// Concurrency: as p11.API says. Calls other than those of a session are made one after the other.
+// Concurrency: as p11.API says. At most maxAsked calls other than the operations of a session are under way at once; one
+// more is overdue at once.
 type Client struct {
 	*process
 	ctx   context.Context // nil: none
@@ -23,7 +24,7 @@ type Client struct {
 
 var _ p11.API = (*Client)(nil)
 
-// For is the same worker, for calls of which each is overdue after limit, and all are when ctx ends.
+// For is the same worker with limits: each call is overdue after limit, and every one when ctx ends.
 func (c *Client) For(ctx context.Context, limit time.Duration) *Client {
 	return &Client{process: c.process, ctx: ctx, limit: limit}
 }

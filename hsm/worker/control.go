@@ -9,38 +9,38 @@ import (
 // maxAsked bounds the control requests that are under way.
 const maxAsked = 16
 
-// asking is a control request that has not been answered.
-type asking struct {
+// exchange is a control request and its answer to come.
+type exchange struct {
 	header   header
 	began    time.Time
 	session  p11.Session   // that the calls are made on; 0: none
-	result   chan asked    // holds the one value that comes
+	result   chan outcome  // holds the one value that comes
 	returned chan struct{} // closed when it has come
 }
 
-func (a *asking) finish(got asked) {
+func (a *exchange) finish(got outcome) {
 	a.result <- got
 	close(a.returned)
 }
 
-// asked is what a control request came to.
-type asked struct {
+// outcome is an answer, or the error in its place.
+type outcome struct {
 	answer answer
 	err    error
 }
 
 // send sends a request. Its result comes when there is an answer, or when there can be none.
-func (p *process) send(q *request) *asking {
-	a := &asking{began: time.Now(), session: q.Session, result: make(chan asked, 1), returned: make(chan struct{})}
+func (p *process) send(q *request) *exchange {
+	a := &exchange{began: time.Now(), session: q.Session, result: make(chan outcome, 1), returned: make(chan struct{})}
 	p.mu.Lock()
 	switch {
 	case p.gone:
 		p.mu.Unlock()
-		a.finish(asked{err: p.lost()})
+		a.finish(outcome{err: p.lost()})
 		return a
 	case len(p.asked) >= maxAsked:
 		p.mu.Unlock()
-		a.finish(asked{err: &p11.Overdue{Function: string(q.Operation), Returned: a.returned}})
+		a.finish(outcome{err: &p11.Overdue{Function: string(q.Operation), Returned: a.returned}})
 		return a
 	}
 	p.sequence++
@@ -51,13 +51,13 @@ func (p *process) send(q *request) *asking {
 	p.writing.Lock()
 	defer p.writing.Unlock()
 	if err := writeFrame(p.control, q); err != nil {
-		_ = p.control.Close() // hear says so to all who wait
+		_ = p.control.Close() // readAnswers says so to all who wait
 	}
 	return a
 }
 
-// hear delivers the answers until there are no more.
-func (p *process) hear() {
+// readAnswers delivers the answers until there are no more.
+func (p *process) readAnswers() {
 	for {
 		var a answer
 		if err := readFrame(p.control, &a); err != nil {
@@ -70,11 +70,11 @@ func (p *process) hear() {
 	p.mu.Lock()
 	p.gone = true
 	left := p.asked
-	p.asked = map[uint64]*asking{}
+	p.asked = map[uint64]*exchange{}
 	p.mu.Unlock()
 	err := p.lost()
 	for _, a := range left {
-		a.finish(asked{err: err})
+		a.finish(outcome{err: err})
 		p.noteReturned(a)
 	}
 }
@@ -91,7 +91,7 @@ func (p *process) deliver(a *answer) bool {
 	for _, made := range a.Calls {
 		p.cfg.Hook(made.Function, made.RV, made.Took)
 	}
-	to.finish(asked{*a, a.Failed.unwrap()})
+	to.finish(outcome{*a, a.Failed.unwrap()})
 	p.noteReturned(to)
 	return true
 }

@@ -16,8 +16,8 @@
 //
 // Three descriptors: control, lanes and the critical lock.
 //
-// The control socket carries frames: four bytes of length and a JSON message, at most frameLimit bytes, one request at a
-// time. Everything that is not an operation of a session goes there (frame.go).
+// The control socket carries frames: four bytes of length and a JSON message, at most frameLimit bytes. At most maxAsked
+// requests are under way at once, because one may hang; their answers come in any order. Everything that is not an operation of a session goes there (frame.go).
 //
 // A lane is a stream socket of its own for each session (lane.go, and p11/lane.h for the layout). The program makes a
 // pair and hands one end over on the lanes socket; the worker answers it with a loop in C: receive, C_...Init and the
@@ -29,10 +29,11 @@
 // # Ends
 //
 // The worker ends when the program does: it watches the lanes socket, and the kernel closes the other end of that however
-// the program ends. No parent-death signal: it goes by threads, and it would kill inside C_Login.
+// the program ends. A parent-death signal would not do: the end of a thread sends it too, and it would kill
+// inside C_Login.
 //
 // The critical lock is a lock on a file that only these two processes have. The worker holds it around C_Login and every
 // call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. The one who ends a worker takes
-// the lock first, and kills while holding it. A call that hangs under the lock holds it forever, so the wait is bounded by
-// ConnectTimeout. The worker begins no such call when the program has ended.
+// the lock first, and kills while holding it. A call that hangs keeps the lock, so the wait is bounded by ConnectTimeout.
+// The worker begins no such call when the program has ended.
 package worker

@@ -16,7 +16,7 @@ var passed = [...]string{
 	"VAULT_*", "AZURE_*", "AWS_*", "GRPC_*", "KUBERNETES_*",
 }
 
-// withheld are the variables that are not for a worker: systemd's and Go's speak of the process that got them.
+// withheld are the variables that are not for a worker: systemd's and Go's concern the process that got them.
 var withheld = [...]string{
 	"NOTIFY_SOCKET", "LISTEN_*", "WATCHDOG_*", "MAINPID", "MANAGERPID", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_*",
 	"MEMORY_PRESSURE_*", "FDSTORE", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CACHE_DIRECTORY", "LOGS_DIRECTORY",

@@ -28,7 +28,7 @@ const maxCalls = 64
 // errProtocol: the other side does not keep to the protocol. It is a fault of the program or an attack, and ends the worker.
 var errProtocol = errors.New("the message is not one of the protocol")
 
-// operation is what a control request asks for.
+// operation names a control request, by its PKCS#11 function where it has one: errors and logs show it.
 type operation string
 
 const (

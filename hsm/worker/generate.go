@@ -50,7 +50,7 @@ func (s *server) openMaker(library *p11.Library, slot uint, file pinfile.Identit
 		return errors.New("calls are under way")
 	}
 	if s.initialized.Swap(false) {
-		if err := library.Finalize(); err != nil { // crypto11 wants to be the first
+		if err := library.Finalize(); err != nil { // crypto11 fails unless it initialises the module itself
 			return err
 		}
 	}

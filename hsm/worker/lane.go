@@ -13,7 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// lane is this program's end of a session. One call at a time, as for a session.
+// lane is this program's end of a session. One goroutine at a time may use it, as for a session.
 type lane struct {
 	p        *process
 	conn     net.Conn
@@ -28,8 +28,7 @@ type lane struct {
 	gone    atomic.Bool   // the session behind it is gone
 	closed  chan struct{} // closed when the lane is
 	settled chan struct{}
-	answer  laneAnswer // of the call that was overdue; its output is wiped
-	err     error
+	err     error // of the call that was overdue; read it when settled is closed
 }
 
 // newLane hands one end of a socket pair to the worker.
@@ -65,7 +64,7 @@ func (l *lane) drop(s p11.Session) {
 	}
 }
 
-// functions are the PKCS#11 calls that an operation comes to.
+// functions are the PKCS#11 calls that an operation makes.
 func functions(op uint32) []string {
 	switch op {
 	case laneOpen:
@@ -80,8 +79,8 @@ func functions(op uint32) []string {
 	return []string{"C_SignInit", "C_Sign"}
 }
 
-// call sends q and waits for its answer until the time is up; zero: forever. The answer's output is in l.buf: the caller
-// copies and wipes it.
+// call sends q and waits for its answer until the time is up; zero: without a limit. *p11.Overdue: the call goes on. The
+// answer's output is in l.buf: the caller copies and wipes it.
 func (l *lane) call(until time.Time, q laneRequest) (laneAnswer, error) {
 	if l.busy.Load() {
 		return laneAnswer{}, &p11.Overdue{Function: functions(q.operation)[0], Returned: l.settled}
@@ -165,8 +164,7 @@ func (l *lane) abandon(q laneRequest, began time.Time) {
 			err = l.p.lost()
 		}
 		clear(l.buf[:])
-		a.out = nil
-		l.answer, l.err = a, err
+		l.err = err
 		l.p.noteReturned(l)
 		l.busy.Store(false)
 		close(settled)

@@ -62,10 +62,10 @@ type process struct {
 	writing sync.Mutex // held while a request is written to control
 
 	mu       sync.Mutex
-	sequence uint64             // of the last control request
-	asked    map[uint64]*asking // those that have not been answered
-	gone     bool               // no more answers come
-	closed   bool               // this program's ends are closed
+	sequence uint64               // of the last control request
+	asked    map[uint64]*exchange // those that have not been answered
+	gone     bool                 // no more answers come
+	closed   bool                 // this program's ends are closed
 	all      map[*lane]struct{}
 	sessions map[p11.Session]*lane
 	overdue  map[any]time.Time // calls that no one waits for any more, and when they began
@@ -73,7 +73,7 @@ type process struct {
 
 	ending atomic.Bool   // this program ends it
 	ended  chan struct{} // closed when it has ended
-	how    error         // wraps p11.ErrEnded; set before ended is closed
+	why    error         // why it has ended: wraps p11.ErrEnded; set before ended is closed
 }
 
 // Start starts a worker and has it load the library. The caller ends the client's worker.
@@ -126,7 +126,7 @@ func spawn(cfg Config) (*process, error) {
 			Stdout: outputEnd, Stderr: outputEnd, ExtraFiles: []*os.File{controlEnd, lanesEnd, critical},
 			SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 		},
-		asked: map[uint64]*asking{}, all: map[*lane]struct{}{}, sessions: map[p11.Session]*lane{},
+		asked: map[uint64]*exchange{}, all: map[*lane]struct{}{}, sessions: map[p11.Session]*lane{},
 		overdue: map[any]time.Time{}, ended: make(chan struct{}),
 	}
 	err = p.cmd.Start()
@@ -138,7 +138,7 @@ func spawn(cfg Config) (*process, error) {
 	}
 	go drain(output, p.ended, cfg.Log)
 	cfg.Group.add(p)
-	go p.hear()
+	go p.readAnswers()
 	go p.watch()
 	return p, nil
 }
@@ -154,7 +154,7 @@ func (p *process) watch() {
 		status = err.Error()
 	}
 	during := p.during()
-	p.how = fmt.Errorf("%w: %s, during %s", p11.ErrEnded, status, during)
+	p.why = fmt.Errorf("%w: %s, during %s", p11.ErrEnded, status, during)
 	if !p.ending.Load() {
 		p.cfg.Log.Error("the process of the PKCS#11 module has ended by itself", "module", p.cfg.Module, "status", status, "during", during,
 			"hint", "the library crashed or ended it: see its own log, and ask its vendor; the plugin goes on")
@@ -199,7 +199,7 @@ func (p *process) close() {
 func (p *process) lost() error {
 	select {
 	case <-p.ended:
-		return p.how
+		return p.why
 	case <-time.After(lostWait):
 	}
 	go p.kill()
@@ -213,7 +213,7 @@ const lostWait = 200 * time.Millisecond
 func (p *process) Ended() <-chan struct{} { return p.ended }
 
 // Why is what ended it, once Ended is closed. It wraps p11.ErrEnded.
-func (p *process) Why() error { return p.how }
+func (p *process) Why() error { return p.why }
 
 // Hanging counts the calls that have not returned for longer than limit and that no one waits for, and says when the
 // latest of them began.

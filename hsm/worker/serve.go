@@ -44,7 +44,7 @@ func Main() error {
 		return fmt.Errorf("running as a worker: %w", err)
 	}
 	go s.serveLanes()
-	_ = s.serveControl() // whatever it is, the program is gone or does not keep to the protocol
+	_ = s.serveControl() // any error means that the program is gone or does not keep to the protocol
 	s.leave()
 	return nil
 }
@@ -87,8 +87,8 @@ func newServer() (*server, error) {
 	return s, err
 }
 
-// leave ends the process: the program that it serves is gone. It waits for a call under the critical lock, but not for
-// ever.
+// leave ends the process, because the program that it serves is gone. It waits at most connectTimeout for a call under the
+// critical lock.
 func (s *server) leave() {
 	go func() {
 		time.Sleep(time.Duration(max(s.connectTimeout.Load(), int64(time.Second))))
@@ -227,7 +227,7 @@ func (s *server) end(q *request) {
 	unix.Exit(0)
 }
 
-// do makes the calls of a request.
+// do makes the calls of a request and reports each of them in the answer.
 func (s *server) do(q *request) *answer {
 	a, loaded := &answer{}, s.library.Load()
 	switch {
@@ -344,7 +344,7 @@ func (s *server) underLock(f func() error) error {
 	return err
 }
 
-// buildID tells this program's file from any other: both processes run the same one.
+// buildID identifies this program's file. Both processes must run the same one, because the protocol has no version.
 func buildID() (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(programPath(), &st); err != nil {

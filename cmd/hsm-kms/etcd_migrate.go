@@ -55,7 +55,7 @@ writes under it; 2 when it could not be found out.`,
 	flags.StringVar(&f.requireKey, "require-key", currentKey, "`KEYID` under which everything is to be, or \"current\"")
 	flags.StringSliceVar(&f.opts.Resources, "resources", f.opts.Resources, "what to migrate, as an EncryptionConfiguration names it")
 	flags.BoolVar(&f.opts.AllowEmpty, "allow-empty", false, "a resource of --resources without any object is no finding")
-	acceptUnreadable(flags, &f.opts.Accepted)
+	acceptUnreadable(cmd, &f.opts.Accepted)
 	flags.StringVar(&f.opts.Namespace, "namespace", f.opts.Namespace, "where the Secrets and ConfigMaps are made and deleted that show what an API server writes")
 	flags.Float64Var(&f.opts.Rate, "rate", f.opts.Rate, "objects per second at most, over all API servers")
 	flags.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "requests at a time")

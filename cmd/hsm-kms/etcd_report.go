@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -52,14 +51,14 @@ that was named and has no object, an encrypted object of no known resource. Exit
 	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, or \"current\"")
 	flags.StringSliceVar(&f.resources, "resources", nil, "which resources --require-key is about (default secrets); without it, what to report on (default all)")
 	flags.BoolVar(&f.allowEmpty, "allow-empty", false, "a resource or --prefix without any object is no finding")
-	acceptUnreadable(flags, &f.accepted)
+	acceptUnreadable(cmd, &f.accepted)
 	flags.StringVar(&f.encryptionConfig, "encryption-config", "", "exit 1 unless everything is as this EncryptionConfiguration `file` would write it")
 	return cmd
 }
 
 // acceptUnreadable is for commands that require something of what etcd holds.
-func acceptUnreadable(flags *pflag.FlagSet, ranges *[]string) {
-	flags.StringArrayVar(ranges, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, matters to the requirement; recorded; may be given again")
+func acceptUnreadable(cmd *cobra.Command, ranges *[]string) {
+	cmd.Flags().StringArrayVar(ranges, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, matters to the requirement; recorded; may be given again")
 }
 
 func (c *command) runReport(ctx context.Context, f *reportFlags) error {

@@ -70,9 +70,11 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// do connects, says so, waits until it is told to go on, acts, tells the outcome, and lives until its input ends.
+// do connects, says so, waits until it is told to go on, acts, tells the outcome, and lives until its input ends. A line
+// meanwhile interrupts the act.
 func (e errand) do() error {
-	ctx := context.Background()
+	ctx, interrupt := context.WithCancel(context.Background())
+	defer interrupt()
 	common := hsm.Config{Ring: ringName, Profile: envelope.AESGCM, StateDir: e.StateDir, Log: slog.New(slog.DiscardHandler)}
 	act := func() (hsm.Outcome, error) {
 		made, err := hsm.Generate(ctx, common, e.Token, e.CKAID)
@@ -108,6 +110,13 @@ func (e errand) do() error {
 	if _, err := in.ReadString('\n'); err != nil {
 		return err
 	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for _, err := in.ReadString('\n'); err == nil; _, err = in.ReadString('\n') {
+			interrupt()
+		}
+	}()
 	var t told
 	var err error
 	if t.Outcome, err = act(); err != nil {
@@ -116,7 +125,7 @@ func (e errand) do() error {
 	if err := json.NewEncoder(os.Stdout).Encode(t); err != nil {
 		return err
 	}
-	_, _ = in.ReadString('\n')
+	<-ended
 	return nil
 }
 
@@ -156,6 +165,7 @@ func startActor(t *testing.T, e errand) *actor {
 	return a
 }
 
+// goOn has it act; again, it interrupts the act.
 func (a *actor) goOn(t *testing.T) {
 	t.Helper()
 	if _, err := io.WriteString(a.in, "go\n"); err != nil {
@@ -222,7 +232,7 @@ func (x *matrix) takes(fn string, n, of int, f actFault, turn int) bool {
 }
 
 // everyCall are the faults that are not of the call alone that cannot be taken back.
-var everyCall = []string{"fails", "done, and fails", "late", "hangs", "killed before"}
+var everyCall = []string{"fails", "done, and fails", "late", "hangs", "interrupted", "killed before"}
 
 // actFault is one kind of fault. A call that hangs or is killed when it has done its work is much like the next one
 // that does so before: that alone is taken, but for the call that cannot be taken back.
@@ -231,6 +241,7 @@ type actFault struct {
 	plan func(m *faultp11.Module, fn string, n int) *faultp11.Plan
 	last bool // only of the call that cannot be taken back
 	kill bool
+	stop bool // the act is interrupted
 	slow bool // it lasts longer than the time-out
 }
 
@@ -248,6 +259,7 @@ func actFaults() []actFault {
 		}, slow: true},
 		{name: "hangs", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCall(fn) }, slow: true},
 		{name: "done, and hangs", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCallAfter(fn) }, last: true, slow: true},
+		{name: "interrupted", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCall(fn) }, stop: true, slow: true},
 		{name: "killed before", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCall(fn) }, kill: true},
 		{name: "killed after", plan: func(m *faultp11.Module, fn string, _ int) *faultp11.Plan { return m.HangCallAfter(fn) }, last: true, kill: true},
 	}
@@ -332,10 +344,15 @@ func (x *matrix) try(t *testing.T, f actFault, fn string, n int) {
 	f.plan(c.module, fn, n).After(n).Once()
 	a.goOn(t)
 	var said told
-	if f.kill {
+	if f.kill || f.stop {
 		if err := c.module.WaitHung(c.within(20*time.Second), fn, 1); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if f.stop {
+		a.goOn(t)
+	}
+	if f.kill {
 		_ = a.cmd.Process.Kill()
 		_ = a.cmd.Wait()
 		said.Outcome = "(killed)"
@@ -358,7 +375,7 @@ func (x *matrix) try(t *testing.T, f actFault, fn string, n int) {
 		t.Errorf("a lie: told %q (%s), done: %v", said.Outcome, said.Err, is)
 	case said.Outcome == "":
 		t.Errorf("no outcome: %s", said.Err)
-	case said.Outcome == hsm.Unknown && !(f.name == "hangs" && fn == x.call):
+	case said.Outcome == hsm.Unknown && !((f.name == "hangs" || f.stop) && fn == x.call):
 		t.Errorf("unknown, although the token can be looked at: %s", said.Err)
 	case said.Outcome == x.done && said.Err != "", said.Outcome != x.done && said.Err == "" && !f.kill:
 		t.Errorf("told %q with the error %q", said.Outcome, said.Err)

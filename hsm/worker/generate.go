@@ -67,8 +67,23 @@ func (s *server) make(key *Secret) error {
 		return errors.New("nobody has logged in to make keys")
 	}
 	template := crypto11.NewAttributeSet()
+	var id []byte
 	for i := range key.Attributes {
 		template.AddIfNotPresent([]*pkcs11.Attribute{&key.Attributes[i]})
+		if key.Attributes[i].Type == pkcs11.CKA_ID {
+			id = key.Attributes[i].Value
+		}
+	}
+	// crypto11 opens its session for the first call that needs one, and keeps it. That may take long, and the program may
+	// end meanwhile: it is not to happen inside the call that makes a key.
+	if !s.makerOpen {
+		if _, err := s.maker.FindKey(id, nil); err != nil {
+			return err
+		}
+		s.makerOpen = true
+		if s.isAlone() {
+			return errAlone
+		}
 	}
 	cipher := crypto11.CipherAES
 	if key.Generic {

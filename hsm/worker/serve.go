@@ -26,6 +26,7 @@ type server struct {
 	library        atomic.Pointer[p11.Library] // nil: not loaded
 	module         string                      // path of the library
 	maker          *crypto11.Context           // guarded by critical
+	makerOpen      bool                        // it has opened its session; guarded by critical
 	generation     uint64
 	connectTimeout atomic.Int64
 	initialized    atomic.Bool

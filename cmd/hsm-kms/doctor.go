@@ -16,8 +16,8 @@ func (c *command) doctor() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check a set-up, and say of each thing what is wrong and what to do",
 		Long: `Checks the configuration, module and PIN files, tokens, login counters, mechanisms, keys, the encryption itself, the
-socket's folder, a plugin that runs, and, if they are named, kube-apiserver's EncryptionConfiguration and, with --endpoints, whether etcd holds the
-cluster that the ring belongs to.
+socket's folder, a plugin that runs, and, if they are named, kube-apiserver's EncryptionConfiguration and, with
+--endpoints, whether etcd holds the cluster that the ring belongs to.
 
 It changes nothing on a token. It logs in as serve does: not with a PIN file that was refused before, and never when
 the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
@@ -42,6 +42,8 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 		},
 	}))
 	etcd.addClient(cmd)
+	endpoints := cmd.Flags().Lookup("endpoints")
+	endpoints.Usage, endpoints.DefValue = endpoints.Usage+"; compares the cluster of the ring with etcd (default: etcd is not read)", "[]"
 	cmd.Flags().StringVar(&options.EncryptionConfig, "encryption-config", "", "kube-apiserver's EncryptionConfiguration, to be compared")
 	cmd.Flags().IntVar(&options.Step, "step", 0, "of a migration, with --encryption-config: at step 1 this plugin only reads, at step 2 it writes (default 2)")
 	cmd.Flags().StringVar(&options.Socket, "socket", "", "socket of a running plugin (default: the configuration's, if one runs)")

@@ -22,7 +22,8 @@ func (c *command) etcd() *cobra.Command {
 		Use:   "etcd",
 		Short: "What etcd or a snapshot holds under which key, and whether it can be opened",
 		Long: `report lists what etcd or a snapshot file holds under which key and in plain text, and asks no HSM. verify opens
-every DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.`,
+every DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.
+migrate has the API servers rewrite what is not under the current key.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db --require-key current
   hsm-kms etcd verify --snapshot backup.db`,

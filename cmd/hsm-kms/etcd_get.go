@@ -39,7 +39,7 @@ func (c *command) etcdGet() *cobra.Command {
 		Use:   "get KEY --break-glass REASON",
 		Short: "Recover one object from etcd or a snapshot with the HSM and no API server",
 		Long: `Decrypts one object and writes it as YAML. For emergencies only: it goes past the API server's access control. So it
-wants a reason, writes who, what and why to an audit trail of its own beside audit.path before it shows anything, and
+requires a reason, writes who, what and why to an audit trail of its own beside audit.path before it shows anything, and
 refuses to write to a terminal or to a file that others may read unless told to.`,
 		Example: `  hsm-kms etcd get /registry/secrets/kube-system/ca --break-glass "INC-42: API server lost" --to ca.yaml
   hsm-kms etcd get /registry/secrets/shop/db --snapshot backup.db --break-glass "INC-43" | kubectl create -f -`,
@@ -86,7 +86,7 @@ func (f *getFlags) check() error {
 	f.reason = strings.TrimSpace(f.reason)
 	switch {
 	case f.reason == "":
-		return finding(hint.Wrap(errors.New("recovering an object goes past the API server's access control and wants a reason"), "say why with --break-glass REASON"))
+		return finding(hint.Wrap(errors.New("recovering an object goes past the API server's access control and requires a reason"), "say why with --break-glass REASON"))
 	case f.form != "yaml" && f.form != "json" && f.form != "raw":
 		return fmt.Errorf("unknown output %q: yaml, json and raw are known", f.form)
 	case len(f.snapshots) > 1:

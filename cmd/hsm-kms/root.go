@@ -85,11 +85,14 @@ func (c *command) endBySignal() (stop func()) {
 	return func() { signal.Stop(c.signals); close(done) }
 }
 
-// ending are the signals that end a command. A terminal that goes away sends SIGHUP, unless nohup has it ignored.
+// ending are the signals that end a command: SIGTERM, and of SIGINT and SIGHUP those that are not ignored, as they are in a
+// shell's background and under nohup. One that is ignored would not end it, and its workers would be held for good.
 func ending() []os.Signal {
-	all := []os.Signal{unix.SIGTERM, unix.SIGINT}
-	if !signal.Ignored(unix.SIGHUP) {
-		all = append(all, unix.SIGHUP)
+	all := []os.Signal{unix.SIGTERM}
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
+		if !signal.Ignored(sig) {
+			all = append(all, sig)
+		}
 	}
 	return all
 }

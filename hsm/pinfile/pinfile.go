@@ -123,6 +123,7 @@ func read(file *os.File, before ownedfile.Info) (_ *PIN, err error) {
 	if problem != "" {
 		return nil, failure(file.Name(), ErrMalformed, problem, "let it hold the user PIN and nothing else")
 	}
+	clear(buf[len(pin):]) // some modules read the PIN up to a zero byte, whatever its length
 	return newPIN(pin), nil
 }
 
@@ -187,6 +188,8 @@ func parse(b []byte) (pin []byte, problem string) {
 	switch {
 	case len(pin) == 0:
 		return nil, "it holds no PIN"
+	case bytes.HasPrefix(pin, []byte("\xef\xbb\xbf")):
+		return nil, "it begins with a byte order mark, which an editor has put there; it is no part of the PIN"
 	case len(pin) > MaxLength:
 		return nil, fmt.Sprintf("it holds more than %d bytes", MaxLength)
 	case bytes.ContainsAny(pin, "\x00\r\n"):

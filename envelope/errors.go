@@ -25,6 +25,10 @@ var (
 	// ErrPINRefused: the token refused the PIN, or an earlier attempt with this PIN file did not succeed.
 	// No further attempt is made until a person changes the file: tokens lock for good.
 	ErrPINRefused = errors.New("the HSM refused the PIN")
+	// ErrPINLocked: the token takes no PIN, right or wrong, until somebody unlocks it or some time has passed.
+	ErrPINLocked = errors.New("the HSM says that its PIN is locked")
+	// ErrPINExpired: the token wants another PIN to be set first.
+	ErrPINExpired = errors.New("the HSM says that the PIN has expired")
 	// ErrRingEmpty: no usable key on the token has the ring's label.
 	ErrRingEmpty = errors.New("the key ring is empty")
 	// ErrAmbiguous: more than one key could be meant. It is never guessed which.
@@ -36,3 +40,8 @@ var (
 	// ErrSelfTest: the token does not do what the profile needs, or cannot open what it sealed.
 	ErrSelfTest = errors.New("the HSM failed the self-test")
 )
+
+// IsPIN reports whether a token cannot be used because of its PIN: refused, locked or expired.
+func IsPIN(err error) bool {
+	return errors.Is(err, ErrPINRefused) || errors.Is(err, ErrPINLocked) || errors.Is(err, ErrPINExpired)
+}

@@ -20,7 +20,7 @@ const (
 // Context: a call returns by the context's deadline or by the token's own call time-out, whichever is
 // first, even when the HSM hangs.
 // Errors: ErrUnknownKey (the token does not hold the key), ErrUnauthentic (DecryptGCM only),
-// ErrUnavailable, ErrBusy, ErrPINRefused, or the context's error.
+// ErrUnavailable, ErrBusy, one that IsPIN knows, or the context's error.
 // Buffers: inputs are not kept or changed after the call; outputs belong to the caller, who wipes them.
 type Token interface {
 	// Name is the token's name in the configuration.

@@ -84,7 +84,7 @@ func open(ctx context.Context, opener Opener, object *stored.Object) (dek []byte
 			return dek, false, nil
 		case ctx.Err() != nil:
 			return nil, true, context.Cause(ctx)
-		case errors.Is(err, envelope.ErrPINRefused), passing && attempt == openAttempts:
+		case envelope.IsPIN(err), passing && attempt == openAttempts:
 			return nil, true, fmt.Errorf("opening a DEK: %w", err)
 		case !passing:
 			return nil, false, err

@@ -20,6 +20,8 @@ func AdviceFor(err error) string {
 		err    error
 		advice string
 	}{
+		{envelope.ErrPINLocked, lockedHint},
+		{envelope.ErrPINExpired, expiredHint},
 		{envelope.ErrPINRefused, "write the right PIN to the PIN file: a changed file is tried once, without a restart"},
 		{envelope.ErrSelfTest, "run hsm-kms doctor: the token does not do what the profile needs, or does not open what it sealed (docs/hsm-support.md)"},
 		{ErrConfiguration, "correct the configuration, or what it names, and start the plugin again"},

@@ -7,15 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -68,9 +68,6 @@ func (t *Token) openControl(ctx context.Context, w *worker.Client, api p11.API) 
 	}
 	defer unlock()
 	slot, info, err := t.findSlot(api)
-	if errors.Is(err, ErrTokenAbsent) { // another program may be logging in just now
-		slot, info, err = t.findSlot(api)
-	}
 	if err != nil {
 		return nil, info, false, err
 	}
@@ -79,12 +76,24 @@ func (t *Token) openControl(ctx context.Context, w *worker.Client, api p11.API) 
 		return nil, info, false, fmt.Errorf("opening session: %w", err)
 	}
 	reader := t.reader(api, slot, session)
-	// C_Login is waited for without an end: what became of a PIN must be known before another attempt.
-	in, err := t.login(ctx, api, w, slot, session, info)
+	// C_Login has connectTimeout for itself: what became of a PIN must be known before another attempt.
+	in, err := t.login(ctx, api, w, w.For(context.Background(), t.cfg.ConnectTimeout), slot, session, info)
 	if err != nil {
 		t.leave(api, reader)
 	}
 	return reader, info, in, err
+}
+
+// lookPause is before the second look at what isUnsettled.
+const lookPause = 50 * time.Millisecond
+
+// isUnsettled reports whether an error may come from another program that logs in to the token just now: SoftHSM empties
+// the token's file for an instant then, and so there is no token, or one that cannot be used. It is believed
+// when a second look agrees, in another worker: SoftHSM reads the tokens at C_Initialize.
+func isUnsettled(err error) bool {
+	return errors.Is(err, ErrTokenAbsent) || err != nil && !errors.Is(err, guard.ErrPaused) && slices.ContainsFunc(
+		[]string{"CKR_GENERAL_ERROR", "CKR_TOKEN_NOT_RECOGNIZED", "CKR_USER_PIN_NOT_INITIALIZED"},
+		func(name string) bool { return strings.Contains(err.Error(), name) }) // crypto11 leaves only text
 }
 
 // leave closes the control session of a connection that was not made.
@@ -109,7 +118,7 @@ func (t *Token) lockLogin(ctx context.Context) (unlock func(), err error) {
 }
 
 func stateError(err error) error {
-	return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a latch that cannot be read is cleared with: hsm-kms doctor --try-pin")
+	return hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err), "make stateDir a folder that this user can write; a record of PIN attempts that cannot be read is cleared with: hsm-kms doctor --try-pin")
 }
 
 func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
@@ -208,89 +217,6 @@ func orNone(seen []string) string {
 		return "no token"
 	}
 	return strings.Join(seen, "; ")
-}
-
-// login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
-// one C_Login is made, under the latch, through patient.
-func (t *Token) login(ctx context.Context, api, patient p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
-	if in, err := isLoggedIn(api, s); err != nil || in {
-		return in, err
-	}
-	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
-		return false, nil // a token without a PIN; private keys are then shown to all, and it says so itself
-	}
-	if err := mayLogin(info); err != nil {
-		return false, err
-	}
-	file, err := pinfile.Stat(t.cfg.PINFile)
-	if err != nil {
-		return false, fmt.Errorf("%w: %w", ErrConfiguration, err)
-	}
-	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
-	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
-		t.warnOfCounter(clean)
-		outcome, err := loginOutcome(patient.Login(s, file))
-		if outcome == latch.Undecided && counted(api, slot, clean) {
-			outcome = latch.Refused
-		}
-		return outcome, err
-	})
-	switch {
-	case err == nil:
-		return true, mustBeLoggedIn(api, s)
-	case errors.Is(err, latch.ErrStands), faultOf(err) == faultPIN:
-		return false, pinRefused(err)
-	case errors.Is(err, latch.ErrState):
-		return false, stateError(err)
-	case isPINFile(err) && !errors.Is(err, pinfile.ErrChanging): // reading it again cures that one
-		return false, fmt.Errorf("%w: %w", ErrConfiguration, err)
-	}
-	return false, fmt.Errorf("logging in: %w", err)
-}
-
-// isPINFile reports whether an error speaks of the PIN file.
-func isPINFile(err error) bool {
-	for _, known := range []error{pinfile.ErrAbsent, pinfile.ErrUnreadable, pinfile.ErrUnsafe, pinfile.ErrMalformed, pinfile.ErrChanging} {
-		if errors.Is(err, known) {
-			return true
-		}
-	}
-	return false
-}
-
-// mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys.
-func mustBeLoggedIn(api p11.API, s p11.Session) error {
-	in, err := isLoggedIn(api, s)
-	if err == nil && !in {
-		err = errors.New("logging in: the token reports success, and the session is not logged in")
-	}
-	return err
-}
-
-func isLoggedIn(api p11.API, s p11.Session) (bool, error) {
-	state, err := api.SessionInfo(s)
-	if err != nil {
-		return false, fmt.Errorf("reading session info: %w", err)
-	}
-	return state.State == pkcs11.CKS_RO_USER_FUNCTIONS || state.State == pkcs11.CKS_RW_USER_FUNCTIONS, nil
-}
-
-// loginOutcome tells the latch what a C_Login means.
-func loginOutcome(err error) (latch.Outcome, error) {
-	switch {
-	case err == nil, hasRV(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
-		return latch.Succeeded, nil
-	case faultOf(err) == faultPIN:
-		return latch.Refused, err
-	case errors.Is(err, p11.ErrEnded), errors.Is(err, p11.ErrOverdue):
-		return latch.Unseen, err
-	}
-	return latch.Undecided, err
-}
-
-// identity names a token for the latch.
-func identity(i pkcs11.TokenInfo) string {
-	return strings.Join([]string{trim(i.SerialNumber), trim(i.Label), trim(i.ManufacturerID), trim(i.Model)}, "|")
 }
 
 // selfTest proves the profile on the control session, with the newest key that passes.

@@ -47,7 +47,7 @@ func (t *Token) sequence(ctx context.Context, what string, gen *generation, f fu
 // asUnavailable gives an error of this package the sentinel that the rest of the program knows.
 func asUnavailable(err error) error {
 	for _, known := range []error{
-		envelope.ErrPINRefused, envelope.ErrSelfTest, envelope.ErrAmbiguous, envelope.ErrUnavailable,
+		envelope.ErrPINRefused, envelope.ErrPINLocked, envelope.ErrPINExpired, envelope.ErrSelfTest, envelope.ErrAmbiguous, envelope.ErrUnavailable,
 		context.Canceled, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, known) {

@@ -25,8 +25,7 @@ func counted(api p11.API, slot uint, cleanBefore bool) bool {
 func mayLogin(info pkcs11.TokenInfo) error {
 	switch {
 	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return hint.Wrap(fmt.Errorf("%w: the token says that its user PIN is locked", envelope.ErrPINRefused),
-			"let the security officer unlock the token")
+		return hint.Wrap(fmt.Errorf("%w: no login is tried", envelope.ErrPINLocked), lockedHint)
 	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
 		return hint.Wrap(fmt.Errorf("%w: the token says that the next wrong PIN locks it, so none is tried", envelope.ErrPINRefused),
 			"log in by hand with the vendor's tool and the right PIN: that resets the counter")
@@ -34,7 +33,7 @@ func mayLogin(info pkcs11.TokenInfo) error {
 	return nil
 }
 
-// warnOfCounter says that the token counts a failed login. It is for where a PIN is tried: while the latch stands each new
+// warnOfCounter says that the token counts a failed login. It is for where a PIN is tried: while an earlier attempt stands against it each new
 // look at the token would say it again.
 func (t *Token) warnOfCounter(clean bool) {
 	if !clean {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -87,7 +86,7 @@ func (b *bench) injectAndHeal(function string, code uint, once bool) {
 	load.waitFor(32)
 	b.module.Clear()
 	if function == "C_Login" && isPINCode(code) {
-		b.latched(name, logins)
+		b.refusedOnce(name, logins)
 	}
 	start := time.Now()
 	b.eventually(10*time.Second, func() error { return b.ring.Exercise(b.t.Context()) })
@@ -124,32 +123,25 @@ func isPINCode(code uint) bool {
 	return code == pkcs11.CKR_PIN_INCORRECT || code == pkcs11.CKR_PIN_LOCKED || code == pkcs11.CKR_PIN_EXPIRED
 }
 
-// latched wants that exactly one login was tried, and corrects the PIN file.
-func (b *bench) latched(name string, before int) {
+// refusedOnce wants that exactly one login was tried, and allows another.
+func (b *bench) refusedOnce(name string, before int) {
 	b.t.Helper()
 	b.eventually(10*time.Second, func() error {
-		if err := b.ring.Exercise(b.t.Context()); !errors.Is(err, envelope.ErrPINRefused) {
-			return fmt.Errorf("%s: wanted ErrPINRefused, got %v", name, err)
+		if err := b.ring.Exercise(b.t.Context()); !envelope.IsPIN(err) {
+			return fmt.Errorf("%s: wanted an error of the PIN, got %v", name, err)
 		}
 		return nil
 	})
 	if n := b.module.Calls("C_Login") - before; n != 1 {
 		b.t.Errorf("%s: %d logins with a refused PIN", name, n)
 	}
-	b.correctPIN()
+	b.allowPIN()
 }
 
-// correctPIN writes the PIN file again, as an operator would.
-func (b *bench) correctPIN() {
+// allowPIN does what hsm-kms doctor --try-pin does for an operator.
+func (b *bench) allowPIN() {
 	b.t.Helper()
-	pin, err := os.ReadFile(b.token.PINFile)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	if err := os.WriteFile(b.token.PINFile+".new", pin, 0o600); err != nil {
-		b.t.Fatal(err)
-	}
-	if err := os.Rename(b.token.PINFile+".new", b.token.PINFile); err != nil {
+	if err := hsm.AllowPIN(b.t.Context(), b.common, b.cfg); err != nil {
 		b.t.Fatal(err)
 	}
 }

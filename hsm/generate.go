@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/hsm/latch"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
-	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // Creation is what became of a key that was to be made.
@@ -61,15 +58,12 @@ const crypto11Calls = 5
 
 // run is the sequence: crypto11 logs in and makes keys, and all that is looked at is looked at with our own calls.
 func (m *maker) run(ctx context.Context) (err error) {
-	if m.worker, err = m.t.startWorker(ctx); err != nil {
-		return err
+	slot, info, err := m.open(ctx)
+	if isUnsettled(err) {
+		m.close()
+		time.Sleep(lookPause)
+		slot, info, err = m.open(ctx)
 	}
-	m.end = m.worker.End
-	m.api = m.worker.For(ctx, m.t.cfg.CallTimeout)
-	if err := m.t.initialize(m.worker.For(ctx, m.t.cfg.ConnectTimeout)); err != nil {
-		return err
-	}
-	slot, info, err := m.logIn(ctx)
 	if err != nil {
 		return err
 	}
@@ -89,33 +83,33 @@ func (m *maker) run(ctx context.Context) (err error) {
 	return err
 }
 
-// logIn finds the token and logs in through crypto11, under the login lock and the latch.
+// open starts a worker and logs in.
+func (m *maker) open(ctx context.Context) (slot uint, info pkcs11.TokenInfo, err error) {
+	if m.worker, err = m.t.startWorker(ctx); err != nil {
+		return 0, info, err
+	}
+	m.end = m.worker.End
+	m.api = m.worker.For(ctx, m.t.cfg.CallTimeout)
+	if err := m.t.initialize(m.worker.For(ctx, m.t.cfg.ConnectTimeout)); err != nil {
+		return 0, info, err
+	}
+	return m.logIn(ctx)
+}
+
+// logIn finds the token and logs in through crypto11, under the login lock.
 func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
-	t := m.t
-	unlock, err := t.lockLogin(ctx)
+	unlock, err := m.t.lockLogin(ctx)
 	if err != nil {
 		return 0, pkcs11.TokenInfo{}, err
 	}
 	defer unlock()
-	slot, info, err := t.findSlot(m.api)
+	slot, info, err := m.t.findSlot(m.api)
 	if err != nil {
 		return 0, info, err
 	}
-	if err := mayLogin(info); err != nil {
-		return 0, info, err
-	}
-	file, err := pinfile.Stat(t.cfg.PINFile)
-	if err != nil {
-		return 0, info, fmt.Errorf("%w: %w", ErrConfiguration, err)
-	}
-	clean := info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0
-	err = t.latch.Attempt(ctx, identity(info), file, clean, func() (latch.Outcome, error) {
-		t.warnOfCounter(clean)
-		return makerOutcome(m.worker.For(ctx, max(t.cfg.ConnectTimeout, crypto11Calls*t.cfg.CallTimeout)).OpenMaker(slot, file))
+	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error {
+		return m.worker.For(ctx, max(m.t.cfg.ConnectTimeout, crypto11Calls*m.t.cfg.CallTimeout)).OpenMaker(slot, file)
 	})
-	if err != nil {
-		err = refusedOr(err, "opening the token for key generation")
-	}
 	return slot, info, err
 }
 
@@ -135,7 +129,7 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 	if m.shared, err = isLoggedIn(m.api, s); err != nil {
 		return err
 	}
-	if m.gen.loggedIn, err = m.t.login(ctx, m.api, m.api, slot, s, info); err != nil {
+	if m.gen.loggedIn, err = m.t.login(ctx, m.api, m.worker, m.api, slot, s, info); err != nil {
 		return err
 	}
 	reader := m.t.reader(m.api, slot, s)
@@ -246,32 +240,3 @@ func (m *maker) hangs() bool {
 	n, _ := m.worker.Hanging(0)
 	return n > 0
 }
-
-// refusedOr gives a refused PIN the error and the hint that it has everywhere.
-func refusedOr(err error, what string) error {
-	if errors.Is(err, latch.ErrStands) || mentionsPIN(err) {
-		return pinRefused(err)
-	}
-	return fmt.Errorf("%s: %w", what, err)
-}
-
-func pinRefused(err error) error {
-	return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINRefused, err),
-		"correct the PIN file: no further attempt is made until it changes, because tokens lock for good; under systemd's LoadCredential=, or when the PIN was right, allow one more with: hsm-kms doctor --try-pin")
-}
-
-// makerOutcome tells the latch what a login through crypto11 means. crypto11 wraps with %v, so that no pkcs11.Error is
-// left in the chain: its text is all there is.
-func makerOutcome(err error) (latch.Outcome, error) {
-	switch {
-	case err == nil:
-		return latch.Succeeded, nil
-	case mentionsPIN(err):
-		return latch.Refused, err
-	case errors.Is(err, p11.ErrEnded), errors.Is(err, p11.ErrOverdue):
-		return latch.Unseen, err
-	}
-	return latch.Undecided, err
-}
-
-func mentionsPIN(err error) bool { return strings.Contains(err.Error(), "CKR_PIN_") }

@@ -2,13 +2,16 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // Inspection is what a token tells without a login. It is made in a worker of its own with C_Initialize, C_GetSlotList,
@@ -23,9 +26,9 @@ type Inspection struct {
 	Slot                               uint
 	Label, Serial, Manufacturer, Model string
 	PIN                                PINState
-	// Latch is what the PIN latch says of a login with the present PIN file: nil, or latch.ErrStands or
-	// latch.ErrState. It is nil too when the PIN file cannot be looked at.
-	Latch error
+	// Guard is what the attempt guard says of a login with the present PIN: nil, an error of package guard, or what is
+	// wrong with the PIN file. It is nil too when there is no PIN file that may be read.
+	Guard error
 	// Lacks are the mechanisms of the profile that the token does not offer, as "CKM_AES_GCM"; CannotMake tells that
 	// it does not offer the making of a key for it. What a token offers and what it does are two things: the
 	// self-test after the login proves it.
@@ -53,14 +56,14 @@ func Inspect(ctx context.Context, common Config, tokens []TokenConfig) []Inspect
 
 // inspect makes the calls of Inspect, each within callTimeout, but for C_Initialize.
 func (t *Token) inspect(ctx context.Context) (seen Inspection) {
-	err := t.withoutLogin(ctx, func(api p11.API, slot uint, info pkcs11.TokenInfo) error {
+	err := t.withoutLogin(ctx, func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error {
 		seen = Inspection{
 			Slot: slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
 			Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model), PIN: pinState(info.Flags),
 		}
 		seen.Lacks, seen.CannotMake = offers(api, slot, t.common.Profile)
 		if file, err := pinfile.Stat(t.cfg.PINFile); err == nil {
-			seen.Latch = t.latch.Standing(identity(info), file, !seen.PIN.FailedOnce)
+			seen.Guard = t.guard.Standing(t.guarded(info), t.pin(ctx, w, file).tag)
 		}
 		return nil
 	})
@@ -71,7 +74,16 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 }
 
 // withoutLogin finds the token in a worker of its own, and has f look at it.
-func (t *Token) withoutLogin(ctx context.Context, f func(api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
+func (t *Token) withoutLogin(ctx context.Context, f func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
+	err := t.inOneWorker(ctx, f)
+	if errors.Is(err, ErrTokenAbsent) {
+		time.Sleep(lookPause)
+		err = t.inOneWorker(ctx, f)
+	}
+	return err
+}
+
+func (t *Token) inOneWorker(ctx context.Context, f func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
 	w, err := t.startWorker(ctx)
 	if err != nil {
 		return err
@@ -85,7 +97,7 @@ func (t *Token) withoutLogin(ctx context.Context, f func(api p11.API, slot uint,
 	if err != nil {
 		return err
 	}
-	return f(api, slot, info)
+	return f(w, api, slot, info)
 }
 
 func pinState(flags uint) PINState {
@@ -117,12 +129,11 @@ func offers(api p11.API, slot uint, profile envelope.Profile) (lacks []string, c
 	return lacks, !has(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKF_GENERATE)
 }
 
-// ClearLatch forgets what an earlier login with the token's present PIN file came to, so that the next one is tried
-// once more. For a person who knows that the PIN is right. It fails when the token is not found, and refuses, with
-// envelope.ErrPINRefused, when the token itself says that its PIN is locked or that a wrong one would lock it.
-func ClearLatch(ctx context.Context, common Config, cfg TokenConfig) error {
+// AllowPIN forgets what earlier logins with the PIN that the file holds now came to, so that it is tried once more. For a person who knows that the PIN is right. It fails when the token is not found, and refuses, with
+// envelope.ErrPINLocked or envelope.ErrPINRefused, when the token itself says that its PIN is locked or that a wrong one would lock it.
+func AllowPIN(ctx context.Context, common Config, cfg TokenConfig) error {
 	t := Open(common, []TokenConfig{cfg}).tokens[0]
-	err := t.withoutLogin(ctx, func(_ p11.API, _ uint, info pkcs11.TokenInfo) error {
+	err := t.withoutLogin(ctx, func(w *worker.Client, _ p11.API, _ uint, info pkcs11.TokenInfo) error {
 		if err := mayLogin(info); err != nil {
 			return err
 		}
@@ -130,10 +141,10 @@ func ClearLatch(ctx context.Context, common Config, cfg TokenConfig) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrConfiguration, err)
 		}
-		return t.latch.Clear(ctx, identity(info), file)
+		return t.guard.Clear(ctx, t.guarded(info), t.pin(ctx, w, file).tag)
 	})
 	if err != nil {
-		return fmt.Errorf("clearing the PIN latch of token %s: %w", cfg.Name, asUnavailable(err))
+		return fmt.Errorf("allowing another login to token %s: %w", cfg.Name, asUnavailable(err))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/guard"
 )
 
 // The pauses between attempts to connect: an HSM that is back is used within seconds, and one that is away is
@@ -131,9 +132,9 @@ func (t *Token) connectedFor() (age time.Duration, connected bool) {
 	return time.Since(t.since), t.gen != nil
 }
 
-// needsFresh reports whether the next attempt must be made in a new worker. A refused PIN is not cured by it.
+// needsFresh reports whether the next attempt must be made in a new worker. No PIN is cured by it, and no pause.
 func needsFresh(err error) bool {
-	return !errors.Is(err, envelope.ErrPINRefused) && !errors.Is(err, ErrConfiguration) && !errors.Is(err, context.Canceled)
+	return !envelope.IsPIN(err) && !errors.Is(err, guard.ErrPaused) && !errors.Is(err, ErrConfiguration) && !errors.Is(err, context.Canceled)
 }
 
 // attempt connects once; fresh: in a new worker, whatever the present one is like.
@@ -144,6 +145,10 @@ func (t *Token) attempt(ctx context.Context, fresh bool) error {
 		t.failedAttempt(fmt.Errorf("connecting takes longer than callTimeout (%s): %w", t.cfg.CallTimeout, errAbandoned))
 	})
 	gen, err := t.makeConnection(ctx, fresh)
+	if isUnsettled(err) && t.hopes() {
+		time.Sleep(lookPause)
+		gen, err = t.makeConnection(ctx, true)
+	}
 	slow.Stop()
 	if err == nil {
 		t.publish(gen)
@@ -152,6 +157,13 @@ func (t *Token) attempt(ctx context.Context, fresh bool) error {
 	}
 	t.noteTried()
 	return err
+}
+
+// hopes reports whether no attempt has failed since the last connection, if any.
+func (t *Token) hopes() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cause == nil
 }
 
 // makeConnection makes a connection in the present worker, or in a new one. A worker that still serves goes on until its

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
@@ -39,11 +39,13 @@ type Config struct {
 	Ring              string
 	Profile           envelope.Profile
 	AllowImportedKeys bool
-	StateDir          string            // of the PIN latch
+	StateDir          string            // of the records of PIN attempts
 	MaxWaiting        int               // callers that may wait for one token's sessions; 0: 512
 	Workers           *worker.Group     // that all workers join; nil: none
 	Observer          envelope.Observer // nil: nobody counts
 	Log               *slog.Logger      // nil: slog.Default()
+
+	clock func() time.Time // of the attempt guard; nil: time.Now
 }
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
@@ -51,12 +53,14 @@ type Config struct {
 type Token struct {
 	cfg    TokenConfig
 	common *Config
-	latch  *latch.Latch
+	guard  *guard.Guard
 	log    *slog.Logger
 	hook   p11.Hook
 	starts atomic.Uint64 // of workers
 
 	worker *worker.Client // the present one; nil: none. It belongs to the attempt that is under way, or to run.
+	// loginFailed is what the last login failed with; nil: none has. It belongs to the attempt as well.
+	loginFailed error
 
 	permits chan struct{} // one for each working session that exists or is being opened
 	alone   chan struct{} // holds one value while an operation takes all permits
@@ -95,7 +99,7 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 	}
 	t := &Token{
 		cfg: cfg, common: common, said: newSaid(),
-		latch:   latch.New(common.StateDir),
+		guard:   guard.New(common.StateDir, common.clock),
 		log:     common.Log.With("token", cfg.Name),
 		permits: make(chan struct{}, cfg.MaxSessions),
 		alone:   make(chan struct{}, 1),

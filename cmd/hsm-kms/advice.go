@@ -18,7 +18,6 @@ func advise(err error) string {
 		err    error
 		advice string
 	}{
-		{envelope.ErrPINRefused, "correct the PIN file: no further attempt is made until it changes"},
 		{envelope.ErrRingEmpty, "make the first key with: hsm-kms keys create"},
 		{envelope.ErrAmbiguous, envelope.ConflictHint},
 		{migrate.ErrBadAnswer, "see what answers at that address: a proxy or load balancer may stand in the API server's place"},
@@ -28,7 +27,7 @@ func advise(err error) string {
 			return known.advice
 		}
 	}
-	if errors.Is(err, envelope.ErrSelfTest) || errors.Is(err, hsm.ErrTokenAbsent) || errors.Is(err, envelope.ErrUnavailable) {
+	if errors.Is(err, envelope.ErrSelfTest) || errors.Is(err, hsm.ErrTokenAbsent) || errors.Is(err, envelope.ErrUnavailable) || envelope.IsPIN(err) {
 		return hsm.AdviceFor(err) // as the log of serve says it
 	}
 	return ""

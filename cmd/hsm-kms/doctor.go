@@ -19,7 +19,7 @@ func (c *command) doctor() *cobra.Command {
 socket's folder, a plugin that runs, and, if they are named, kube-apiserver's EncryptionConfiguration and, with
 --endpoints, whether etcd holds the cluster that the ring belongs to.
 
-It changes nothing on a token. It logs in as serve does: not with a PIN file that was refused before, and never when
+It changes nothing on a token. It logs in as serve does: not with a PIN that was refused before, and never when
 the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
 that user may read and write is what counts.
 

@@ -190,7 +190,7 @@ func (c *command) decrypted(ctx context.Context, cfg *config.Config, form string
 		}
 		defer in.stop()
 		err = evidence.Recover(ctx, opener(in.ring, cfg), located, object)
-		if errors.Is(err, envelope.ErrUnavailable) || errors.Is(err, envelope.ErrPINRefused) {
+		if errors.Is(err, envelope.ErrUnavailable) || envelope.IsPIN(err) {
 			return nil, err // the HSM could not be asked: nothing was found out
 		}
 		if err != nil {

@@ -165,7 +165,7 @@ func (c *command) makeKey(ctx context.Context, cfg *config.Config, id []byte) (e
 			"when the HSM answers again, see whether it is there with: hsm-kms keys list")
 	case errors.Is(err, hsm.ErrProfile):
 		return v, finding(fmt.Errorf("no key was made: %w", err))
-	case errors.Is(err, envelope.ErrPINRefused), errors.Is(err, hsm.ErrConfiguration):
+	case envelope.IsPIN(err), errors.Is(err, hsm.ErrConfiguration):
 		return v, err // as everywhere
 	default:
 		return v, fmt.Errorf("no key was made: %w", err)

@@ -11,8 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/hsm-kms/hsm-kms/hsm/latch"
-	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
+	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
@@ -31,7 +30,7 @@ func TestRootInAStateDirOfTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	// An earlier release left these.
-	for _, name := range []string{"keys.lock", "pin-latch.lock"} {
+	for _, name := range []string{"keys.lock"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -44,8 +43,9 @@ func TestRootInAStateDirOfTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock()
-	refused := func() (latch.Outcome, error) { return latch.Refused, errors.New("refused") }
-	if err := latch.New(dir).Attempt(t.Context(), "token", pinfile.Identity{Path: "/pin"}, true, refused); err == nil {
+	refused := func() (guard.Outcome, error) { return guard.Refused, errors.New("refused") }
+	tag := func([]byte) (uint32, error) { return 1, nil }
+	if err := guard.New(dir, nil).Attempt(t.Context(), guard.Token{Name: "token", Clean: true}, tag, refused); err == nil {
 		t.Fatal("no error")
 	}
 	entries, err := os.ReadDir(dir)
@@ -60,7 +60,7 @@ func TestRootInAStateDirOfTheService(t *testing.T) {
 	}
 }
 
-// A folder above stateDir that others may write lets them put another stateDir in its place, without the latch.
+// A folder above stateDir that others may write lets them put another stateDir in its place, without the record of refused PINs.
 func TestStateDirThatOthersMayReplace(t *testing.T) {
 	t.Parallel()
 	above := t.TempDir()

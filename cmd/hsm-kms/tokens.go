@@ -75,7 +75,7 @@ func preflight(cfg *config.Config) error {
 }
 
 // prepareStateDir makes the folder if it is missing. Another user who could write there, or put another folder in its place,
-// could lift the PIN latch. A command that root runs works in a folder of the user that the plugin runs as.
+// could have a refused PIN tried again. A command that root runs works in a folder of the user that the plugin runs as.
 func prepareStateDir(dir string) error {
 	if _, err := ownedfile.MakeFolder(dir, 0o700); err != nil {
 		return hint.Wrap(fmt.Errorf("making stateDir: %w", err), cmp.Or(hint.Of(err), "make "+dir+" by hand for the user that runs the plugin, or set stateDir"))

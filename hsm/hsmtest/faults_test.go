@@ -202,10 +202,10 @@ func TestOpencryptokiPINAcrossProcesses(t *testing.T) {
 	d.Ready()
 	d.Close()
 
-	// Each new file is a new PIN to try, but never the one that would lock the token: not even the right one is tried
+	// Each other PIN is tried, but never the one that would lock the token: not even the right one is tried
 	// then, until somebody has logged in by hand.
-	for range 5 {
-		hsmtest.WritePIN(t, s.Token.PINFile, hsmtest.WrongPIN)
+	for i := range 5 {
+		hsmtest.WritePIN(t, s.Token.PINFile, fmt.Sprintf("0000001%d", i))
 		err = s.LogInElsewhere(t.Context())
 		t.Log(err)
 	}

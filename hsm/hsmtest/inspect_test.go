@@ -30,7 +30,7 @@ func TestInspect(t *testing.T) {
 				t.Fatalf("%+v", found)
 			}
 			seen := found[0]
-			if seen.Label != s.Token.Label || len(seen.Lacks) != 0 || seen.Latch != nil || seen.PIN != (hsm.PINState{}) {
+			if seen.Label != s.Token.Label || len(seen.Lacks) != 0 || seen.Guard != nil || seen.PIN != (hsm.PINState{}) {
 				t.Errorf("%+v", seen)
 			}
 			if seen.CannotMake != (c.name == "TPM") {

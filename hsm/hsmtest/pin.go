@@ -28,7 +28,7 @@ func testWrongPIN(t *testing.T, s Subject) {
 	if err := d.connected()[0]; !errors.Is(err, envelope.ErrPINRefused) {
 		t.Fatalf("wrong PIN: %v", err)
 	}
-	// The next attempts of the supervisor come by themselves; each opens a session before it asks the latch.
+	// The next attempts of the supervisor come by themselves; each opens a session before it asks the attempt guard.
 	d.Eventually(20*time.Second, "further attempts", func() error {
 		if n := d.Calls.Of("C_OpenSession"); n < 4 {
 			return fmt.Errorf("%d attempts", n)

@@ -7,7 +7,6 @@ package p11
 import "C"
 
 import (
-	"fmt"
 	"time"
 	"unsafe"
 
@@ -97,14 +96,11 @@ func (l *Library) CloseSession(s Session) error {
 
 // Login implements API. The PIN is handed to the module where it lies, and wiped.
 func (l *Library) Login(s Session, file pinfile.Identity) error {
-	pin, now, err := pinfile.Read(file.Path)
+	pin, err := pinfile.ReadState(file)
 	if err != nil {
 		return err
 	}
 	defer pin.Wipe()
-	if now != file {
-		return fmt.Errorf("reading PIN from %s: %w", file.Path, pinfile.ErrChanging)
-	}
 	empty := [1]byte{}
 	from := empty[:]
 	if bytes := pin.Bytes(); len(bytes) > 0 {

@@ -125,6 +125,15 @@ func (c *Client) SessionInfo(s p11.Session) (pkcs11.SessionInfo, error) {
 	return *a.Session, nil
 }
 
+// LookAtPIN is pinfile.LookAt in the worker: this process never reads the PIN.
+func (c *Client) LookAtPIN(file pinfile.Identity, key []byte) (pinfile.Look, error) {
+	a, err := c.ask(request{header: header{Operation: opLookAtPIN}, PIN: &file, Key: key})
+	if err != nil {
+		return pinfile.Look{}, err
+	}
+	return *a.PIN, nil
+}
+
 // Login implements p11.API.
 func (c *Client) Login(s p11.Session, pin pinfile.Identity) error {
 	_, err := c.ask(request{header: header{Operation: opLogin}, Session: s, PIN: &pin})

@@ -38,6 +38,7 @@ const (
 	opTokenInfo   operation = "C_GetTokenInfo"
 	opMechanism   operation = "C_GetMechanismInfo"
 	opSessionInfo operation = "C_GetSessionInfo"
+	opLookAtPIN   operation = "look at the PIN file"
 	opLogin       operation = "C_Login"
 	opFind        operation = "C_FindObjects"
 	opAttributes  operation = "C_GetAttributeValue"
@@ -70,6 +71,7 @@ type request struct {
 	Limit      int               `json:"limit,omitempty"`
 	Attributes []uint            `json:"attributes,omitempty"`
 	PIN        *pinfile.Identity `json:"pin,omitempty"`
+	Key        []byte            `json:"key,omitempty"` // of the PIN's tag
 	Secret     *Secret           `json:"secret,omitempty"`
 }
 
@@ -92,6 +94,7 @@ type answer struct {
 	Session   *pkcs11.SessionInfo   `json:"session,omitempty"`
 	Objects   []p11.Object          `json:"objects,omitempty"`
 	Values    map[uint][]byte       `json:"values,omitempty"`
+	PIN       *pinfile.Look         `json:"pin,omitempty"`
 }
 
 // call is one PKCS#11 call that the request came to.
@@ -238,6 +241,8 @@ func (q *request) check() error {
 	switch q.Operation {
 	case opLoad:
 		ok = ok && q.Load != nil && q.Load.ConnectTimeout > 0
+	case opLookAtPIN:
+		ok = ok && q.PIN != nil && len(q.Key) > 0
 	case opLogin, opOpenMaker:
 		ok = ok && q.PIN != nil
 	case opMake:
@@ -267,6 +272,8 @@ func (a *answer) check() error {
 			ok = ok && a.Mechanism != nil
 		case opSessionInfo:
 			ok = ok && a.Session != nil
+		case opLookAtPIN:
+			ok = ok && a.PIN != nil
 		}
 	}
 	if !ok {

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
@@ -38,14 +37,11 @@ func (s *server) openMaker(library *p11.Library, slot uint, file pinfile.Identit
 	if s.maker != nil {
 		return errProtocol
 	}
-	pin, now, err := pinfile.Read(file.Path)
+	pin, err := pinfile.ReadState(file)
 	if err != nil {
 		return err
 	}
 	defer pin.Wipe()
-	if now != file {
-		return fmt.Errorf("reading PIN from %s: %w", file.Path, pinfile.ErrChanging)
-	}
 	if s.asked.Load() > 1 || p11.LanesBusy() > 0 { // C_Finalize under a call crashes libraries
 		return errors.New("calls are under way")
 	}

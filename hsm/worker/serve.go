@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/internal/harden"
 )
 
@@ -272,6 +273,9 @@ func (s *server) perform(library *p11.Library, q *request, a *answer) (err error
 		a.Objects, err = library.FindData(q.Session, q.Owner, q.Label, q.Limit)
 	case opAttributes:
 		a.Values, err = library.Attributes(q.Session, q.Object, q.Attributes)
+	case opLookAtPIN:
+		look, lookErr := pinfile.LookAt(*q.PIN, q.Key)
+		a.PIN, err = &look, lookErr
 	case opLogin:
 		err = s.underLock(func() error { return library.Login(q.Session, *q.PIN) })
 	case opCreateData:

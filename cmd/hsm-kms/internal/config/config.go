@@ -56,7 +56,7 @@ type Config struct {
 	// HangExitAfter has no effect any more, and a later version will refuse it: a module in which calls hang is replaced
 	// while the process goes on.
 	HangExitAfter Duration `yaml:"hangExitAfter,omitempty"`
-	// StateDir is the folder for the PIN latch and the last proven key_id; nothing secret. Default /var/lib/hsm-kms.
+	// StateDir is the folder for the records of PIN attempts and the last proven key_id, for our own user alone. Default /var/lib/hsm-kms.
 	// It must outlive the process: without it a restart would try a refused PIN again, until the token locks.
 	StateDir string `yaml:"stateDir"`
 	// RefreshInterval is how often the ring is read again from the token. Default 30s; 1s to 1h. A rotation must be

@@ -4,9 +4,9 @@
 // rests on passed, so that one mistake gives one finding.
 //
 // Nothing is changed: on a token no object is made or altered and no session is opened for writing. A login is made
-// only as `serve` would make it: under the PIN latch, never when the token says that its PIN is locked or that a wrong
+// only as `serve` would make it: under the attempt guard, never when the token says that its PIN is locked or that a wrong
 // one would lock it. Two things are made on this machine, as every command makes them: stateDir when it is missing, and
-// the latch in it.
+// the records of PIN attempts in it.
 package doctor
 
 import (
@@ -53,7 +53,7 @@ type Options struct {
 	EncryptionConfig string // path of an EncryptionConfiguration; "": none is looked at
 	Step             int    // 1: it is that of the first step of a migration
 	Socket           string // of a running plugin; "": the configuration's, where it is no fault if none runs
-	TryPIN           bool   // clear the PIN latch and try once more
+	TryPIN           bool   // clear what stands against the PIN and try it once more
 	// ClusterUIDs reads from etcd whose objects it holds; nil: etcd was not named.
 	ClusterUIDs func(context.Context) ([]string, error)
 	// Prepare makes or checks stateDir.

@@ -7,7 +7,8 @@ import (
 	"strings"
 
 	"github.com/hsm-kms/hsm-kms/hsm"
-	"github.com/hsm-kms/hsm-kms/hsm/latch"
+	"github.com/hsm-kms/hsm-kms/hsm/guard"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
 // inspect asks the tokens that have indices in fit what they tell without a login, and gives the indices of those that
@@ -38,7 +39,7 @@ func (d *doctor) judge(ctx context.Context, t hsm.TokenConfig, seen hsm.Inspecti
 	}
 	d.pass("token", t.Name, fmt.Sprintf("slot %d, label %q, serial %q, %s %s", seen.Slot, seen.Label, seen.Serial, seen.Manufacturer, seen.Model))
 	offered := d.mechanisms(t, seen)
-	return d.counters(t, seen.PIN) && d.latch(ctx, t, seen.Latch) && offered
+	return d.counters(t, seen.PIN) && d.guard(ctx, t, seen.Guard) && offered
 }
 
 func (d *doctor) mechanisms(t hsm.TokenConfig, seen hsm.Inspection) bool {
@@ -83,25 +84,36 @@ func (d *doctor) counters(t hsm.TokenConfig, pin hsm.PINState) bool {
 	return true
 }
 
-// latch judges whether the latch lets a login through, and clears it when that was asked for.
-func (d *doctor) latch(ctx context.Context, t hsm.TokenConfig, standing error) bool {
+// guard judges whether the attempt guard lets a login through, and clears what stands against it when that was asked for.
+func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) bool {
 	const check = "pin-latch"
 	switch {
 	case standing == nil:
-		d.pass(check, t.Name, "this PIN file has not been refused")
+		d.pass(check, t.Name, "nothing stands against a login with this PIN")
 		return true
+	case isPINFile(standing):
+		d.failure("pin-file", t.Name, standing, "let the PIN file hold the user PIN and nothing else")
+		return false
 	case d.TryPIN:
-		if err := hsm.ClearLatch(ctx, d.common, t); err != nil {
+		if err := hsm.AllowPIN(ctx, d.common, t); err != nil {
 			d.failure(check, t.Name, err, "see that stateDir can be written")
 			return false
 		}
 		d.warn(check, t.Name, "cleared: "+standing.Error(), "if the login below failed again, the PIN is wrong: each attempt counts on the token")
 		return true
-	case errors.Is(standing, latch.ErrStands):
+	case errors.Is(standing, guard.ErrStands):
 		d.fail(check, t.Name, standing.Error()+"; no login was tried",
 			"write the right PIN to the PIN file, or, if you know that it is right, run: hsm-kms doctor --try-pin")
 		return false
+	case errors.Is(standing, guard.ErrState):
+		d.failure(check, t.Name, standing, "see that the PIN is right, then run: hsm-kms doctor --try-pin")
+		return false
 	}
-	d.failure(check, t.Name, standing, "see that the PIN is right, then run: hsm-kms doctor --try-pin")
+	d.failure(check, t.Name, standing, "see why the last login failed, in the plugin's log; the plugin tries again by itself, hsm-kms doctor --try-pin at once")
 	return false
+}
+
+// isPINFile reports whether the PIN file is at fault.
+func isPINFile(err error) bool {
+	return errors.Is(err, pinfile.ErrMalformed) || errors.Is(err, pinfile.ErrUnreadable) || errors.Is(err, pinfile.ErrChanging)
 }

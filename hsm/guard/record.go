@@ -1,0 +1,167 @@
+package guard
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+)
+
+// A record is a file of two slots, which has its whole length from the beginning: a disk that is full later does not keep
+// it from being written. The slots are written in turns, so that one is whole whenever the machine stops. A slot is a line
+// of JSON, a line with its SHA-256, and zeros.
+const (
+	slotSize = 4096
+	slots    = 2
+	maxTries = 16 // PINs; the oldest goes first
+	keySize  = 16
+)
+
+type record struct {
+	Sequence uint64 `json:"sequence"` // the slot with the higher one counts
+	Token    string `json:"token"`
+	Key      []byte `json:"key"`   // of the tags
+	Tries    []try  `json:"tries"` // the newest is the last
+}
+
+// find returns the try with a tag; there is always one.
+func (r *record) find(tag uint32) try {
+	for _, t := range r.Tries {
+		if t.Tag == tag {
+			return t
+		}
+	}
+	return try{Tag: tag}
+}
+
+// file is a record that is open.
+type file struct {
+	*os.File
+	path   string
+	record record
+}
+
+func (f *file) close() { _ = f.Close() } // what was written is on the disk
+
+// openOrMake opens a token's record; if there is none, it makes one.
+func (g *Guard) openOrMake(token Token) (*file, error) {
+	f, err := g.open(token)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	first := record{Token: token.Name, Key: make([]byte, keySize)}
+	_, _ = rand.Read(first.Key) // it never fails
+	slot, err := first.encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.WriteState(g.path(token), append(slot, make([]byte, slotSize*(slots-1))...)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return g.open(token)
+}
+
+// open reads a token's record. Errors wrap fs.ErrNotExist, or ErrState, or, of an attempt that could not be recorded,
+// ErrStands. A record that cannot be understood stands against every PIN: it may be the only trace of a refused one.
+func (g *Guard) open(token Token) (_ *file, err error) {
+	path := g.path(token)
+	// A FIFO in its place must not hang the login.
+	opened, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = opened.Close()
+		}
+	}()
+	data, err := io.ReadAll(io.LimitReader(opened, slotSize*slots+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	case len(data) == 0:
+		return nil, fmt.Errorf("%w (on a full disk, which took no record of the outcome)", ErrStands)
+	}
+	f := &file{File: opened, path: path}
+	found := false
+	for i := 0; len(data) == slotSize*slots && i < slots; i++ {
+		var r record
+		if r.decode(data[i*slotSize:(i+1)*slotSize]) && r.Token == token.Name && (!found || r.Sequence > f.record.Sequence) {
+			f.record, found = r, true
+		}
+	}
+	if !found {
+		return nil, fmt.Errorf("%w: %s is not a record of this program", ErrState, path)
+	}
+	return f, nil
+}
+
+// put makes t the newest try of the record, on the disk.
+func (f *file) put(t try) error {
+	r := f.record
+	r.Sequence++
+	r.Tries = append(slices.DeleteFunc(slices.Clone(r.Tries), func(old try) bool { return old.Tag == t.Tag }), t)
+	r.Tries = r.Tries[max(0, len(r.Tries)-maxTries):]
+	slot, err := r.encode()
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(slot, int64(r.Sequence%slots)*slotSize)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, ownedfile.Explain(f.path, err))
+	}
+	f.record = r
+	return nil
+}
+
+func (r *record) encode() ([]byte, error) {
+	line, err := json.Marshal(r)
+	sum := sha256.Sum256(line)
+	slot := append(append(line, '\n'), hex.EncodeToString(sum[:])+"\n"...)
+	if err != nil || len(slot) > slotSize {
+		return nil, fmt.Errorf("%w: the record has %d bytes (%v)", ErrState, len(slot), err)
+	}
+	return append(slot, make([]byte, slotSize-len(slot))...), nil
+}
+
+// decode reports whether the slot is whole.
+func (r *record) decode(slot []byte) bool {
+	line, rest, found := bytes.Cut(slot, []byte("\n"))
+	sum := sha256.Sum256(line)
+	return found && bytes.HasPrefix(rest, []byte(hex.EncodeToString(sum[:])+"\n")) &&
+		json.Unmarshal(line, r) == nil && len(r.Key) == keySize
+}
+
+// makeEmpty makes an empty file, which needs no space, and returns when it is on the disk.
+func makeEmpty(path string) error {
+	made, err := ownedfile.Make(path, os.O_RDWR, 0o600)
+	if err == nil {
+		err = errors.Join(made.Sync(), made.Close())
+	}
+	if err == nil {
+		var folder *os.File
+		if folder, err = os.Open(filepath.Dir(path)); err == nil {
+			err = errors.Join(folder.Sync(), folder.Close())
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, ownedfile.Explain(path, err))
+	}
+	return nil
+}

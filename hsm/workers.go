@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // startWorker starts a worker for the token's module.
@@ -23,7 +24,8 @@ func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
 		Group: t.common.Workers,
 	})
 	if errors.Is(err, worker.ErrLoad) {
-		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
+		return nil, hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err),
+			"set module to the vendor's PKCS#11 library; ldd "+t.cfg.Module+" shows which libraries of its own are missing")
 	}
 	return w, err
 }

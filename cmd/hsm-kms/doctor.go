@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
+	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
 func (c *command) doctor() *cobra.Command {
@@ -17,7 +19,7 @@ func (c *command) doctor() *cobra.Command {
 		Short: "Check a set-up, and say of each thing what is wrong and what to do",
 		Long: `Checks the configuration, module and PIN files, tokens, login counters, mechanisms, keys, the encryption itself, the
 socket's folder, a plugin that runs, and, if they are named, kube-apiserver's EncryptionConfiguration and, with
---endpoints, whether etcd holds the cluster that the ring belongs to.
+--endpoints, whether etcd holds the cluster that the ring belongs to, and nothing that this list cannot read.
 
 It changes nothing on a token. It logs in as serve does: not with a PIN that was refused before, and never when
 the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
@@ -37,6 +39,9 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 			options.ConfigPath = c.configPath
 			if cmd.Flags().Changed("endpoints") {
 				options.ClusterUIDs = etcd.clusterUIDs
+				options.Report = func(ctx context.Context) (*evidence.Report, error) {
+					return etcd.report(ctx, evidence.ReportOptions{}, nil)
+				}
 			}
 			return c.printFindings(doctor.Run(cmd.Context(), options))
 		},

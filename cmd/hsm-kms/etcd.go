@@ -257,6 +257,19 @@ func hasEndpoint(endpoints []string, address string) bool {
 	return slices.ContainsFunc(endpoints, func(e string) bool { return bare(e) == bare(address) })
 }
 
+// report reads what etcd or the snapshots hold; progress may be nil.
+func (f *etcdFlags) report(ctx context.Context, opts evidence.ReportOptions, progress evidence.Progress) (report *evidence.Report, err error) {
+	if _, opts.Known, err = f.read(); err != nil {
+		return nil, err
+	}
+	sources, closeAll, err := f.open(ctx, progress)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeAll()) }()
+	return evidence.Build(ctx, sources, opts)
+}
+
 // clusterUIDs are the UIDs of the namespaces kube-system below the prefixes.
 func (f *etcdFlags) clusterUIDs(ctx context.Context) (uids []string, err error) {
 	sources, closeAll, err := f.open(ctx, nil)

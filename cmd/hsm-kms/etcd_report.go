@@ -118,18 +118,10 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 	return nil
 }
 
-func (c *command) buildReport(ctx context.Context, f *reportFlags, opts evidence.ReportOptions) (report *evidence.Report, err error) {
+func (c *command) buildReport(ctx context.Context, f *reportFlags, opts evidence.ReportOptions) (*evidence.Report, error) {
 	progress, done := c.progress()
 	defer done()
-	if _, opts.Known, err = f.read(); err != nil {
-		return nil, err
-	}
-	sources, closeAll, err := f.open(ctx, progress)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, closeAll()) }()
-	return evidence.Build(ctx, sources, opts)
+	return f.report(ctx, opts, progress)
 }
 
 // checkResources looks at the form of --resources before anything is read.

@@ -283,6 +283,27 @@ func (c *Config) Compare(r *evidence.Report, wanted func(resource string) bool) 
 	return found
 }
 
+// Unreadable names what the report has that an API server with this configuration could not read, such as "3 objects of
+// secrets under aescbc:v1:key1".
+func (c *Config) Unreadable(r *evidence.Report) []string {
+	var found []string
+	for _, resource := range r.Resources {
+		providers := c.providers(resource.Resource)
+		if providers == nil {
+			providers = []string{""}
+		}
+		for _, key := range resource.Keys {
+			if !slices.Contains(providers, key.Provider) {
+				found = append(found, fmt.Sprintf("%d objects of %s under %s", key.Objects, resource.Resource, evidence.Printable(key.Provider)))
+			}
+		}
+		if resource.Plaintext > 0 && !slices.Contains(providers, "") {
+			found = append(found, fmt.Sprintf("%d objects of %s in plain text", resource.Plaintext, resource.Resource))
+		}
+	}
+	return found
+}
+
 // judge says what is wrong with an object under provider where providers are configured; empty: nothing.
 func judge(provider string, providers []string) string {
 	name := func(text string) string {

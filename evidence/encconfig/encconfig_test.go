@@ -166,3 +166,25 @@ func TestLost(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadable: what etcd holds and no provider of the list reads; what is merely not under the first provider is not in it.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	c, err := encconfig.Parse([]byte(`apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources: [secrets]
+  providers: [{kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix:///s"}}, {aescbc: {keys: [{name: k1, secret: YQ==}]}}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.Unreadable(&evidence.Report{Resources: []evidence.Resource{
+		{Resource: "secrets", Plaintext: 2, Keys: []evidence.Key{{Provider: "kms:v2:hsm-kms", Objects: 5}, {Provider: "aescbc:v1:k1", Objects: 6}, {Provider: "aescbc:v1:k2", Objects: 7}}},
+		{Resource: "configmaps", Plaintext: 3, Keys: []evidence.Key{{Provider: "kms:v2:hsm-kms", Objects: 1}}},
+	}})
+	want := []string{"7 objects of secrets under aescbc:v1:k2", "2 objects of secrets in plain text", "1 objects of configmaps under kms:v2:hsm-kms"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -47,6 +47,9 @@ type Config struct {
 	// Tokens are the tokens that hold the ring, in order of preference; all hold the same keys. Required, at most 16.
 	// The first one serves, the next ones take over when it fails; `keys` commands work on the first.
 	Tokens []Token `yaml:"tokens"`
+	// BackupRehearsed says that a backup of the only token was restored once, as a rehearsal: doctor warns of a single
+	// token until then. Default false.
+	BackupRehearsed bool `yaml:"backupRehearsed"`
 	// AllowImportedKeys serves keys that were made outside their token as well (CKA_LOCAL, CKA_ALWAYS_SENSITIVE or
 	// CKA_NEVER_EXTRACTABLE is not true). Default false. With true, nobody can prove that no copy is elsewhere.
 	AllowImportedKeys bool `yaml:"allowImportedKeys"`

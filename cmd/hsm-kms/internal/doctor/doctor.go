@@ -21,6 +21,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
@@ -56,6 +57,8 @@ type Options struct {
 	TryPIN           bool   // clear what stands against the PIN and try it once more
 	// ClusterUIDs reads from etcd whose objects it holds; nil: etcd was not named.
 	ClusterUIDs func(context.Context) ([]string, error)
+	// Report reads what etcd holds; nil: etcd was not named.
+	Report func(context.Context) (*evidence.Report, error)
 	// Prepare makes or checks stateDir.
 	Prepare func(stateDir string) error
 	// Tokens turns the configuration into package hsm's.
@@ -87,15 +90,15 @@ func Run(ctx context.Context, options Options) []Finding {
 	if stateful && len(usable) > 0 {
 		ring = d.ring(ctx, usable)
 	}
-	if len(d.tokens) == 1 {
+	if len(d.tokens) == 1 && !d.cfg.BackupRehearsed {
 		d.warn("backup", "", "the configuration names one token: when it is lost, and its backup with it, so is every Secret",
-			"keep a backup of the token that has been restored once as a rehearsal, or list a second token with the same keys")
+			"keep a backup of the token, restore it once as a rehearsal, and set backupRehearsed: true; or list a second token with the same keys")
 	}
 	if folder {
 		d.plugin(ctx, ring)
 	}
 	if d.EncryptionConfig != "" {
-		d.encryption()
+		d.encryption(ctx)
 	}
 	return d.found
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
@@ -94,7 +96,7 @@ func (p provider) kind() string {
 func (p provider) hasKeys() bool { return p.AESGCM != nil || p.AESCBC != nil || p.Secretbox != nil }
 
 // encryption compares with the EncryptionConfiguration of this node's kube-apiserver.
-func (d *doctor) encryption() {
+func (d *doctor) encryption(ctx context.Context) {
 	const check = "encryption-config"
 	file, info, err := ownedfile.Open(d.EncryptionConfig)
 	if err != nil {
@@ -116,6 +118,32 @@ func (d *doctor) encryption() {
 	d.localKeys(parsed.Resources)
 	d.entries(parsed.Resources)
 	d.secretsEntry(parsed.Resources)
+	d.stored(ctx)
+}
+
+// stored holds the list against what etcd holds, if etcd was named: what no provider of the list reads is lost to an API
+// server that has it.
+func (d *doctor) stored(ctx context.Context) {
+	const check = "encryption-stored"
+	if d.Report == nil {
+		return
+	}
+	config, err := encconfig.Load(d.EncryptionConfig)
+	if err != nil {
+		d.failure(check, "", err, "correct the file: kube-apiserver refuses it too")
+		return
+	}
+	report, err := d.Report(ctx)
+	if err != nil {
+		d.failure(check, "", err, "see --endpoints, --cacert, --cert and --key")
+		return
+	}
+	if lost := config.Unreadable(report); len(lost) > 0 {
+		d.fail(check, "", "no provider of the list reads what etcd holds: "+strings.Join(lost, "; "),
+			"put the provider, with the keys that it had, back into the list before any kube-apiserver reads it")
+		return
+	}
+	d.pass(check, "", "the list reads all that etcd holds")
 }
 
 func parseEncryption(r io.Reader) (encryptionConfig, error) {

@@ -104,7 +104,8 @@ func (im image) layer(path string) (string, error) {
 			return "", err
 		}
 	}
-	return hex.EncodeToString(hash.Sum(nil)), errors.Join(archive.Close(), out.Close())
+	err = errors.Join(archive.Close(), out.Close()) // the end of the archive is part of the digest
+	return hex.EncodeToString(hash.Sum(nil)), err
 }
 
 func addFile(archive *tar.Writer, name, path string) error {

@@ -275,8 +275,8 @@ func inheritCPUs(dir string) error {
 	return nil
 }
 
-// removeCgroups removes a run's cgroups. The kernel lets go of them a moment after the last process.
-func removeCgroups(run string) error {
+// removeCgroups removes the cgroups of a run, or of a node of it. The kernel lets go of them a moment after the last process.
+func removeCgroups(name string) error {
 	all, err := hierarchies()
 	if err != nil {
 		return err
@@ -284,7 +284,7 @@ func removeCgroups(run string) error {
 	deadline := time.Now().Add(20 * time.Second)
 	for _, h := range all {
 		for {
-			err := removeTree(filepath.Join(h.path, run))
+			err := removeTree(filepath.Join(h.path, name))
 			if err == nil {
 				break
 			}

@@ -83,7 +83,12 @@ func (n *node) boot(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.first = first
-	controllers, err := joinCgroups(filepath.Join(filepath.Base(n.world.machine.dir), n.name), first.pid)
+	// A reboot leaves no cgroups. kubelet tries for 3 s to learn of each that has no container.
+	group := filepath.Join(filepath.Base(n.world.machine.dir), n.name)
+	if err := removeCgroups(group); err != nil {
+		t.Fatal(err)
+	}
+	controllers, err := joinCgroups(group, first.pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,12 +141,14 @@ func (n *node) off() {
 // reboot asks systemd for it, waits until the node is down and boots it.
 func (n *node) reboot(t *testing.T) {
 	t.Helper()
+	began := time.Now()
 	_, _, _ = n.run(t.Context(), "systemctl reboot") // it is cut off
 	select {
 	case <-n.first.done:
 	case <-time.After(patience):
 		t.Fatalf("%s does not go down; its console:\n%s", n.name, n.console())
 	}
+	t.Logf("%s went down in %.1f s", n.name, time.Since(began).Seconds())
 	n.boot(t)
 }
 

@@ -2,6 +2,7 @@ package manifests_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,6 +56,20 @@ func write(t *testing.T, files []manifests.File) map[string]string {
 	return paths
 }
 
+// waitsForLogins wants a unit that is given the time to end a login before systemd kills its workers.
+func waitsForLogins(t *testing.T, unit string, v *manifests.Values) {
+	t.Helper()
+	seconds := 0
+	for _, token := range v.Tokens {
+		seconds = max(seconds, int(token.ConnectTimeout.Seconds()))
+	}
+	for _, line := range []string{"\nKillMode=mixed\n", fmt.Sprintf("\nTimeoutStopSec=%d\n", seconds+20)} {
+		if !strings.Contains(unit, line) {
+			t.Errorf("%q is not in:\n%s", line, unit)
+		}
+	}
+}
+
 func TestSystemd(t *testing.T) {
 	t.Parallel()
 	analyze := tool(t, "systemd-analyze")
@@ -75,6 +90,7 @@ func TestSystemd(t *testing.T) {
 			}
 			// 0 is best, 10 is worst; a service without any of it has 9.6.
 			runTool(t, analyze, "security", "--offline=yes", "--threshold=20", paths["hsm-kms.service"])
+			waitsForLogins(t, string(files[0].Content), &v)
 			if text := string(files[0].Content); v.Tokens[0].PINFile == "hsm-pin" && !strings.Contains(text, "\nLoadCredential=hsm-pin:/etc/hsm-kms/hsm-pin\n") {
 				t.Errorf("the credential is not loaded:\n%s", text)
 			}
@@ -106,6 +122,7 @@ func TestRotateTimer(t *testing.T) {
 				t.Errorf("systemd-analyze verify: %s", said)
 			}
 			runTool(t, analyze, "security", "--offline=yes", "--threshold=20", paths["hsm-kms-rotate.service"])
+			waitsForLogins(t, string(files[0].Content), &c.values)
 			if text := string(files[0].Content); !strings.Contains(text, c.says) {
 				t.Errorf("%q is not in:\n%s", c.says, text)
 			}

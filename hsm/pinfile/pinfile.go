@@ -171,7 +171,7 @@ func judge(path string, info ownedfile.Info) (problem, advice string) {
 		return "it is not a regular file", "point pinFile at a plain file"
 	case !info.OwnerTrusted():
 		return fmt.Sprintf("it belongs to uid %d, who is neither root nor uid %d of this process", info.UID, os.Geteuid()),
-			"chown root " + path
+			info.FixOwner(path)
 	case info.Perm&forbidden != 0:
 		return fmt.Sprintf("mode %04o lets others at it", info.Perm),
 			fmt.Sprintf("chmod 0400 %s (a Kubernetes secret volume: defaultMode: 0400)", path)

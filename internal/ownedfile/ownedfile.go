@@ -83,6 +83,15 @@ func (i Info) OwnerTrusted() bool {
 	return i.UID == 0 || int(i.UID) == os.Geteuid()
 }
 
+// FixOwner says what to do about a file at path whose owner is not trusted. Root is told to become the plugin's user first:
+// the plugin could not read a file that was taken from it.
+func (i Info) FixOwner(path string) string {
+	if os.Geteuid() == 0 {
+		return "run this as the user that the plugin runs as; if that is root: chown root " + path
+	}
+	return fmt.Sprintf("chown %d %s", os.Geteuid(), path)
+}
+
 // OthersMayWrite reports whether the mode or an access control list lets anybody but the owner, root and our own user
 // write. Group root counts as root.
 func (i Info) OthersMayWrite() bool {

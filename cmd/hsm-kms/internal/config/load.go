@@ -53,7 +53,7 @@ func judgeFile(path string, info ownedfile.Info) error {
 		p.report("", "is not a regular file", "give the path of the YAML file")
 	case !info.OwnerTrusted():
 		p.report("", fmt.Sprintf("belongs to uid %d, who is neither root nor uid %d of this process", info.UID, os.Geteuid()),
-			"chown root "+path)
+			info.FixOwner(path))
 	case info.Perm&0o022 != 0:
 		p.report("", fmt.Sprintf("mode %04o lets others write it", info.Perm), "chmod go-w "+path)
 	default:

@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ func awaitExit(pid int) {
 	}
 }
 
-// inherited lists the open descriptors beyond the standard three that survived an exec.
+// inherited lists, in order, the open descriptors beyond the standard three that survived an exec.
 func inherited() ([]int, error) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -49,6 +50,7 @@ func inherited() ([]int, error) {
 			open = append(open, fd)
 		}
 	}
+	slices.Sort(open) // the folder is in the order of the names
 	return open, nil
 }
 

@@ -362,27 +362,33 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// hangingLogin returns a session in which a C_Login hangs, the PIN file of it, and what lets it go on.
+func (r *rig) hangingLogin(c *worker.Client) (s p11.Session, file pinfile.Identity, release func()) {
+	r.t.Helper()
+	file, err := pinfile.Stat(r.token.PINFile)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := c.Initialize(); err != nil {
+		r.t.Fatal(err)
+	}
+	if s, err = c.OpenSession(r.slot(c), false); err != nil {
+		r.t.Fatal(err)
+	}
+	release = r.module.Hang("C_Login")
+	go func() { _ = c.Login(s, file) }()
+	if err := r.module.WaitHung(r.t.Context(), "C_Login", 1); err != nil {
+		r.t.Fatal(err)
+	}
+	return s, file, release
+}
+
 // No worker is killed inside C_Login, however much it is to end.
 func TestEndWaitsForLogin(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	c := r.start()
-	file, err := pinfile.Stat(r.token.PINFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Initialize(); err != nil {
-		t.Fatal(err)
-	}
-	s, err := c.OpenSession(r.slot(c), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := r.module.Hang("C_Login")
-	go func() { _ = c.Login(s, file) }()
-	if err := r.module.WaitHung(t.Context(), "C_Login", 1); err != nil {
-		t.Fatal(err)
-	}
+	_, _, release := r.hangingLogin(c)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -407,22 +413,7 @@ func TestHold(t *testing.T) {
 	var group worker.Group
 	r.cfg.Group = &group
 	c := r.start()
-	file, err := pinfile.Stat(r.token.PINFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Initialize(); err != nil {
-		t.Fatal(err)
-	}
-	s, err := c.OpenSession(r.slot(c), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := r.module.Hang("C_Login")
-	go func() { _ = c.Login(s, file) }()
-	if err := r.module.WaitHung(t.Context(), "C_Login", 1); err != nil {
-		t.Fatal(err)
-	}
+	s, file, release := r.hangingLogin(c)
 	held := make(chan struct{})
 	go func() {
 		defer close(held)

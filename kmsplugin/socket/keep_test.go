@@ -147,9 +147,7 @@ func TestKeepLeavesWhatIsNotOurs(t *testing.T) {
 				t.Fatal(err)
 			}
 			other := startHelper(t, folder+".new/s")
-			if err := errors.Join(os.Rename(folder, folder+".old"), os.Rename(folder+".new", folder)); err != nil {
-				t.Fatal(err)
-			}
+			exchange(t, folder, folder+".new")
 			return func() { _ = other.Process.Kill(); _ = other.Wait() }
 		},
 	} {

@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
 
 // A key of the ring that can only encrypt, as a vendor's template may leave it, is refused; it does not take the token
@@ -46,6 +47,7 @@ func (b *bench) plant(id []byte, decrypt bool) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	defer softhsm.NoForks()()
 	ctx := pkcs11.New(b.module.Path())
 	must := func(err error) {
 		b.t.Helper()

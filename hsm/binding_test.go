@@ -11,6 +11,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
+	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
 
 const (
@@ -179,6 +180,7 @@ func (b *bench) another() *bench {
 func (b *bench) plantData(private bool, value string) {
 	b.t.Helper()
 	module := faultp11.New(b.t, b.token.Module, faultp11.Options{SoftHSMConf: b.token.Conf()})
+	defer softhsm.NoForks()()
 	ctx := pkcs11.New(module.Path())
 	b.must(ctx.Initialize())
 	defer func() { _ = ctx.Finalize() }()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -147,7 +148,7 @@ func (r *rig) doctor(args ...string) ([]doctor.Finding, int, string) {
 
 // hsmOf is package hsm's configuration of one token of the rig.
 func (r *rig) hsmOf(t *rigToken) (hsm.Config, hsm.TokenConfig) {
-	return hsm.Config{Ring: "kube-secrets", Profile: envelope.AESGCM, StateDir: r.state},
+	return hsm.Config{Ring: "kube-secrets", Profile: envelope.AESGCM, StateDir: r.state, Log: slog.New(slog.DiscardHandler)},
 		hsm.TokenConfig{Name: t.name, Module: t.module, Label: t.label, PINFile: t.pin, MaxSessions: 2, CallTimeout: 5 * time.Second}
 }
 
@@ -221,6 +222,7 @@ func (r *rig) onToken(t *rigToken, f func(*pkcs11.Ctx, pkcs11.SessionHandle) err
 			r.t.Fatal(err)
 		}
 	}
+	defer softhsm.NoForks()()
 	ctx := pkcs11.New(t.module)
 	must(ctx.Initialize())
 	defer func() { must(ctx.Finalize()) }()

@@ -207,7 +207,11 @@ func TestContract(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _ = library.Finalize() })
+			resume := softhsm.NoForks()
+			t.Cleanup(func() {
+				_ = library.Finalize()
+				resume()
+			})
 			return library
 		}},
 		{"worker", func(_ *testing.T, r *rig) p11.API { return r.start() }},

@@ -14,18 +14,13 @@ import (
 
 // startWorker starts a worker for the token's module.
 func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
-	env, unlisted := worker.Environment(os.Environ(), t.cfg.PassEnv)
-	generation := t.starts.Add(1)
-	if generation == 1 && len(unlisted) > 0 {
-		t.log.Warn("the PKCS#11 module gets variables of the environment that a later release will not pass", "variables", unlisted,
-			"hint", "name those that the module needs in passEnv of the token")
-	}
+	env, _ := worker.Environment(os.Environ(), t.cfg.PassEnv)
 	for _, name := range slices.Sorted(maps.Keys(t.cfg.Env)) {
 		env = append(env, name+"="+t.cfg.Env[name]) // the last one counts
 	}
 	w, err := worker.Start(ctx, worker.Config{
 		Token: t.cfg.Name, Module: t.cfg.Module, Reserved: t.cfg.Reserved, Environment: env,
-		ConnectTimeout: t.cfg.ConnectTimeout, Generation: generation, Hook: t.hook, Log: t.log,
+		ConnectTimeout: t.cfg.ConnectTimeout, Generation: t.starts.Add(1), Hook: t.hook, Log: t.log,
 		Group: t.common.Workers,
 	})
 	if errors.Is(err, worker.ErrLoad) {

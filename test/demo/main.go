@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -66,8 +67,9 @@ func demonstrate(ctx context.Context, bin string) int {
 // awaitSignal waits a moment for the signal of which a command has died: a terminal sends it to the whole group, and the
 // command's end may be known here before the signal is.
 func awaitSignal(ctx context.Context, err error) {
-	exit, ok := errors.AsType[*plugin.ExitError](err)
-	if !ok || exit.Code != -1 {
+	ours, isOurs := errors.AsType[*plugin.ExitError](err)
+	other, isOther := errors.AsType[*exec.ExitError](err)
+	if !(isOurs && ours.Code == -1 || isOther && other.ExitCode() == -1) {
 		return
 	}
 	select {

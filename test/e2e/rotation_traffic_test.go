@@ -65,10 +65,10 @@ func every(ctx context.Context, interval time.Duration, do func(i int)) {
 
 func (tr *traffic) write(ctx context.Context, n *node, i int) {
 	name := fmt.Sprintf("%s-%05d", n.name, i)
+	// A write that is under way when the traffic stops goes on: cut off, it may have been made or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
 	err := n.cluster.CreateSecret(ctx, namespace, name, map[string][]byte{"password": []byte(canary(name))})
-	if ctx.Err() != nil {
-		return // cut off: it may have been written or not
-	}
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	if err != nil {

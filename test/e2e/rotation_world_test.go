@@ -222,6 +222,9 @@ func readLog(t *testing.T, p *plugin.Plugin) []logLine {
 func checkNoAlarm(t *testing.T, p *plugin.Plugin, expected func(logLine) bool) {
 	t.Helper()
 	for _, line := range readLog(t, p) {
+		if line.Msg == "the module gets variables that a later release will not pass" {
+			continue // those are the variables that the tests were started with
+		}
 		if (line.Level == "WARN" || line.Level == "ERROR") && (expected == nil || !expected(line)) {
 			t.Errorf("%s has an alarming line: %s", p.Log(), line.text)
 		}

@@ -30,17 +30,24 @@ func newMakeRig(t *testing.T) *retireRig {
 	return r
 }
 
+// startCommand starts a command as a process of its own.
+func (r *retireRig) startCommand(ctx context.Context, args ...string) (cmd *exec.Cmd, stdout, stderr *bytes.Buffer) {
+	r.t.Helper()
+	cmd = exec.CommandContext(ctx, os.Args[0], append(args, "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
+	cmd.Args[0] = "hsm-kms"
+	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"), "GORACE=atexit_sleep_ms=0")
+	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	r.must(cmd.Start())
+	return cmd, stdout, stderr
+}
+
 // process runs a command as a process of its own, which a hanging call does not outlive: its worker is killed too. Killed, when it hangs, if kill.
 func (r *retireRig) process(kill string, args ...string) (out, errOut string, code int) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], append(args, "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
-	cmd.Args[0] = "hsm-kms"
-	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"), "GORACE=atexit_sleep_ms=0")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	r.must(cmd.Start())
+	cmd, stdout, stderr := r.startCommand(ctx, args...)
 	if kill != "" {
 		r.must(r.tokens[0].faults.WaitHung(ctx, kill, 1))
 		_ = cmd.Process.Kill()

@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -23,12 +21,7 @@ func (r *retireRig) signalIn(token *rigToken, fn string, sig unix.Signal, args .
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], append(args, "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
-	cmd.Args[0] = "hsm-kms"
-	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"), "GORACE=atexit_sleep_ms=0")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	r.must(cmd.Start())
+	cmd, stdout, stderr := r.startCommand(ctx, args...)
 	if err := token.faults.WaitHung(ctx, fn, 1); err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()

@@ -7,7 +7,7 @@
 // (resource, key), one hash for each distinct DEK, and in a snapshot one hash for each key of etcd; the same when an etcd
 // is read that is compacted meanwhile.
 //
-// Whatever is told of an etcd is its state at one revision: [ReadWhole]. What cannot be read so is an error.
+// A report shows the state of an etcd at one revision: see [ReadWhole]. A state that cannot be read so is an error.
 //
 // Everything read here may have been written by somebody hostile. What cannot be decoded is counted and named, a
 // damaged file is [ErrDamaged], and text from etcd is never printed without being made safe first.

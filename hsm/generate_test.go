@@ -14,7 +14,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// A C_GenerateKey that hangs does not keep its caller, and what is told of it is not "not made".
+// A C_GenerateKey that hangs does not keep its caller, and its outcome is never "not made".
 func TestGenerateHangs(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 200 * time.Millisecond })

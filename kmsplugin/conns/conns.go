@@ -37,7 +37,7 @@ type Config struct {
 	Unfinished int   // at most this many without a finished preface; default 32
 	Total      int   // at most this many in all; default 48. An API server has one for each KMS provider entry.
 	HalfSent   int64 // bytes that half-sent requests of all connections hold at most, about; default 32 MiB
-	// Dropped is told of each connection that has to go, before it is closed, without locks held; nil: nobody is.
+	// Dropped is called with each connection that has to go, before it is closed, without locks held. It may be nil.
 	Dropped func(c net.Conn, why Reason)
 }
 

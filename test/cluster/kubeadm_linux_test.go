@@ -39,7 +39,7 @@ const containerdConfig = `version = 2
   SystemdCgroup = true
 `
 
-// nodeConfig is what kubeadm is told of a node.
+// nodeConfig is the configuration of a node for kubeadm.
 const nodeConfig = `apiVersion: kubeadm.k8s.io/v1beta4
 kind: InitConfiguration
 localAPIEndpoint: {advertiseAddress: %[1]s, bindPort: 6443}

@@ -9,7 +9,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
-// allowed follows what each node may name by promise 4. It is told of the world at every step and after every event.
+// allowed follows what each node may name by promise 4. It gets the state of the world at every step and after every event.
 type allowed struct {
 	w    *world
 	held map[*link]map[envelope.KeyID]bool // what a token has held while this process of the node could reach it

@@ -34,10 +34,10 @@ func (t *Token) connect(ctx context.Context, w *worker.Client, isNew bool) (*gen
 			return nil, err
 		}
 	} else if err := t.closeRetired(api); err != nil {
-		t.noteUnclean()
+		t.requireNewWorker()
 		return nil, err
 	}
-	reader, info, in, err := t.openControl(ctx, w, api)
+	reader, info, in, err := t.openAdmin(ctx, w, api)
 	if err != nil {
 		return nil, err
 	}
@@ -60,8 +60,8 @@ func (t *Token) initialize(api p11.API) error {
 	return nil
 }
 
-// openControl opens the control session and logs in, under the login lock.
-func (t *Token) openControl(ctx context.Context, w *worker.Client, api p11.API) (*keyReader, pkcs11.TokenInfo, bool, error) {
+// openAdmin opens the admin session and logs in, under the login lock.
+func (t *Token) openAdmin(ctx context.Context, w *worker.Client, api p11.API) (*keyReader, pkcs11.TokenInfo, bool, error) {
 	unlock, err := t.lockLogin(ctx)
 	if err != nil {
 		return nil, pkcs11.TokenInfo{}, false, err
@@ -84,8 +84,8 @@ func (t *Token) openControl(ctx context.Context, w *worker.Client, api p11.API) 
 	return reader, info, in, err
 }
 
-// lookPause is before the second look at what isUnsettled.
-const lookPause = 50 * time.Millisecond
+// secondLookPause is before the second look at what isUnsettled.
+const secondLookPause = 50 * time.Millisecond
 
 // isUnsettled reports whether an error may come from another program that logs in to the token just now: SoftHSM empties
 // the token's file for an instant then, and so there is no token, or one that cannot be used. It is believed
@@ -96,10 +96,10 @@ func isUnsettled(err error) bool {
 		func(name string) bool { return strings.Contains(err.Error(), name) }) // crypto11 leaves only text
 }
 
-// leave closes the control session of a connection that was not made.
+// leave closes the admin session of a connection that was not made.
 func (t *Token) leave(api p11.API, reader *keyReader) {
-	if closeSession(api, reader.session) != nil || reader.unclean {
-		t.noteUnclean()
+	if closeSession(api, reader.session) != nil || reader.leftOpen {
+		t.requireNewWorker()
 	}
 }
 
@@ -140,7 +140,7 @@ func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs
 	if err := selfTest(ctx, reader, keys); err != nil {
 		return nil, err
 	}
-	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), control: reader.session}
+	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), admin: reader.session}
 	gen.table.Store(keys)
 	return gen, nil
 }
@@ -158,12 +158,12 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 	var unread error
 	for _, slot := range slots {
 		i, err := api.TokenInfo(slot)
-		if isAway(err) {
+		if ranOutOfTime(err) {
 			return 0, i, fmt.Errorf("reading token info of slot %d: %w", slot, err)
 		}
 		if err != nil {
 			// It may be another token that is broken; one that was pulled out between the two calls is no news.
-			if faultOf(err) != faultToken && unread == nil {
+			if classOf(err) != classToken && unread == nil {
 				unread = fmt.Errorf("reading token info of slot %d: %w", slot, err)
 			}
 			continue
@@ -219,7 +219,7 @@ func orNone(seen []string) string {
 	return strings.Join(seen, "; ")
 }
 
-// selfTest proves the profile on the control session, with the newest key that passes.
+// selfTest proves the profile on the admin session, with the newest key that passes.
 func selfTest(ctx context.Context, reader *keyReader, keys *table) error {
 	var failed error
 	for _, held := range keys.newest() {
@@ -250,7 +250,7 @@ func (s *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[
 // DecryptGCM takes a refusal for the ciphertext's fault: the self-test opens a sound one just before.
 func (s *sessionToken) DecryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
 	out, err := s.reader.api.DecryptGCM(time.Time{}, s.reader.session, s.keys.byID[id].handle, nonce[:], associated, sealed)
-	if err != nil && faultOf(err) == faultData {
+	if err != nil && classOf(err) == classData {
 		if err := s.reader.replace(); err != nil {
 			return nil, err
 		}

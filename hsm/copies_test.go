@@ -126,36 +126,36 @@ func TestOtherMaterialUnderOneID(t *testing.T) {
 	if err := f.ring.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var twins []envelope.KeyID
+	var duplicates []envelope.KeyID
 	holder := map[envelope.KeyID]int{}
 	for _, v := range f.ring.View().Versions {
 		if string(v.CKAID) != string(id) {
 			continue
 		}
-		twins = append(twins, v.ID)
+		duplicates = append(duplicates, v.ID)
 		holder[v.ID] = int(v.Tokens[0][len("hsm-")] - 'a')
 	}
-	if len(twins) != 2 || holder[twins[0]] == holder[twins[1]] {
+	if len(duplicates) != 2 || holder[duplicates[0]] == holder[duplicates[1]] {
 		t.Fatalf("the versions with that CKA_ID: %v", holder)
 	}
 	err = f.ring.Exercise(t.Context())
 	if v := f.ring.View(); v.Current != nil && string(v.Current.CKAID) == string(id) || v.Problem == nil && v.Deferred == nil {
 		t.Errorf("current %v, deferred %v, problem %v, probe %v: wanted none of the two", v.Current, v.Deferred, v.Problem, err)
 	}
-	for _, twin := range twins {
-		f.servedBy(twin, holder[twin])
-		before := f.uses(1 - holder[twin])
-		wrapped := f.roundTrip(twin)
-		for _, other := range twins {
-			if other == twin {
+	for _, duplicate := range duplicates {
+		f.servedBy(duplicate, holder[duplicate])
+		before := f.uses(1 - holder[duplicate])
+		wrapped := f.roundTrip(duplicate)
+		for _, other := range duplicates {
+			if other == duplicate {
 				continue
 			}
 			if _, err := f.ring.Open(t.Context(), other.String(), wrapped); !errors.Is(err, envelope.ErrUnauthentic) {
-				t.Errorf("opening under the twin: %v", err)
+				t.Errorf("opening under the duplicate: %v", err)
 			}
 		}
-		if f.uses(1-holder[twin]) == before {
-			t.Error("the twin was never asked: this test proves nothing")
+		if f.uses(1-holder[duplicate]) == before {
+			t.Error("the duplicate was never asked: this test proves nothing")
 		}
 	}
 }

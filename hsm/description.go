@@ -29,7 +29,7 @@ func (r *keyReader) describe(handle p11.Object) (description, error) {
 	if err == nil {
 		return told, nil
 	}
-	if !untold(err) {
+	if !isNotTold(err) {
 		return nil, fmt.Errorf("reading the attributes of a key of ring %s: %w", r.ring, err)
 	}
 	told = description{}
@@ -38,24 +38,24 @@ func (r *keyReader) describe(handle p11.Object) (description, error) {
 		switch {
 		case err == nil:
 			told[attribute] = value
-		case attribute == pkcs11.CKA_ID || !untold(err): // without its CKA_ID a key is none; and the rest says nothing of the key
+		case attribute == pkcs11.CKA_ID || !isNotTold(err): // without its CKA_ID a key is none; and the rest says nothing of the key
 			return nil, fmt.Errorf("reading attribute 0x%X of a key of ring %s: %w", attribute, r.ring, err)
 		}
 	}
 	return told, nil
 }
 
-// untold says of an error that the token does not know an attribute, or does not tell it.
-func untold(err error) bool {
+// isNotTold reports whether an error says that the token does not know an attribute, or does not give it.
+func isNotTold(err error) bool {
 	return hasRV(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) || hasRV(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE)
 }
 
 // attributes are those that an auditor asks for. What is not told is taken for the worse.
 func (d description) attributes() envelope.Attributes {
-	is := func(attribute uint, untold bool) bool {
+	is := func(attribute uint, assumed bool) bool {
 		value := d[attribute]
 		if len(value) != 1 {
-			return untold
+			return assumed
 		}
 		return value[0] != 0
 	}

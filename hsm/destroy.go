@@ -43,13 +43,13 @@ func (s *Set) Destroy(ctx context.Context, id envelope.KeyID) ([]Destruction, er
 // planned is a token that holds the key, as it was read before anything was destroyed.
 type planned struct {
 	token  *Token
-	before *sight
+	before *ringView
 }
 
 // planDestroy reads every token. After an error it returns every token that was not found to lack the key.
 func (s *Set) planDestroy(ctx context.Context, id envelope.KeyID) (plan []planned, err error) {
 	for _, t := range s.tokens {
-		before, lookErr := t.look(ctx)
+		before, lookErr := t.viewRing(ctx)
 		if lookErr == nil && before.table.byID[id] == nil {
 			if before.unread(id) == 0 {
 				continue
@@ -65,20 +65,20 @@ func (s *Set) planDestroy(ctx context.Context, id envelope.KeyID) (plan []planne
 }
 
 // destroy destroys every object of that key_id. The error is nil if and only if the key is gone.
-func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (Outcome, error) {
+func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *ringView) (Outcome, error) {
 	gen, err := t.ready(ctx)
 	if err != nil {
 		return Kept, err
 	}
 	right := &claim{}
-	err = t.onControl(ctx, "destroying a key", gen, func(api p11.API) error {
+	err = t.onAdmin(ctx, "destroying a key", gen, func(api p11.API) error {
 		return t.destroyOn(api, gen, id, right)
 	})
 	if !right.abandon() && err != nil {
 		return Kept, err
 	}
 	gone, lookErr := t.settle(right, gen.worker, func(ctx context.Context) (bool, error) {
-		now, err := t.look(ctx)
+		now, err := t.viewRing(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -104,11 +104,11 @@ func (t *Token) destroy(ctx context.Context, id envelope.KeyID, before *sight) (
 
 // destroyOn reads the ring again first: what is destroyed was looked at a moment ago, with its fingerprint.
 func (t *Token) destroyOn(api p11.API, gen *generation, id envelope.KeyID, right *claim) error {
-	reader := t.reader(api, gen.slot, gen.control)
+	reader := t.reader(api, gen.slot, gen.admin)
 	table, err := reader.read(nil)
-	gen.control = reader.session
-	if reader.unclean {
-		t.noteUnclean()
+	gen.admin = reader.session
+	if reader.leftOpen {
+		t.requireNewWorker()
 	}
 	if err != nil {
 		return err

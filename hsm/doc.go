@@ -16,11 +16,11 @@
 // An operation (operate.go) takes a permit, of which there are maxSessions, and a session, which is a lane to the worker:
 // a socket with a thread at its other end. It waits for the answer on its own goroutine, until callTimeout. A call that is
 // overdue costs its session: that is closed, and its permit given back, when the call has returned. What is not an
-// operation of a session goes over the worker's control socket: control.go has the sequences on the control session,
-// sight.go those on a session of their own.
+// operation of a session goes over the worker's control socket: admin.go has the sequences on the admin session,
+// ringview.go those on a session of their own.
 //
-// An error is classified by its return value (fault.go). A lost session is replaced and the operation tried once more.
-// What may be the token's fault is suspected, and the supervisor looks into it (look.go): it keeps the connection, or drops
+// An error is classified by its return value (errorclass.go). A lost session is replaced and the operation tried once more.
+// What may be the token's fault is suspected, and the supervisor looks into it (verify.go): it keeps the connection, or drops
 // it and connects again, in the same worker where that is enough. A worker that has died, or in which a module says that
 // it is not initialised, or will not close sessions, is followed by a new one: C_Finalize and C_Initialize in the same
 // process is never tried.

@@ -48,7 +48,7 @@ type maker struct {
 	worker *worker.Client
 	api    p11.API
 	gen    *generation
-	before *sight
+	before *ringView
 	shared bool   // crypto11's login is ours too
 	end    func() // ends the workers
 }
@@ -61,7 +61,7 @@ func (m *maker) run(ctx context.Context) (err error) {
 	slot, info, err := m.open(ctx)
 	if isUnsettled(err) {
 		m.close()
-		time.Sleep(lookPause)
+		time.Sleep(secondLookPause)
 		slot, info, err = m.open(ctx)
 	}
 	if err != nil {
@@ -76,7 +76,7 @@ func (m *maker) run(ctx context.Context) (err error) {
 	}
 	if m.shared { // otherwise our login would end with it
 		m.gen.mu.Lock()
-		m.gen.idle = append(m.gen.idle, m.gen.control) // the look takes its place: with crypto11's two, three sessions at once
+		m.gen.idle = append(m.gen.idle, m.gen.admin) // the look takes its place: with crypto11's two, three sessions at once
 		m.gen.mu.Unlock()
 	}
 	_, err = m.generate(ctx, m.t.common.Profile, true, from, m.right.do)
@@ -124,7 +124,7 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 		return fmt.Errorf("opening session: %w", err)
 	}
 	m.gen = &generation{
-		worker: m.worker, api: m.worker.For(context.Background(), m.t.cfg.CallTimeout), slot: slot, control: s,
+		worker: m.worker, api: m.worker.For(context.Background(), m.t.cfg.CallTimeout), slot: slot, admin: s,
 	}
 	if m.shared, err = isLoggedIn(m.api, s); err != nil {
 		return err
@@ -133,8 +133,8 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 		return err
 	}
 	reader := m.t.reader(m.api, slot, s)
-	m.before, err = m.t.see(reader, m.gen)
-	m.gen.control = reader.session
+	m.before, err = m.t.viewOn(reader, m.gen)
+	m.gen.admin = reader.session
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bo
 			continue
 		}
 		// A token may have made what it refuses: another one would be a second key with the same CKA_ID.
-		if now, lookErr := m.t.look(ctx); lookErr != nil || now.find(m.ckaID) != nil {
+		if now, lookErr := m.t.viewRing(ctx); lookErr != nil || now.find(m.ckaID) != nil {
 			return i, errors.Join(fmt.Errorf("generating a key: %w", err), lookErr)
 		}
 	}
@@ -178,7 +178,7 @@ func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bo
 func (m *maker) settle(made Creation, err error) (Creation, error) {
 	m.supervise()
 	is, lookErr := m.t.settle(&m.right, m.worker, func(ctx context.Context) (bool, error) {
-		now, err := m.t.look(ctx)
+		now, err := m.t.viewRing(ctx)
 		if err != nil {
 			return false, err
 		}

@@ -17,14 +17,14 @@ type generation struct {
 	slot     uint
 	serial   string      // of the token, as it says itself
 	loggedIn bool        // false on a token that needs no login
-	control  p11.Session // keeps the login, reads the ring; belongs to the holder of Token.control
+	admin    p11.Session // keeps the login, reads the ring; belongs to the holder of Token.admin
 	table    atomic.Pointer[table]
 
-	mu       sync.Mutex
-	idle     []p11.Session
-	unclosed []p11.Session // of no use, and C_CloseSession failed for them
-	closed   bool          // its sessions are closed as they come back
-	parted   bool          // the control session is closed, or among the unclosed
+	mu          sync.Mutex
+	idle        []p11.Session
+	unclosed    []p11.Session // of no use, and C_CloseSession failed for them
+	closed      bool          // its sessions are closed as they come back
+	adminClosed bool          // the admin session is closed, or among the unclosed
 }
 
 // drop ends the present generation. Its idle sessions are closed by the next closeRetired, those at work when
@@ -34,7 +34,7 @@ func (t *Token) drop(why string) {
 		if t.gen == nil {
 			return
 		}
-		t.said.dropped(t.log, t.gen.number, why)
+		t.dedup.dropped(t.log, t.gen.number, why)
 		t.gen.end()
 		t.retired = append(t.retired, t.gen)
 		t.gen, t.suspect, t.cause = nil, nil, nil
@@ -69,19 +69,19 @@ func (t *Token) closeRetired(api p11.API) error {
 func (t *Token) forgetRetired() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.retired, t.unclean = nil, false
+	t.retired, t.newWorker = nil, false
 }
 
-func (t *Token) noteUnclean() {
+func (t *Token) requireNewWorker() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.unclean = true
+	t.newWorker = true
 }
 
-func (t *Token) isUnclean() bool {
+func (t *Token) needsNewWorker() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.unclean
+	return t.newWorker
 }
 
 // close closes the sessions that nobody works on; it may be called again after an error.
@@ -91,8 +91,8 @@ func (g *generation) close(api p11.API) error {
 	}
 	g.mu.Lock()
 	g.unclosed, g.idle = g.idle, nil
-	if !g.parted {
-		g.unclosed, g.parted = append(g.unclosed, g.control), true
+	if !g.adminClosed {
+		g.unclosed, g.adminClosed = append(g.unclosed, g.admin), true
 	}
 	g.mu.Unlock()
 	return g.closeUnclosed(api)

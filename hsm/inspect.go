@@ -68,7 +68,7 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 		return nil
 	})
 	if err != nil {
-		return Inspection{Err: fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err)), Hangs: isAway(err)}
+		return Inspection{Err: fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err)), Hangs: ranOutOfTime(err)}
 	}
 	return seen
 }
@@ -77,7 +77,7 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 func (t *Token) withoutLogin(ctx context.Context, f func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
 	err := t.inOneWorker(ctx, f)
 	if errors.Is(err, ErrTokenAbsent) {
-		time.Sleep(lookPause)
+		time.Sleep(secondLookPause)
 		err = t.inOneWorker(ctx, f)
 	}
 	return err

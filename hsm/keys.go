@@ -55,14 +55,14 @@ func (k *heldKey) refuse(format string, args ...any) {
 // keyReader reads the ring on one session. A session on which something failed is replaced, because a failed
 // operation may leave it unusable.
 type keyReader struct {
-	api     p11.API
-	slot    uint
-	session p11.Session
-	ring    string
-	profile envelope.Profile
-	allow   bool    // imported keys
-	nonces  *nonces // nil: not counted
-	unclean bool    // a session was left open
+	api      p11.API
+	slot     uint
+	session  p11.Session
+	ring     string
+	profile  envelope.Profile
+	allow    bool    // imported keys
+	nonces   *nonces // nil: not counted
+	leftOpen bool    // a session was left open
 }
 
 // replace opens a new session before it closes the old one: when the last one closes, the login goes with it.
@@ -74,7 +74,7 @@ func (r *keyReader) replace() error {
 	old := r.session
 	r.session = s
 	if err := closeSession(r.api, old); err != nil {
-		r.unclean = true
+		r.leftOpen = true
 		return err
 	}
 	return nil
@@ -95,7 +95,7 @@ func (r *keyReader) read(old *table) (*table, error) {
 		held, err := r.inspect(handle, old)
 		switch {
 		case err == nil:
-		case held == nil || faultOf(err) != faultData:
+		case held == nil || classOf(err) != classData:
 			return nil, err
 		default: // it may be this key alone that the token cannot use just now
 			failed = errors.Join(failed, err)
@@ -168,7 +168,7 @@ func (r *keyReader) fingerprint(held *heldKey) error {
 		if err = held.reopen(r.api, r.session); err == nil {
 			return nil
 		}
-		if rv, isCKR := p11.RVOf(err); faultOf(err) == faultData && !(isCKR && keyCannot(rv)) {
+		if rv, isCKR := p11.RVOf(err); classOf(err) == classData && !(isCKR && keyCannot(rv)) {
 			err = fmt.Errorf("%w: it cannot open what it sealed: %w", envelope.ErrSelfTest, err)
 		}
 	}

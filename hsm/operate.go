@@ -55,7 +55,7 @@ func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [e
 // recovers from each fault once: by another session, another generation, a second look at the ciphertext.
 func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
 	until := time.Now().Add(t.cfg.CallTimeout)
-	tried := map[fault]bool{}
+	tried := map[errorClass]bool{}
 	if t.deadly.refuses(id, &op) {
 		return nil, fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnavailable, errDeadly)
 	}
@@ -96,19 +96,19 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 }
 
 // unconfirmed marks in tried that the second look at a ciphertext failed too.
-const unconfirmed = faultNone
+const unconfirmed = classNone
 
 // prepareRetry prepares another try after a fault, or says what the outcome is. tried is what was tried already.
-func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, tried map[fault]bool) error {
+func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, tried map[errorClass]bool) error {
 	if errors.Is(err, errCrowded) {
 		return nil // no fault; each time there is one permit less, so it is no loop
 	}
-	f := faultOf(err)
-	again := tried[f]
+	class := classOf(err)
+	again := tried[class]
 	switch {
-	case f == faultData && op.flawed:
+	case class == classData && op.flawed:
 		if checkErr := t.confirm(ctx, until, gen, held); checkErr != nil {
-			t.suspected(gen, faultData, checkErr)
+			t.suspected(gen, classData, checkErr)
 			if tried[unconfirmed] {
 				return t.failed(err)
 			}
@@ -119,12 +119,12 @@ func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generati
 			return fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnauthentic, err)
 		}
 	case again:
-		t.suspected(gen, max(f, faultData), err)
+		t.suspected(gen, max(class, classData), err)
 		return t.failed(err)
-	case f != faultSession:
-		t.suspected(gen, f, err)
+	case class != classSession:
+		t.suspected(gen, class, err)
 	}
-	tried[f] = true
+	tried[class] = true
 	return nil
 }
 

@@ -73,9 +73,9 @@ func (m *maker) try(ctx context.Context, profile envelope.Profile) (from int, er
 	default:
 		return 0, err
 	}
-	reader := m.t.reader(m.api, m.gen.slot, m.gen.control)
+	reader := m.t.reader(m.api, m.gen.slot, m.gen.admin)
 	reader.ring, reader.profile = trialLabel, profile
-	defer func() { m.gen.control = reader.session }()
+	defer func() { m.gen.admin = reader.session }()
 	table, err := reader.read(nil)
 	switch {
 	case err != nil:

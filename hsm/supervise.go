@@ -16,7 +16,7 @@ import (
 const (
 	firstPause = 50 * time.Millisecond
 	longPause  = 3 * time.Second
-	tick       = time.Second // how often a connected token looks for hanging calls; no HSM call
+	checkEvery = time.Second // how often a connected token looks for hanging calls; no HSM call
 	// A connection that ends sooner than shortLife is one of a row; after manyShort in a row each is followed by a pause,
 	// or a token that connects and then fails would be logged in to as fast as it answers, forever.
 	shortLife = 250 * time.Millisecond
@@ -26,7 +26,7 @@ const (
 // run keeps the token connected until ctx ends. It alone makes and drops connections. While a successor is being made, it
 // goes on looking after the connection that still serves.
 func (t *Token) run(ctx context.Context) {
-	ticker := time.NewTicker(tick)
+	ticker := time.NewTicker(checkEvery)
 	defer ticker.Stop()
 	var s supervisor
 	for ctx.Err() == nil {
@@ -34,9 +34,9 @@ func (t *Token) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-t.wake:
-			t.lookInto(ctx)
+			t.verifySuspicion(ctx)
 		case <-ticker.C:
-			t.lookInto(ctx)
+			t.verifySuspicion(ctx)
 		case err := <-s.attempt:
 			s.end(t, err)
 		case <-s.rested:
@@ -145,8 +145,8 @@ func (t *Token) attempt(ctx context.Context, fresh bool) error {
 		t.failedAttempt(fmt.Errorf("connecting takes longer than callTimeout (%s): %w", t.cfg.CallTimeout, errAbandoned))
 	})
 	gen, err := t.makeConnection(ctx, fresh)
-	if isUnsettled(err) && t.hopes() {
-		time.Sleep(lookPause)
+	if isUnsettled(err) && t.noFailureYet() {
+		time.Sleep(secondLookPause)
 		gen, err = t.makeConnection(ctx, true)
 	}
 	slow.Stop()
@@ -159,8 +159,8 @@ func (t *Token) attempt(ctx context.Context, fresh bool) error {
 	return err
 }
 
-// hopes reports whether no attempt has failed since the last connection, if any.
-func (t *Token) hopes() bool {
+// noFailureYet reports whether no attempt has failed since the last connection, if any.
+func (t *Token) noFailureYet() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.cause == nil
@@ -170,7 +170,7 @@ func (t *Token) hopes() bool {
 // successor does.
 func (t *Token) makeConnection(ctx context.Context, fresh bool) (*generation, error) {
 	old := t.worker
-	if old != nil && !fresh && !t.isUnclean() && !hasEnded(old) {
+	if old != nil && !fresh && !t.needsNewWorker() && !hasEnded(old) {
 		return t.connect(ctx, old, false)
 	}
 	t.mu.Lock()
@@ -205,14 +205,14 @@ func (t *Token) publish(gen *generation) {
 		old = t.gen
 		if old != nil {
 			old.end()
-			t.said.dropped(t.log, old.number, "its worker is replaced: calls hang in it")
+			t.dedup.dropped(t.log, old.number, "its worker is replaced: calls hang in it")
 		}
 		t.number++
 		gen.number = t.number
 		t.gen, t.suspect, t.cause, t.since = gen, nil, nil, time.Now()
 		t.hadKeys = len(gen.table.Load().byID) > 0
 		t.restorePermits()
-		t.said.connected(t.log, gen.number, len(gen.table.Load().keys))
+		t.dedup.connected(t.log, gen.number, len(gen.table.Load().keys))
 	})
 	if old != nil && old.worker != gen.worker {
 		t.endInBackground(old.worker)
@@ -220,7 +220,7 @@ func (t *Token) publish(gen *generation) {
 	go func() { // a worker that dies while nobody asks it is noticed too
 		<-gen.worker.Ended()
 		if !gen.ended() {
-			t.suspected(gen, faultModule, gen.worker.Why())
+			t.suspected(gen, classModule, gen.worker.Why())
 		}
 	}()
 }
@@ -232,7 +232,7 @@ func (t *Token) failedAttempt(err error) {
 			return // the old connection still serves
 		}
 		t.cause = err
-		t.said.failed(t.log, err)
+		t.dedup.failed(t.log, err)
 	})
 }
 

@@ -67,29 +67,29 @@ type Token struct {
 	deadly  *deadly
 	waiting atomic.Int32 // callers waiting for a permit
 	nonces  nonces
-	control chan struct{} // holds one value while the control session is in use
+	admin   chan struct{} // holds one value while the admin session is in use
 	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
 	wake    chan struct{} // tells the supervisor that something was suspected
 	tried   chan struct{} // closed after the first attempt to connect
 
-	mu       sync.Mutex
-	gen      *generation     // nil: not connected
-	since    time.Time       // when the last generation was made
-	number   uint64          // of the last generation
-	suspect  *suspicion      // of gen, until the supervisor has looked into it; nil: none
-	cause    error           // why gen is nil, once an attempt has failed; nil: an attempt is under way
-	said     said            // what the log was told
-	changed  chan struct{}   // closed and replaced at each change of the above
-	retired  []*generation   // dropped, and their idle sessions not closed yet
-	ends     []chan struct{} // of workers that are being ended; each is closed when one has
-	forgiven int             // hanging calls that a half-open check has shown to be of no weight
-	burned   int             // permits taken out because the token itself refused that many sessions
-	unclean  bool            // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
-	hadKeys  bool            // the last generation that was believed held keys
+	mu        sync.Mutex
+	gen       *generation     // nil: not connected
+	since     time.Time       // when the last generation was made
+	number    uint64          // of the last generation
+	suspect   *suspicion      // of gen, until the supervisor has looked into it; nil: none
+	cause     error           // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	dedup     logDeduplicator // what the log was told
+	changed   chan struct{}   // closed and replaced at each change of the above
+	retired   []*generation   // dropped, and their idle sessions not closed yet
+	ends      []chan struct{} // of workers that are being ended; each is closed when one has
+	forgiven  int             // hanging calls that a half-open check has shown to be of no weight
+	burned    int             // permits taken out because the token itself refused that many sessions
+	newWorker bool            // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
+	hadKeys   bool            // the last generation that was believed held keys
 }
 
 type suspicion struct {
-	fault fault
+	class errorClass
 	err   error
 }
 
@@ -98,13 +98,13 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 		cfg.ConnectTimeout = DefaultConnectTimeout
 	}
 	t := &Token{
-		cfg: cfg, common: common, said: newSaid(),
+		cfg: cfg, common: common, dedup: newLogDeduplicator(),
 		guard:   guard.New(common.StateDir, common.clock),
 		log:     common.Log.With("token", cfg.Name),
 		permits: make(chan struct{}, cfg.MaxSessions),
 		alone:   make(chan struct{}, 1),
 		deadly:  newDeadly(),
-		control: make(chan struct{}, 1),
+		admin:   make(chan struct{}, 1),
 		wake:    make(chan struct{}, 1),
 		tried:   make(chan struct{}),
 		changed: make(chan struct{}),
@@ -221,16 +221,16 @@ func (t *Token) change(f func()) {
 }
 
 // suspected says that something is wrong with gen. Callers of ready wait until the supervisor has looked.
-func (t *Token) suspected(gen *generation, f fault, err error) {
+func (t *Token) suspected(gen *generation, class errorClass, err error) {
 	t.mu.Lock()
-	if t.gen == gen && (t.suspect == nil || t.suspect.fault < f) {
-		t.suspect = &suspicion{f, err}
+	if t.gen == gen && (t.suspect == nil || t.suspect.class < class) {
+		t.suspect = &suspicion{class, err}
 	}
 	t.mu.Unlock()
 	t.wakeUp()
 }
 
-// wakeUp has the supervisor look now, and not at its next tick.
+// wakeUp has the supervisor look now, and not at its next check.
 func (t *Token) wakeUp() {
 	select {
 	case t.wake <- struct{}{}:

@@ -9,61 +9,61 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// fault is what a CKR says about what is broken, from the least to the most. PKCS#11 v2.40, section 5.1, tells
+// errorClass is what a CKR says about what is broken, from the least to the most. PKCS#11 v2.40, section 5.1, tells
 // what each value means; what tokens do with them is what was seen.
-type fault int
+type errorClass int
 
 const (
-	faultNone fault = iota
-	// faultSession: this session is of no use. Another one may be opened.
-	faultSession
-	// faultData: the token may mean the ciphertext or may mean itself. SoftHSM says CKR_GENERAL_ERROR of every
+	classNone errorClass = iota
+	// classSession: this session is of no use. Another one may be opened.
+	classSession
+	// classData: the token may mean the ciphertext or may mean itself. SoftHSM says CKR_GENERAL_ERROR of every
 	// flaw of a ciphertext, CloudHSM says CKR_FUNCTION_FAILED when it throttles. An independent check decides.
-	faultData
-	// faultLogin: login or handles are lost; SoftHSM says CKR_OBJECT_HANDLE_INVALID after a lost login.
-	faultLogin
-	// faultPIN: the token refused the PIN. A person must act.
-	faultPIN
-	// faultToken: the token is gone, or is not in this slot any more.
-	faultToken
-	// faultModule: the module, or the worker that it is in, is of no use any more.
-	faultModule
+	classData
+	// classLogin: login or handles are lost; SoftHSM says CKR_OBJECT_HANDLE_INVALID after a lost login.
+	classLogin
+	// classPIN: the token refused the PIN. A person must act.
+	classPIN
+	// classToken: the token is gone, or is not in this slot any more.
+	classToken
+	// classModule: the module, or the worker that it is in, is of no use any more.
+	classModule
 )
 
-// faultOf classifies an error of package p11. An error without a CKR, and a CKR that nobody foresaw, is
-// faultData: it is checked before it is believed.
-func faultOf(err error) fault {
+// classOf classifies an error of package p11. An error without a CKR, and a CKR that nobody foresaw, is
+// classData: it is checked before it is believed.
+func classOf(err error) errorClass {
 	if err == nil {
-		return faultNone
+		return classNone
 	}
 	if errors.Is(err, errStale) {
-		return faultSession
+		return classSession
 	}
 	if errors.Is(err, p11.ErrEnded) {
-		return faultModule
+		return classModule
 	}
 	rv, ok := p11.RVOf(err)
 	if !ok {
-		return faultData
+		return classData
 	}
 	switch rv {
 	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED,
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_SESSION_COUNT:
-		return faultSession
+		return classSession
 	case pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID:
-		return faultLogin
+		return classLogin
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
 		pkcs11.CKR_PIN_LOCKED:
 		// Not CKR_USER_PIN_NOT_INITIALIZED: a token without a PIN counts no wrong ones and cannot lock, and SoftHSM
 		// says so to a process that logs in while another one does.
-		return faultPIN
+		return classPIN
 	case pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
 		pkcs11.CKR_SLOT_ID_INVALID:
-		return faultToken
+		return classToken
 	case pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:
-		return faultModule
+		return classModule
 	}
-	return faultData
+	return classData
 }
 
 // closeSession closes a session that may be dead already. It is done even when a call just said that the

@@ -12,8 +12,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// lookInto acts on what was suspected of the present generation, and on an open circuit.
-func (t *Token) lookInto(ctx context.Context) {
+// verifySuspicion acts on what was suspected of the present generation, and on an open circuit.
+func (t *Token) verifySuspicion(ctx context.Context) {
 	t.tidy(ctx)
 	t.mu.Lock()
 	gen, suspect := t.gen, t.suspect
@@ -21,9 +21,9 @@ func (t *Token) lookInto(ctx context.Context) {
 	switch {
 	case gen == nil:
 		return
-	case suspect != nil && suspect.fault >= faultLogin:
-		if suspect.fault == faultModule {
-			t.noteUnclean()
+	case suspect != nil && suspect.class >= classLogin:
+		if suspect.class == classModule {
+			t.requireNewWorker()
 		}
 		t.drop(suspect.err.Error())
 		return
@@ -42,7 +42,7 @@ func (t *Token) lookInto(ctx context.Context) {
 			t.suspect = nil
 			t.forgiven = hanging
 		})
-	case isAway(err): // calls hang, and nothing can be said: a successor is made
+	case ranOutOfTime(err): // calls hang, and nothing can be said: a successor is made
 		t.change(func() { t.suspect = nil })
 	default:
 		t.drop(err.Error())
@@ -58,8 +58,8 @@ func (t *Token) tidy(ctx context.Context) {
 		return
 	}
 	err := t.sequence(ctx, "closing sessions", gen, gen.closeUnclosed)
-	if err != nil && !isAway(err) && !errors.Is(err, errStale) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
-		t.noteUnclean()
+	if err != nil && !ranOutOfTime(err) && !errors.Is(err, errStale) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
+		t.requireNewWorker()
 		t.drop(err.Error())
 	}
 }
@@ -88,8 +88,8 @@ func (t *Token) check(ctx context.Context, gen *generation) error {
 			return fmt.Errorf("opening session: %w", err)
 		}
 		err = tryKeys(api, &s, gen, t.common.Profile)
-		if closeErr := closeSession(api, s); closeErr != nil && !isAway(closeErr) {
-			t.noteUnclean()
+		if closeErr := closeSession(api, s); closeErr != nil && !ranOutOfTime(closeErr) {
+			t.requireNewWorker()
 			return errors.Join(err, closeErr)
 		}
 		return err
@@ -106,7 +106,7 @@ func tryKeys(api p11.API, s *p11.Session, gen *generation, profile envelope.Prof
 			return nil
 		}
 		failed = errors.Join(failed, fmt.Errorf("using %s: %w", held.key.ID, err))
-		if faultOf(err) != faultData || errors.Is(err, errWrongKey) {
+		if classOf(err) != classData || errors.Is(err, errWrongKey) {
 			break
 		}
 		if err := closeSession(api, *s); err != nil {

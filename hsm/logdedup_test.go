@@ -27,7 +27,7 @@ func TestStoriesAreFewAndWhole(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var text bytes.Buffer
 				log := slog.New(slog.NewTextHandler(&text, nil))
-				s := newSaid()
+				s := newLogDeduplicator()
 				s.connected(log, 1, 1)
 				long := time.Hour
 				if tt.every > time.Minute {
@@ -49,12 +49,12 @@ func TestStoriesAreFewAndWhole(t *testing.T) {
 	}
 }
 
-// A cause that was not said before is, also when its story is not told; and the log does not end with it.
+// A cause that was not said before is, also when its episode is not logged; and the log does not end with it.
 func TestAnotherCauseIsSaid(t *testing.T) {
 	t.Parallel()
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
-	s := newSaid()
+	s := newLogDeduplicator()
 	for i := range 3 {
 		s.dropped(log, uint64(i), "why")
 		s.failed(log, fmt.Errorf("cause %d", i))

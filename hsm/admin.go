@@ -10,11 +10,11 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// onControl makes f's calls, a sequence on the control session of gen. Each call has the call time-out for itself, and
+// onAdmin makes f's calls, a sequence on the admin session of gen. Each call has the call time-out for itself, and
 // all end with ctx. One f at a time: while a call of one is overdue, no other begins.
-func (t *Token) onControl(ctx context.Context, what string, gen *generation, f func(api p11.API) error) error {
+func (t *Token) onAdmin(ctx context.Context, what string, gen *generation, f func(api p11.API) error) error {
 	select {
-	case t.control <- struct{}{}:
+	case t.admin <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(t.cfg.CallTimeout):
@@ -24,15 +24,15 @@ func (t *Token) onControl(ctx context.Context, what string, gen *generation, f f
 	if overdue, ok := errors.AsType[*p11.Overdue](err); ok {
 		go func() {
 			<-overdue.Returned
-			<-t.control
+			<-t.admin
 		}()
 		return err
 	}
-	<-t.control
+	<-t.admin
 	return err
 }
 
-// sequence is onControl without the control session: f opens its own.
+// sequence is onAdmin without the admin session: f opens its own.
 func (t *Token) sequence(ctx context.Context, what string, gen *generation, f func(api p11.API) error) error {
 	if gen.ended() {
 		return errStale
@@ -57,7 +57,7 @@ func asUnavailable(err error) error {
 	return fmt.Errorf("%w: %w", envelope.ErrUnavailable, err)
 }
 
-// isAway reports whether an error says only that somebody ran out of time.
-func isAway(err error) bool {
+// ranOutOfTime reports whether an error says only that somebody ran out of time.
+func ranOutOfTime(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errAbandoned)
 }

@@ -11,18 +11,18 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// sight is the ring as a session of its own shows it, read from scratch, with every fingerprint.
-type sight struct {
+// ringView is the ring as a session of its own shows it, read from scratch, with every fingerprint.
+type ringView struct {
 	gen   *generation
 	table *table
 }
 
-// look reads the ring on a new session, whatever the control session is stuck in.
-func (t *Token) look(ctx context.Context) (*sight, error) {
-	result := make(chan *sight, 1)
+// viewRing reads the ring on a new session, whatever the admin session is stuck in.
+func (t *Token) viewRing(ctx context.Context) (*ringView, error) {
+	result := make(chan *ringView, 1)
 	err := t.onOwnSession(ctx, "looking at the ring", false, func(api p11.API, gen *generation, s *p11.Session) error {
 		reader := t.reader(api, gen.slot, *s)
-		seen, err := t.see(reader, gen)
+		seen, err := t.viewOn(reader, gen)
 		*s = reader.session
 		result <- seen
 		return err
@@ -54,26 +54,26 @@ func (t *Token) onOwnSession(ctx context.Context, what string, readWrite bool, f
 		}
 		err = f(api, gen, &s)
 		if closeSession(api, s) != nil {
-			t.noteUnclean()
+			t.requireNewWorker()
 		}
 		return err
 	})
-	if err != nil && !isAway(err) && !errors.Is(err, errStale) {
-		t.suspected(gen, max(faultOf(err), faultLogin), err)
+	if err != nil && !ranOutOfTime(err) && !errors.Is(err, errStale) {
+		t.suspected(gen, max(classOf(err), classLogin), err)
 	}
 	return err
 }
 
-// see reads the ring by a reader.
-func (t *Token) see(reader *keyReader, gen *generation) (*sight, error) {
+// viewOn reads the ring by a reader.
+func (t *Token) viewOn(reader *keyReader, gen *generation) (*ringView, error) {
 	table, err := reader.read(nil)
-	if reader.unclean {
-		t.noteUnclean()
+	if reader.leftOpen {
+		t.requireNewWorker()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &sight{gen: gen, table: table}, stillLoggedIn(reader.api, reader.session, gen)
+	return &ringView{gen: gen, table: table}, stillLoggedIn(reader.api, reader.session, gen)
 }
 
 // stillLoggedIn is asked after a reading: without the login a token shows no private object, and no error.
@@ -86,7 +86,7 @@ func stillLoggedIn(api p11.API, s p11.Session, gen *generation) error {
 }
 
 // unread counts the objects with the key's CKA_ID that are not served and have no fingerprint: each may be the key.
-func (s *sight) unread(id envelope.KeyID) (n int) {
+func (s *ringView) unread(id envelope.KeyID) (n int) {
 	for _, key := range s.table.keys {
 		if key.Refused != "" && key.ID.Version == id.Version && key.ID.Fingerprint == [envelope.FingerprintSize]byte{} {
 			n++
@@ -97,7 +97,7 @@ func (s *sight) unread(id envelope.KeyID) (n int) {
 
 // continues returns an error if what the token shows now cannot be compared with what it showed before: what is missing
 // may then be there. version is the key that the act was about.
-func (s *sight) continues(before *sight, version string) error {
+func (s *ringView) continues(before *ringView, version string) error {
 	others := 0
 	for _, was := range before.table.keys {
 		if was.ID.Version == version {
@@ -115,7 +115,7 @@ func (s *sight) continues(before *sight, version string) error {
 }
 
 // find returns the key with that CKA_ID, served or not; nil: there is none.
-func (s *sight) find(ckaID []byte) *envelope.Key {
+func (s *ringView) find(ckaID []byte) *envelope.Key {
 	i := slices.IndexFunc(s.table.keys, func(k envelope.Key) bool { return bytes.Equal(k.CKAID, ckaID) })
 	if i < 0 {
 		return nil

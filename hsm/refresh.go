@@ -9,7 +9,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// Keys implements envelope.Token. It reads the ring on the control session and replaces the table of the
+// Keys implements envelope.Token. It reads the ring on the admin session and replaces the table of the
 // present generation.
 func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, t.cfg.CallTimeout, errAbandoned)
@@ -19,13 +19,13 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 		return nil, err
 	}
 	var keys []envelope.Key
-	err = t.onControl(ctx, "reading the ring", gen, func(api p11.API) error {
-		reader := t.reader(api, gen.slot, gen.control)
+	err = t.onAdmin(ctx, "reading the ring", gen, func(api p11.API) error {
+		reader := t.reader(api, gen.slot, gen.admin)
 		old := gen.table.Load()
 		read, err := reader.read(old)
-		gen.control = reader.session
-		if reader.unclean {
-			t.noteUnclean()
+		gen.admin = reader.session
+		if reader.leftOpen {
+			t.requireNewWorker()
 		}
 		if err != nil {
 			return err
@@ -43,11 +43,11 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 		t.restorePermits() // other programs may have given sessions back
 		t.mu.Unlock()
 		return keys, nil
-	case isAway(err), errors.Is(err, errStale):
+	case ranOutOfTime(err), errors.Is(err, errStale):
 	case errors.Is(err, errVanished):
-		t.suspected(gen, faultToken, err)
+		t.suspected(gen, classToken, err)
 	default:
-		t.suspected(gen, max(faultOf(err), faultLogin), err)
+		t.suspected(gen, max(classOf(err), classLogin), err)
 	}
 	return nil, fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err))
 }
@@ -58,6 +58,6 @@ func (t *Token) Distrust(why error) {
 	gen := t.gen
 	t.mu.Unlock()
 	if gen != nil {
-		t.suspected(gen, faultToken, why)
+		t.suspected(gen, classToken, why)
 	}
 }

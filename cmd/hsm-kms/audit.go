@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
@@ -50,7 +51,7 @@ func (c *command) auditVerify(anchor string, files []string) error {
 	if result.FirstBad != nil {
 		where = fmt.Sprintf("%s line %d", result.File, *result.FirstBad)
 	}
-	return finding(hint.Wrap(errors.New("the audit trail does not hold: "+where+": "+result.Reason), "docs/audit.md says what each finding means"))
+	return app.Finding(hint.Wrap(errors.New("the audit trail does not hold: "+where+": "+result.Reason), "docs/audit.md says what each finding means"))
 }
 
 // endWords says what the end means for what the check can show.

@@ -11,12 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/bench"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/capacity"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
 // benchStarts is how often it connects: each is a login.
@@ -100,21 +100,21 @@ func (c *command) runBench(ctx context.Context, f *benchFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	cfg, err := c.load()
+	a, err := c.load()
 	if err != nil {
 		return err
 	}
-	at, err := tokenNamed(cfg, f.token)
+	at, err := tokenNamed(a.Config, f.token)
 	if err != nil {
 		return err
 	}
-	known, err := c.ringKnown(cfg)
+	known, err := a.Known()
 	if err != nil {
 		return err
 	}
-	ctx, stop := c.untilSignal(ctx)
+	ctx, stop := c.process.UntilSignal(ctx)
 	defer stop()
-	b := &benched{cfg: cfg, at: at, known: known}
+	b := &benched{cfg: a.Config, at: at, known: known}
 	defer b.close()
 	if err := b.connect(ctx); err != nil {
 		return stopped(ctx, err)
@@ -133,17 +133,6 @@ func stopped(ctx context.Context, err error) error {
 		return err
 	}
 	return hint.Wrap(errors.New("stopped before the last row; nothing was written to the token"), "run it again for the whole table")
-}
-
-// ringKnown is what is known of the ring without the token: what connectAll takes into account too.
-func (c *command) ringKnown(cfg *config.Config) (known envelope.RingConfig, err error) {
-	proven, err := health.LoadProven(cfg.StateDir, cfg.KeyRing)
-	if err != nil {
-		fmt.Fprintln(c.errOut, "hsm-kms: warning:", err)
-	}
-	known.Floor = proven.Key
-	known.Refuse, err = refusedKeys(cfg)
-	return known, err
 }
 
 // tokenNamed is the place of the token in the configuration; "" names the first.
@@ -176,7 +165,7 @@ type benched struct {
 	at    int // in cfg.Tokens
 	known envelope.RingConfig
 	count bench.Counter
-	in    *tokensInUse
+	in    *app.Tokens
 	key   envelope.KeyID
 	took  []time.Duration // of each start
 	calls int64           // of all starts
@@ -184,7 +173,7 @@ type benched struct {
 
 func (b *benched) close() {
 	if b.in != nil {
-		b.in.stop()
+		b.in.Stop()
 		b.in = nil
 	}
 }
@@ -192,23 +181,23 @@ func (b *benched) close() {
 // connect is one start, for which it first ends the one before; it refuses a ring without a current key.
 func (b *benched) connect(ctx context.Context) error {
 	b.close()
-	common, tokens, err := hsmConfig(b.cfg)
+	common, tokens, err := app.HSMConfig(b.cfg)
 	if err != nil {
 		return err
 	}
 	common.Observer = &b.count
 	before, start := b.count.Calls(), time.Now()
-	in, err := connect(ctx, common, tokens[b.at:b.at+1], b.known)
+	in, err := app.Connect(ctx, common, tokens[b.at:b.at+1], b.known)
 	if err != nil {
 		return err
 	}
 	b.in = in
 	b.took = append(b.took, time.Since(start))
 	b.calls += b.count.Calls() - before
-	exerciseErr := in.ring.Exercise(ctx)
-	view := in.ring.View()
+	exerciseErr := in.Ring.Exercise(ctx)
+	view := in.Ring.View()
 	if view.Current == nil {
-		return finding(cmp.Or(view.Problem, exerciseErr))
+		return app.Finding(cmp.Or(view.Problem, exerciseErr))
 	}
 	b.key = view.Current.ID
 	return exerciseErr
@@ -230,11 +219,11 @@ func (b *benched) measure(stop context.Context, plan bench.Plan) (rows []bench.R
 	}
 	rows = []bench.Row{bench.RowOf(bench.OpStart, 1, b.took, elapsed, b.calls)}
 	before := b.count.Calls()
-	if err := b.in.ring.Refresh(stop); err != nil {
+	if err := b.in.Ring.Refresh(stop); err != nil {
 		return rows, 0, err
 	}
 	refreshCalls = b.count.Calls() - before
-	more, err := plan.Run(stop, b.in.ring, b.key, &b.count)
+	more, err := plan.Run(stop, b.in.Ring, b.key, &b.count)
 	return append(rows, more...), refreshCalls, err
 }
 

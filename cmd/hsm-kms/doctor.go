@@ -7,13 +7,18 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/hsm"
 )
 
 func (c *command) doctor() *cobra.Command {
 	etcd := &etcdFlags{}
-	options := doctor.Options{Prepare: prepareStateDir, Tokens: c.hsmConfig}
+	options := doctor.Options{Prepare: app.PrepareStateDir, Tokens: func(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
+		return (&app.Context{Config: cfg, Process: &c.process}).HSM()
+	}}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "doctor",
 		Short: "Check a set-up, and say of each thing what is wrong and what to do",
@@ -66,7 +71,7 @@ func (c *command) printFindings(found []doctor.Finding) error {
 		return err
 	}
 	if n := count[doctor.Fail]; n > 0 {
-		return finding(fmt.Errorf("%d of %d checks failed, %d warn", n, len(found), count[doctor.Warn]))
+		return app.Finding(fmt.Errorf("%d of %d checks failed, %d warn", n, len(found), count[doctor.Warn]))
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"sigs.k8s.io/yaml"
 
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -60,14 +60,14 @@ func (c *command) runGet(ctx context.Context, f *getFlags, key string) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	cfg, err := c.load()
+	a, err := c.load()
 	if err != nil {
 		return err
 	}
-	if cfg.Audit.Path == "" {
-		return finding(hint.Wrap(errors.New("audit.path is empty in the configuration, and without a record nothing is recovered"), "set audit.path"))
+	if a.Config.Audit.Path == "" {
+		return app.Finding(hint.Wrap(errors.New("audit.path is empty in the configuration, and without a record nothing is recovered"), "set audit.path"))
 	}
-	text, err := c.recover(ctx, cfg, f, key)
+	text, err := c.recover(ctx, a, f, key)
 	defer clear(text)
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func (f *getFlags) check() error {
 	f.reason = strings.TrimSpace(f.reason)
 	switch {
 	case f.reason == "":
-		return finding(hint.Wrap(errors.New("recovering an object goes past the API server's access control and requires a reason"), "say why with --break-glass REASON"))
+		return app.Finding(hint.Wrap(errors.New("recovering an object goes past the API server's access control and requires a reason"), "say why with --break-glass REASON"))
 	case f.form != "yaml" && f.form != "json" && f.form != "raw":
 		return fmt.Errorf("unknown output %q: yaml, json and raw are known", f.form)
 	case len(f.snapshots) > 1:
@@ -99,16 +99,16 @@ func (f *getFlags) check() error {
 	case err != nil:
 		return fmt.Errorf("looking at standard output: %w", err)
 	case term.IsTerminal(int(os.Stdout.Fd())) && !f.allowTerminal:
-		return finding(hint.Wrap(errors.New("the object would be shown on a terminal, which keeps what it shows"), "use --to FILE, or say --allow-terminal"))
+		return app.Finding(hint.Wrap(errors.New("the object would be shown on a terminal, which keeps what it shows"), "use --to FILE, or say --allow-terminal"))
 	case info.Mode().IsRegular() && info.Mode().Perm()&0o044 != 0 && !f.allowReadable:
-		return finding(hint.Wrap(fmt.Errorf("standard output is a file with mode %04o, which others may read", info.Mode().Perm()),
+		return app.Finding(hint.Wrap(fmt.Errorf("standard output is a file with mode %04o, which others may read", info.Mode().Perm()),
 			"use --to FILE, set umask 077 before, or say --allow-readable-file"))
 	}
 	return nil
 }
 
 // recover finds and decrypts the object. Whatever came of it is on record when this returns.
-func (c *command) recover(ctx context.Context, cfg *config.Config, f *getFlags, key string) (text []byte, err error) {
+func (c *command) recover(ctx context.Context, a *app.Context, f *getFlags, key string) (text []byte, err error) {
 	progress, done := c.progress()
 	defer done()
 	sources, closeAll, err := f.open(ctx, progress)
@@ -116,7 +116,7 @@ func (c *command) recover(ctx context.Context, cfg *config.Config, f *getFlags, 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
-	trail, err := openTrailBeside(cfg, "etcd-get")
+	trail, err := openTrailBeside(a.Config, "etcd-get")
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (c *command) recover(ctx context.Context, cfg *config.Config, f *getFlags, 
 	began := time.Now()
 	located, object, err := locate(ctx, sources, key)
 	if err == nil {
-		text, err = c.decrypted(ctx, cfg, f.form, located, object)
+		text, err = decrypted(ctx, a, f.form, located, object)
 	}
 	record := audit.Record{
 		Time: began, Operation: "etcd.get", Code: codeOf(err).String(), Duration: time.Since(began), Object: key,
@@ -152,7 +152,7 @@ func locate(ctx context.Context, sources []evidence.Source, key string) (found *
 		case errors.Is(err, evidence.ErrNotFound):
 			missing = err
 		case found != nil && (err == nil || isRefusal(err)):
-			return nil, nil, finding(hint.Wrap(fmt.Errorf("%s: %w", evidence.Printable(key), errSeveral), "name the one that --etcd-servers-overrides has for this resource with --endpoints, and nothing else"))
+			return nil, nil, app.Finding(hint.Wrap(fmt.Errorf("%s: %w", evidence.Printable(key), errSeveral), "name the one that --etcd-servers-overrides has for this resource with --endpoints, and nothing else"))
 		case err != nil:
 			return one, encrypted, refusal(err)
 		default:
@@ -169,9 +169,9 @@ func locate(ctx context.Context, sources []evidence.Source, key string) (found *
 func refusal(err error) error {
 	switch {
 	case errors.Is(err, evidence.ErrNotFound):
-		return finding(hint.Wrap(err, "give the key as it is in etcd: /registry/RESOURCE/NAMESPACE/NAME, of a custom resource /registry/GROUP/RESOURCE/NAMESPACE/NAME"))
+		return app.Finding(hint.Wrap(err, "give the key as it is in etcd: /registry/RESOURCE/NAMESPACE/NAME, of a custom resource /registry/GROUP/RESOURCE/NAMESPACE/NAME"))
 	case isRefusal(err):
-		return finding(err)
+		return app.Finding(err)
 	}
 	return err
 }
@@ -182,19 +182,19 @@ func isRefusal(err error) bool {
 }
 
 // decrypted asks the HSM and gives the object the form that was asked for.
-func (c *command) decrypted(ctx context.Context, cfg *config.Config, form string, located *evidence.Recovered, object *stored.Object) ([]byte, error) {
+func decrypted(ctx context.Context, a *app.Context, form string, located *evidence.Recovered, object *stored.Object) ([]byte, error) {
 	if object != nil {
-		in, err := c.connectAll(ctx, cfg)
+		in, err := a.Connect(ctx)
 		if err != nil {
 			return nil, err
 		}
-		defer in.stop()
-		err = evidence.Recover(ctx, opener(in.ring, cfg), located, object)
+		defer in.Stop()
+		err = evidence.Recover(ctx, opener(in.Ring, a.Config), located, object)
 		if errors.Is(err, envelope.ErrUnavailable) || envelope.IsPIN(err) {
 			return nil, err // the HSM could not be asked: nothing was found out
 		}
 		if err != nil {
-			return nil, finding(err)
+			return nil, app.Finding(err)
 		}
 	}
 	if form == "raw" {

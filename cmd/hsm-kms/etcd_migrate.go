@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
@@ -74,13 +75,13 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--namespace %q is no name", f.opts.Namespace), "name a namespace that is there, such as default")
 	}
-	ctx, stop := c.untilSignal(ctx)
+	ctx, stop := c.process.UntilSignal(ctx)
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second one ends the process at once
 	out, err := c.migrate(ctx, f)
 	switch {
 	case out == nil && ctx.Err() != nil:
-		return finding(hint.Wrap(errors.New("stopped before anything was rewritten"), "run it again"))
+		return app.Finding(hint.Wrap(errors.New("stopped before anything was rewritten"), "run it again"))
 	case out == nil:
 		return err
 	}
@@ -143,9 +144,9 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 func verdict(out *migrate.Outcome, err error) error {
 	switch {
 	case out.Interrupted:
-		return finding(hint.Wrap(fmt.Errorf("stopped with %s rewritten", counted(int(out.Rewritten), "object")), "run it again: it does what is left"))
+		return app.Finding(hint.Wrap(fmt.Errorf("stopped with %s rewritten", counted(int(out.Rewritten), "object")), "run it again: it does what is left"))
 	case errors.Is(err, migrate.ErrUnproven):
-		return finding(unproven(out))
+		return app.Finding(unproven(out))
 	case err != nil:
 		return err
 	case out.DryRun || out.Clean():
@@ -159,7 +160,7 @@ func verdict(out *migrate.Outcome, err error) error {
 			evidence.Printable(out.Failures[0].Key), evidence.Printable(out.Failures[0].Reason))
 		advice = "see to what each failure names, then run it again: it does what is left"
 	}
-	return finding(hint.Wrap(err, advice))
+	return app.Finding(hint.Wrap(err, advice))
 }
 
 // unproven says of the first API server why it is not proven, and what to look at.

@@ -3,11 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -125,7 +125,7 @@ func TestVerdict(t *testing.T) {
 			code := exitUsage
 			if err == nil {
 				code = exitOK
-			} else if errors.Is(err, errFinding) {
+			} else if app.IsFinding(err) {
 				code = exitFinding
 			}
 			if code != tc.code || err != nil && (!strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "\x1b")) || !strings.Contains(hint.Of(err), tc.hint) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
@@ -112,7 +113,7 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 		return err
 	}
 	if n := len(report.Findings); n > 0 {
-		return finding(hint.Wrap(fmt.Errorf("%s: %s", counted(n, "finding"), summary(report.Findings)),
+		return app.Finding(hint.Wrap(fmt.Errorf("%s: %s", counted(n, "finding"), summary(report.Findings)),
 			"docs/evidence.md says what each finding means and what to do about it"))
 	}
 	return nil
@@ -152,17 +153,17 @@ func (c *command) require(ctx context.Context, key string, required *evidence.Re
 
 // askCurrentKey asks the token which key of the ring is current, as keys list does, and which are newer.
 func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required) error {
-	cfg, err := c.load()
+	a, err := c.load()
 	if err != nil {
 		return err
 	}
-	in, err := c.connectAll(ctx, cfg)
+	in, err := a.Connect(ctx)
 	if err != nil {
 		return err
 	}
-	defer in.stop()
-	exerciseErr := in.ring.Exercise(ctx)
-	view := in.ring.View()
+	defer in.Stop()
+	exerciseErr := in.Ring.Exercise(ctx)
+	view := in.Ring.View()
 	if view.Current == nil {
 		problem := errors.Join(view.Problem, exerciseErr)
 		if problem == nil {
@@ -171,7 +172,7 @@ func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required
 		return fmt.Errorf("asking which key is current: %w", problem)
 	}
 	required.KeyID, required.Current = view.Current.ID.String(), true
-	if required.Cluster, err = hsm.ClusterOf(in.set.Bindings(ctx)); err != nil {
+	if required.Cluster, err = hsm.ClusterOf(in.Set.Bindings(ctx)); err != nil {
 		fmt.Fprintln(c.errOut, "hsm-kms: warning: to which cluster the ring belongs is not clear:", err)
 	}
 	for _, v := range view.Versions {

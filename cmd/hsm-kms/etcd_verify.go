@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -52,16 +53,16 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 	if _, f.opts.Known, err = f.read(); err != nil {
 		return err
 	}
-	cfg, err := c.load()
+	a, err := c.load()
 	if err != nil {
 		return err
 	}
-	in, err := c.connectAll(ctx, cfg)
+	in, err := a.Connect(ctx)
 	if err != nil {
 		return err
 	}
-	defer in.stop()
-	outcome, err := c.verify(ctx, f, opener(in.ring, cfg))
+	defer in.Stop()
+	outcome, err := c.verify(ctx, f, opener(in.Ring, a.Config))
 	if err != nil {
 		return err
 	}
@@ -70,12 +71,12 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 	}
 	switch {
 	case !outcome.OK:
-		return finding(hint.Wrap(fmt.Errorf("%s could not be opened and %s undecodable", counted(int(outcome.Failed), "object"), grouped(outcome.Undecodable)),
+		return app.Finding(hint.Wrap(fmt.Errorf("%s could not be opened and %s undecodable", counted(int(outcome.Failed), "object"), grouped(outcome.Undecodable)),
 			"restore the keys that are missing to the HSM, or take another backup; docs/restore.md"))
 	case len(outcome.Missing) > 0 && !f.allowEmpty:
-		return finding(hint.Wrap(fmt.Errorf("no object was found of %s", strings.Join(outcome.Missing, ", ")), "see --prefix and --resources; --allow-empty accepts it"))
+		return app.Finding(hint.Wrap(fmt.Errorf("no object was found of %s", strings.Join(outcome.Missing, ", ")), "see --prefix and --resources; --allow-empty accepts it"))
 	case outcome.Objects == 0 && !f.allowEmpty:
-		return finding(hint.Wrap(errors.New("no object was found: nothing was verified"), "see --prefix and --resources"))
+		return app.Finding(hint.Wrap(errors.New("no object was found: nothing was verified"), "see --prefix and --resources"))
 	}
 	return nil
 }

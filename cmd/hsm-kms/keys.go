@@ -1,15 +1,14 @@
 package main
 
 import (
-	"cmp"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/keyops"
 	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
@@ -77,31 +76,18 @@ func (c *command) keysList() *cobra.Command {
 }
 
 func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
-	cfg, err := c.load()
+	a, err := c.load()
 	if err != nil {
 		return err
 	}
-	in, err := c.connectAll(cmd.Context(), cfg)
-	if err != nil {
+	list, err := keyops.List(cmd.Context(), a)
+	if list == nil {
 		return err
 	}
-	defer in.stop()
-	exerciseErr := in.ring.Exercise(cmd.Context()) // it says which version is current
-	view := in.ring.View()
-	cluster, clusterErr := clusterOf(cmd.Context(), in)
-	if err := c.printKeys(view, cluster); err != nil {
-		return err
+	if printErr := c.printKeys(list); printErr != nil {
+		return printErr
 	}
-	if problems := errors.Join(in.problems...); problems != nil {
-		return finding(fmt.Errorf("not every token could be read: %w", problems))
-	}
-	if err := cmp.Or(view.Problem, exerciseErr); err != nil && !errors.Is(err, envelope.ErrRingEmpty) {
-		return finding(err)
-	}
-	if view.Twins != nil {
-		fmt.Fprintln(c.errOut, "hsm-kms: warning:", view.Twins)
-	}
-	return clusterErr
+	return err
 }
 
 // listed is keyOf with what the whole ring says of the version.
@@ -119,8 +105,8 @@ func listed(view envelope.View, v envelope.Version) keyJSON {
 	return k
 }
 
-func (c *command) printKeys(view envelope.View, cluster string) error {
-	versions := view.Versions
+func (c *command) printKeys(list *keyops.Listing) error {
+	view, versions, cluster := list.View, list.Versions, list.Cluster
 	if c.output == "json" {
 		list := []keyJSON{}
 		for _, v := range versions {
@@ -141,7 +127,7 @@ func (c *command) printKeys(view envelope.View, cluster string) error {
 		if k.Activates != nil {
 			at = v.Activation.UTC().Format(time.RFC3339)
 		}
-		rows = append(rows, []string{k.State, at, nameOf(v), strings.Join(k.Tokens, ","), yesNo(k.Extractable), yesNo(k.Local)})
+		rows = append(rows, []string{k.State, at, keyops.Name(v), strings.Join(k.Tokens, ","), yesNo(k.Extractable), yesNo(k.Local)})
 	}
 	if err := c.table(rows); err != nil {
 		return err
@@ -153,22 +139,14 @@ func (c *command) printKeys(view envelope.View, cluster string) error {
 		k := listed(view, v)
 		switch {
 		case v.Refused != "":
-			fmt.Fprintf(c.out, "\n%s on %s is not served: %s\n", nameOf(v), strings.Join(v.Tokens, ","), v.Refused)
+			fmt.Fprintf(c.out, "\n%s on %s is not served: %s\n", keyops.Name(v), strings.Join(v.Tokens, ","), v.Refused)
 		case k.Deferred:
-			fmt.Fprintf(c.out, "\n%s is due, and held back: %s\n", nameOf(v), k.Reason)
+			fmt.Fprintf(c.out, "\n%s is due, and held back: %s\n", keyops.Name(v), k.Reason)
 		case k.Missing != nil:
-			fmt.Fprintf(c.out, "\n%s is current, and missing, or of no use, on %s\n", nameOf(v), strings.Join(k.Missing, ","))
+			fmt.Fprintf(c.out, "\n%s is current, and missing, or of no use, on %s\n", keyops.Name(v), strings.Join(k.Missing, ","))
 		}
 	}
 	return nil
-}
-
-// nameOf is what a version is called in tables: its key_id, or its CKA_ID when it has none.
-func nameOf(v envelope.Version) string {
-	if k := keyOf(v); k.KeyID != "" {
-		return k.KeyID
-	}
-	return fmt.Sprintf("CKA_ID %x", v.CKAID)
 }
 
 func yesNo(b bool) string {

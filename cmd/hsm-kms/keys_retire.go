@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -80,7 +81,7 @@ type retirement struct {
 	*command
 	flags   *retireFlags
 	cfg     *config.Config
-	in      *tokensInUse
+	in      *app.Tokens
 	request retire.Request
 	files   retireFiles // that were named, read once
 	said    retiredJSON
@@ -98,21 +99,24 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 	case f.plan != "" && !retire.IsHash(f.plan):
 		return hint.Wrap(errors.New("--plan is not the hash of a plan: 64 hex digits"), "copy it from: hsm-kms keys retire KEYID --dry-run -o json")
 	}
-	cfg, err := c.load()
+	a, err := c.load()
 	if err != nil {
 		return err
 	}
+	cfg := a.Config
 	// A key that is refused for a rehearsal is still one that can be retired, and is judged as if it were served.
 	served := *cfg
 	served.RefuseKeys = slices.DeleteFunc(slices.Clone(cfg.RefuseKeys), func(refused string) bool { return refused == keyID })
-	tokens, err := c.connectAll(ctx, &served)
+	all := *a
+	all.Config = &served
+	tokens, err := all.Connect(ctx)
 	if err != nil {
 		return err
 	}
-	defer tokens.stop()
+	defer tokens.Stop()
 	r := &retirement{command: c, flags: f, cfg: cfg, in: tokens, request: retire.Request{
 		KeyID: id, EvidenceFile: f.evidence, Named: len(f.named), Settle: f.settle, Accepted: f.accepted, NoEtcd: f.noEtcd,
-		AuditPath: cfg.Audit.Path, Rehearsed: slices.Contains(cfg.RefuseKeys, keyID), RefreshInterval: cfg.RefreshInterval.Std(), Advise: advise,
+		AuditPath: cfg.Audit.Path, Rehearsed: slices.Contains(cfg.RefuseKeys, keyID), RefreshInterval: cfg.RefreshInterval.Std(), Advise: app.Hint,
 	}}
 	return r.run(ctx, in)
 }
@@ -138,7 +142,7 @@ func (r *retirement) run(ctx context.Context, in io.Reader) error {
 	if err := r.confirm(in, plan); err != nil {
 		return r.against(err)
 	}
-	unlock, err := lockKeys(r.cfg.StateDir)
+	unlock, err := app.LockKeys(r.cfg.StateDir)
 	if err != nil {
 		return r.against(err)
 	}
@@ -150,9 +154,9 @@ func (r *retirement) run(ctx context.Context, in io.Reader) error {
 	if err := r.refused(again); err != nil {
 		return err
 	}
-	act, stop := r.acting(ctx)
+	act, stop := r.process.Acting(ctx)
 	defer stop()
-	outcomes, err := again.Execute(act, r.in.set, r.trail(), retire.Grounds{
+	outcomes, err := again.Execute(act, r.in.Set, r.trail(), retire.Grounds{
 		Settle: r.flags.settle, Evidence: facts.Evidence, Etcd: facts.Etcd, Snapshots: facts.Snapshots,
 	})
 	r.said.Outcomes, r.said.Destroyed = outcomes, retire.With(outcomes, hsm.Destroyed)
@@ -198,7 +202,7 @@ func (r *retirement) complete(plan *retire.Plan) error {
 	if r.flags.dryRun {
 		return r.done(plan, text, plan.KeyID)
 	}
-	unlock, err := lockKeys(r.cfg.StateDir)
+	unlock, err := app.LockKeys(r.cfg.StateDir)
 	if err != nil {
 		return r.against(err)
 	}
@@ -225,12 +229,12 @@ func (r *retirement) confirm(in io.Reader, plan *retire.Plan) error {
 	v := plan.Target
 	file, ok := in.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {
-		return finding(hint.Wrap(errors.New("destroying a key needs a confirmation, and there is no terminal to ask on"), "say it with --yes"))
+		return app.Finding(hint.Wrap(errors.New("destroying a key needs a confirmation, and there is no terminal to ask on"), "say it with --yes"))
 	}
 	fmt.Fprintf(r.errOut, "This destroys %s on %s for good.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
 	line, err := bufio.NewReader(io.LimitReader(in, 256)).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != v.ID.FingerprintHex() {
-		return finding(hint.Wrap(errors.New("not confirmed; nothing was destroyed"), "type "+v.ID.FingerprintHex()+", or say --yes"))
+		return app.Finding(hint.Wrap(errors.New("not confirmed; nothing was destroyed"), "type "+v.ID.FingerprintHex()+", or say --yes"))
 	}
 	return nil
 }

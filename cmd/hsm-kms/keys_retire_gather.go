@@ -34,16 +34,16 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 	if len(f.Problems) > 0 {
 		return f, nil
 	}
-	if err := r.in.ring.Refresh(ctx); err != nil {
+	if err := r.in.Ring.Refresh(ctx); err != nil {
 		return f, err
 	}
-	if err := r.in.ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
+	if err := r.in.Ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
 		return f, fmt.Errorf("finding out which key is current: %w", err)
 	}
-	f.Now, f.View = time.Now(), r.in.ring.View()
-	f.Cluster, f.ClusterErr = hsm.ClusterOf(r.in.set.Bindings(ctx))
-	serials := r.in.set.Serials()
-	for _, token := range r.in.set.Members() {
+	f.Now, f.View = time.Now(), r.in.Ring.View()
+	f.Cluster, f.ClusterErr = hsm.ClusterOf(r.in.Set.Bindings(ctx))
+	serials := r.in.Set.Serials()
+	for _, token := range r.in.Set.Members() {
 		f.Tokens = append(f.Tokens, retire.Token{Name: token.Name(), Serial: serials[token.Name()]})
 	}
 	switch retire.TargetState(f.View, r.request.KeyID) {
@@ -58,7 +58,7 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 		f.Used, f.UsedErr = audit.FindKey(r.cfg.Audit.Path, r.request.KeyID.String())
 		if !r.flags.noEtcd {
 			f.Etcd, f.EtcdErr = r.report(ctx, &r.flags.etcdFlags)
-			f.Now, f.View = time.Now(), r.in.ring.View() // reading may have taken minutes
+			f.Now, f.View = time.Now(), r.in.Ring.View() // reading may have taken minutes
 		}
 	}
 	f.Plugin = r.askPlugin(ctx)
@@ -67,11 +67,11 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 
 // tokenProblems reads every token: the ring is content with those that can be read, and keeps what it knows of the others.
 func (r *retirement) tokenProblems(ctx context.Context) []error {
-	problems := slices.DeleteFunc(slices.Clone(r.in.problems), func(err error) bool { return err == nil })
+	problems := slices.DeleteFunc(slices.Clone(r.in.Problems), func(err error) bool { return err == nil })
 	if len(problems) > 0 {
 		return problems
 	}
-	for _, token := range r.in.set.Members() {
+	for _, token := range r.in.Set.Members() {
 		if _, err := token.Keys(ctx); err != nil {
 			problems = append(problems, err)
 		}

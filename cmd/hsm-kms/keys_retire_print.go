@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -165,7 +166,7 @@ func (r *retirement) refused(p *retire.Plan) error {
 	}
 	first := p.Refusals[0]
 	if len(p.Refusals) == 1 {
-		return finding(hint.Wrap(errors.New(first.Reason), first.Hint))
+		return app.Finding(hint.Wrap(errors.New(first.Reason), first.Hint))
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s is not destroyed, for %d reasons:", p.KeyID, len(p.Refusals))
@@ -175,15 +176,15 @@ func (r *retirement) refused(p *retire.Plan) error {
 			fmt.Fprintf(&text, "\n    (%s)", refusal.Hint)
 		}
 	}
-	return finding(hint.Wrap(errors.New(text.String()), first.Hint))
+	return app.Finding(hint.Wrap(errors.New(text.String()), first.Hint))
 }
 
 // against ends the command with one reason that came up last. Another error than a finding stays what it is.
 func (r *retirement) against(err error) error {
-	if !errors.Is(err, errFinding) {
+	if !app.IsFinding(err) {
 		return err
 	}
-	r.said.Refusals = append(r.said.Refusals, gate.Refusal{Reason: err.Error(), Hint: advise(err)})
+	r.said.Refusals = append(r.said.Refusals, gate.Refusal{Reason: err.Error(), Hint: app.Hint(err)})
 	return errors.Join(r.jsonIfWanted(), err)
 }
 

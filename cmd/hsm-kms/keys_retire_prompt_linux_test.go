@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -10,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
 )
 
@@ -86,7 +86,7 @@ func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, errFinding) || !strings.Contains(err.Error(), test.want) || len(r.holders()) != 2 {
+			if !app.IsFinding(err) || !strings.Contains(err.Error(), test.want) || len(r.holders()) != 2 {
 				t.Errorf("%v, want %q: %s", err, test.want, errOut.String())
 			}
 		})
@@ -95,7 +95,7 @@ func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 
 // lock holds what lets one command at a time change the ring.
 func (r *retireRig) lock() {
-	unlock, err := lockKeys(r.state)
+	unlock, err := app.LockKeys(r.state)
 	r.must(err)
 	r.t.Cleanup(unlock)
 }

@@ -6,33 +6,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
-	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/keyops"
 )
 
-// rotateMargin is what a rotation should leave, beyond two refresh intervals, for clocks that differ and for
-// copying the key to other tokens.
-const rotateMargin = time.Minute
-
-type rotateFlags struct {
-	activateIn time.Duration
-	printID    bool
-	another    bool
-	timed      bool          // --if-older-than was given
-	olderThan  time.Duration // its value
-	without    []string      // tokens
-}
-
 func (c *command) keysRotate() *cobra.Command {
-	f := &rotateFlags{}
+	r := keyops.Rotation{}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "rotate",
 		Short: "Make the next version of the key, current on every node at one instant",
@@ -55,126 +39,41 @@ it until it is copied. The mark is in the key's CKA_ID: every node sees it, and 
   hsm-kms keys rotate --print-id -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f.timed = cmd.Flags().Changed("if-older-than")
-			return c.rotate(cmd.Context(), f)
+			r.Timed = cmd.Flags().Changed("if-older-than")
+			return c.rotate(cmd.Context(), r)
 		},
 	}))
 	flags := cmd.Flags()
-	flags.DurationVar(&f.activateIn, "activate-in", 15*time.Minute, "how long from now until the key becomes current")
-	flags.BoolVar(&f.printID, "print-id", false, "print label and CKA_ID for a vendor's tool instead of making a key")
-	flags.BoolVar(&f.another, "another", false, "make a key although one is pending")
-	flags.DurationVar(&f.olderThan, "if-older-than", 0, "make a key only if the current one is at least that old (90 days: 2160h) and none is pending")
-	flags.StringArrayVar(&f.without, "without-token", nil, "make an emergency key, because the token of this `name` cannot have it; may be given again")
+	flags.DurationVar(&r.ActivateIn, "activate-in", 15*time.Minute, "how long from now until the key becomes current")
+	flags.BoolVar(&r.PrintID, "print-id", false, "print label and CKA_ID for a vendor's tool instead of making a key")
+	flags.BoolVar(&r.Another, "another", false, "make a key although one is pending")
+	flags.DurationVar(&r.OlderThan, "if-older-than", 0, "make a key only if the current one is at least that old (90 days: 2160h) and none is pending")
+	flags.StringArrayVar(&r.Without, "without-token", nil, "make an emergency key, because the token of this `name` cannot have it; may be given again")
 	return cmd
 }
 
-// check refuses flags that contradict each other or the configuration.
-func (f *rotateFlags) check(cfg *config.Config) error {
+func (c *command) rotate(ctx context.Context, r keyops.Rotation) error {
+	a, err := c.load()
+	if err != nil {
+		return err
+	}
+	done, err := keyops.Rotate(ctx, a, r)
 	switch {
-	case f.activateIn < 0:
-		return hint.Wrap(fmt.Errorf("--activate-in %s lies in the past", f.activateIn), "0s activates at once")
-	case f.olderThan < 0:
-		return hint.Wrap(fmt.Errorf("--if-older-than %s is negative", f.olderThan), "2160h is 90 days")
-	case f.timed && f.another:
-		return hint.Wrap(errors.New("--if-older-than and --another contradict each other: from a timer, --another would make keys without end"), "leave one of the two out")
+	case done.NotDue != nil:
+		return c.printNotDue(done.NotDue)
+	case done.ID != nil:
+		return c.printID(a.Config.KeyRing, done.ID, r.Emergency())
+	case done.Made == nil || !done.Made.Served:
+		return errors.Join(err, c.printUnserved(done.Made))
 	}
-	for _, name := range f.without {
-		at := slices.IndexFunc(cfg.Tokens, func(t config.Token) bool { return t.Name == name })
-		switch {
-		case at < 0:
-			return hint.Wrap(fmt.Errorf("--without-token %q names no token of the configuration", name), "the tokens are: "+strings.Join(tokenNames(cfg), ", "))
-		case at == 0:
-			return hint.Wrap(fmt.Errorf("--without-token %s: keys are made in the first token of the configuration, and that is this one", name), "put another token first in the configuration of this machine")
-		}
-	}
-	return nil
+	return cmp.Or(c.printRotated(a.Config, r, done.Made), err)
 }
 
-func tokenNames(cfg *config.Config) []string {
-	var names []string
-	for _, t := range cfg.Tokens {
-		names = append(names, t.Name)
-	}
-	return names
-}
-
-func (c *command) rotate(ctx context.Context, f *rotateFlags) error {
-	cfg, err := c.load()
-	if err != nil {
-		return err
-	}
-	if err := f.check(cfg); err != nil {
-		return err
-	}
-	if err := doctor.MayMakeObjects(cfg); err != nil && !f.printID {
-		return finding(err)
-	}
-	unlock, err := lockKeys(cfg.StateDir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	before, err := c.lookBeforeRotation(ctx, cfg, f)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	if f.timed {
-		why, err := notDue(before, f.olderThan, now)
-		if err != nil {
-			return err
-		}
-		if why != "" {
-			return c.printNotDue(before, why, now)
-		}
-	}
-	activation := now.Add(f.activateIn).Truncate(time.Millisecond)
-	if err := mayRotate(cfg.KeyRing, before, f.another, activation, now); err != nil {
-		return err
-	}
-	if least := 2*cfg.RefreshInterval.Std() + rotateMargin; f.activateIn < least {
-		fmt.Fprintf(c.errOut, "hsm-kms: warning: %s is less than %s: a node may not have seen the key by then, and cannot read what others write under it until it has\n", f.activateIn, least)
-	}
-	newID := envelope.NewCKAID
-	if f.without != nil {
-		newID = envelope.NewEmergencyCKAID
-	}
-	id, err := newID(activation)
-	if err != nil {
-		return err
-	}
-	if f.printID {
-		return c.printID(cfg.KeyRing, id, activation, f.without != nil)
-	}
-	made, err := c.makeKey(ctx, cfg, id)
-	if err != nil {
-		return err
-	}
-	return c.printRotated(ctx, cfg, f, before, made)
-}
-
-// notDueJSON is what --if-older-than says when it makes no key. Fields and names are a contract.
-type notDueJSON struct {
-	Due     bool     `json:"due"`
-	Reason  string   `json:"reason"`
-	Current string   `json:"current,omitempty"`
-	Pending []string `json:"pending,omitempty"`
-}
-
-func (c *command) printNotDue(view envelope.View, why string, now time.Time) error {
-	said := notDueJSON{Reason: why}
-	if view.Current != nil {
-		said.Current = view.Current.ID.String()
-	}
-	for _, v := range coming(view, now) {
-		if v.State != envelope.Refused {
-			said.Pending = append(said.Pending, v.ID.String())
-		}
-	}
+func (c *command) printNotDue(not *keyops.NotDue) error {
 	if c.output == "json" {
-		return c.json(said)
+		return c.json(not)
 	}
-	_, err := fmt.Fprintf(c.out, "not due: %s\n", why)
+	_, err := fmt.Fprintf(c.out, "not due: %s\n", not.Reason)
 	return err
 }
 
@@ -185,30 +84,22 @@ type rotatedJSON struct {
 	MadeMeanwhile []string `json:"madeMeanwhile,omitempty"` // keys that another command made at the same moment
 }
 
-// printRotated tells of the key, and of another that was made at the same moment: nothing locks a token for the commands of
-// several machines, so that two can pass the look before. At least the one that reads last sees both.
-func (c *command) printRotated(ctx context.Context, cfg *config.Config, f *rotateFlags, before envelope.View, made envelope.Version) error {
-	// Read back alone, the new key looks as if it were the only one: its state is what the ring makes of it.
-	made.State = envelope.Pending
-	if !made.Activation.After(time.Now()) {
-		made.State = envelope.Current
-	}
-	meanwhile, err := c.madeMeanwhile(ctx, cfg, before, made)
+func (c *command) printRotated(cfg *config.Config, r keyops.Rotation, made *keyops.Made) error {
 	if c.output == "json" {
-		said := rotatedJSON{keyJSON: keyOf(made), Due: f.timed}
-		for _, v := range meanwhile {
-			said.MadeMeanwhile = append(said.MadeMeanwhile, nameOf(v))
+		said := rotatedJSON{keyJSON: keyOf(made.Version), Due: r.Timed}
+		for _, v := range made.Meanwhile {
+			said.MadeMeanwhile = append(said.MadeMeanwhile, keyops.Name(v))
 		}
-		return cmp.Or(c.json(said), err)
+		return c.json(said)
 	}
-	_, printErr := fmt.Fprintf(c.out, "Made %s in the token %s; it becomes current at %s.%s\n",
-		made.ID, made.Tokens[0], made.Activation.UTC().Format(time.RFC3339), copyAdvice(cfg, f.without != nil))
-	return cmp.Or(printErr, err)
+	_, err := fmt.Fprintf(c.out, "Made %s in the token %s; it becomes current at %s.%s\n",
+		made.ID, made.Tokens[0], made.Activation.UTC().Format(time.RFC3339), copyAdvice(cfg, r.Emergency()))
+	return err
 }
 
 // copyAdvice says which tokens the key is to be copied to; "": to none.
 func copyAdvice(cfg *config.Config, emergency bool) string {
-	others := strings.Join(tokenNames(cfg)[1:], ", ")
+	others := strings.Join(cfg.TokenNames()[1:], ", ")
 	switch {
 	case others == "":
 		return ""
@@ -218,8 +109,8 @@ func copyAdvice(cfg *config.Config, emergency bool) string {
 	return " Copy it to " + others + " before then: each node holds it back until every token has it."
 }
 
-func (c *command) printID(ring string, id []byte, activation time.Time, emergency bool) error {
-	at := activation.UTC().Format(rfc3339Milli)
+func (c *command) printID(ring string, id *keyops.NewID, emergency bool) error {
+	at := id.Activation.UTC().Format(rfc3339Milli)
 	if c.output == "json" {
 		return c.json(struct {
 			Label     string `json:"label"`
@@ -228,9 +119,9 @@ func (c *command) printID(ring string, id []byte, activation time.Time, emergenc
 			IDText    string `json:"idText"`
 			Activates string `json:"activates"`
 			Emergency bool   `json:"emergency,omitempty"`
-		}{ring, ring, hex.EncodeToString(id), string(id), at, emergency})
+		}{ring, ring, hex.EncodeToString(id.CKAID), string(id.CKAID), at, emergency})
 	}
-	rows := [][]string{{"label", ring}, {"CKA_ID", string(id)}, {"CKA_ID (hex)", hex.EncodeToString(id)}, {"activates", at}}
+	rows := [][]string{{"label", ring}, {"CKA_ID", string(id.CKAID)}, {"CKA_ID (hex)", hex.EncodeToString(id.CKAID)}, {"activates", at}}
 	if emergency {
 		rows = append(rows, []string{"emergency", "yes: it waits for no token"})
 	}

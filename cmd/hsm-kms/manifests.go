@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
@@ -213,14 +214,14 @@ func keepsReading(path string, content []byte) error {
 		return nil
 	}
 	if err != nil {
-		return finding(hint.Wrap(fmt.Errorf("%s is there, and what it reads cannot be known: %w", path, err), kept))
+		return app.Finding(hint.Wrap(fmt.Errorf("%s is there, and what it reads cannot be known: %w", path, err), kept))
 	}
 	next, err := encconfig.Parse(content)
 	if err != nil {
 		return fmt.Errorf("reading the new EncryptionConfiguration: %w", err)
 	}
 	if lost := old.Lost(next); len(lost) > 0 {
-		return finding(hint.Wrap(fmt.Errorf("%s has what the new list has not: %s", path, strings.Join(lost, "; ")), kept))
+		return app.Finding(hint.Wrap(fmt.Errorf("%s has what the new list has not: %s", path, strings.Join(lost, "; ")), kept))
 	}
 	return nil
 }

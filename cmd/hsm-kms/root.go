@@ -3,17 +3,13 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -24,29 +20,30 @@ const (
 	exitUsage   = 2 // usage, configuration, cannot run
 )
 
-// errFinding marks the errors that exit 1: the command could run, and the answer is no.
-var errFinding = errors.New("finding")
-
-// finding makes an error that exits 1.
-func finding(err error) error { return &findingError{err} }
-
-type findingError struct{ error }
-
-func (f *findingError) Unwrap() []error { return []error{f.error, errFinding} }
-
 // command is what the subcommands share: where they write and what the common flags say.
 type command struct {
 	out, errOut io.Writer
 	configPath  string
 	output      string
-	workers     worker.Group   // of this process
-	signals     chan os.Signal // that end the process; nil: nothing is done about them
+	process     app.Process
 }
+
+// load reads the configuration, checks what it names, and makes the context of a use case of it.
+func (c *command) load() (*app.Context, error) {
+	cfg, err := app.Load(c.configPath)
+	if err != nil {
+		return nil, err
+	}
+	return &app.Context{Config: cfg, Process: &c.process, Warn: c.warn}, nil
+}
+
+// warn writes a warning to stderr.
+func (c *command) warn(err error) { fmt.Fprintln(c.errOut, "hsm-kms: warning:", err) }
 
 // run is the program: it reads args, writes, and returns the exit code.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
-	c := &command{out: out, errOut: errOut, signals: make(chan os.Signal, 1)}
-	defer c.endBySignal()()
+	c := &command{out: out, errOut: errOut}
+	defer c.process.EndBySignal()()
 	root := c.root()
 	root.SetArgs(args)
 	root.SetOut(out)
@@ -56,8 +53,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintln(errOut, "hsm-kms:", harmless(err.Error()))
-	code, advice := exitUsage, advise(err)
-	if errors.Is(err, errFinding) {
+	code, advice := exitUsage, app.Hint(err)
+	if app.IsFinding(err) {
 		code = exitFinding
 	} else {
 		advice = cmp.Or(advice, "see "+ran.CommandPath()+" -h")
@@ -66,57 +63,6 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		fmt.Fprintln(errOut, "hint:", harmless(advice))
 	}
 	return code
-}
-
-// endBySignal ends the process by a signal as it would end anyway, but not while a worker of it logs in or makes or destroys
-// a key: where this process is the first of a container, its end kills them.
-func (c *command) endBySignal() (stop func()) {
-	done := make(chan struct{})
-	signal.Notify(c.signals, ending()...)
-	go func() {
-		select {
-		case <-done:
-		case sig := <-c.signals:
-			c.workers.Hold()
-			signal.Reset(sig)
-			_ = unix.Kill(unix.Getpid(), sig.(unix.Signal)) //nolint:forcetypeassert // it is one
-		}
-	}()
-	return func() { signal.Stop(c.signals); close(done) }
-}
-
-// ending are the signals that end a command: SIGTERM, and of SIGINT and SIGHUP those that are not ignored, as they are in a
-// shell's background and under nohup. One that is ignored would not end it, and its workers would be held for good.
-func ending() []os.Signal {
-	all := []os.Signal{unix.SIGTERM}
-	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
-		if !signal.Ignored(sig) {
-			all = append(all, sig)
-		}
-	}
-	return all
-}
-
-// untilSignal ends the context, and no longer the process, at SIGTERM or SIGINT.
-func (c *command) untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
-	if c.signals != nil {
-		signal.Stop(c.signals)
-	}
-	return signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
-}
-
-// acting is the context of an act that cannot be taken back, until stop. A signal ends it and not the process: what is not
-// begun yet is not begun, and the outcome of what is begun is told and recorded, which takes some callTimeouts at most.
-func (c *command) acting(ctx context.Context) (act context.Context, stop func()) {
-	act, end := signal.NotifyContext(ctx, ending()...)
-	if c.signals == nil {
-		return act, end
-	}
-	signal.Stop(c.signals)
-	return act, func() {
-		signal.Notify(c.signals, ending()...)
-		end()
-	}
 }
 
 func (c *command) root() *cobra.Command {

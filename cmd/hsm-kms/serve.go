@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
@@ -47,15 +47,15 @@ what it can, says what is wrong, and recovers without a restart.`,
 		Example: "  hsm-kms serve --config /etc/hsm-kms/config.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := c.load()
+			a, err := c.load()
 			if err != nil {
 				return err
 			}
-			ctx, stop := c.untilSignal(cmd.Context())
+			ctx, stop := c.process.UntilSignal(cmd.Context())
 			defer stop()
 			out := newLogWriter(c.errOut)
 			defer out.Close()
-			return serveUntil(ctx, cfg, newLogger(cfg.Logging, out))
+			return serveUntil(ctx, a.Config, newLogger(a.Config.Logging, out))
 		},
 	})
 }
@@ -63,7 +63,7 @@ what it can, says what is wrong, and recovers without a restart.`,
 // serveUntil runs the plugin until ctx ends.
 func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	prepareProcess(ctx, cfg, log)
-	refuse, err := refusedKeys(cfg)
+	refuse, err := app.RefusedKeys(cfg)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func serveUntil(ctx context.Context, cfg *config.Config, log *slog.Logger) error
 	if err != nil {
 		log.Warn("the last proven key_id is not known", "error", err)
 	}
-	common, tokens, err := hsmConfig(cfg)
+	common, tokens, err := app.HSMConfig(cfg)
 	if err != nil {
 		return err
 	}
@@ -231,18 +231,6 @@ func socketGroup(cfg *config.Config) (*uint32, error) {
 		return nil, err
 	}
 	return &gid, nil
-}
-
-func refusedKeys(cfg *config.Config) ([]envelope.KeyID, error) {
-	var refuse []envelope.KeyID
-	for _, text := range cfg.RefuseKeys {
-		id, err := envelope.ParseKeyID(text)
-		if err != nil {
-			return nil, hint.Wrap(fmt.Errorf("reading refuseKeys: %q: %w", text, err), "copy the key_id from: hsm-kms keys list")
-		}
-		refuse = append(refuse, id)
-	}
-	return refuse, nil
 }
 
 func newLogger(cfg config.Logging, out io.Writer) *slog.Logger {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
@@ -88,9 +89,9 @@ func (c *command) askStatus(ctx context.Context, socket string) error {
 	}
 	switch {
 	case err != nil:
-		return finding(err)
+		return app.Finding(err)
 	case said.Healthz != "ok":
-		return finding(hint.Wrap(fmt.Errorf("the plugin is not healthy: %s", said.Healthz), "its log says why and what to do"))
+		return app.Finding(hint.Wrap(fmt.Errorf("the plugin is not healthy: %s", said.Healthz), "its log says why and what to do"))
 	}
 	return nil
 }

@@ -189,3 +189,12 @@ func (t *Token) UnmarshalYAML(unmarshal func(any) error) error {
 	*t = Token{MaxSessions: 8, CallTimeout: Duration(2 * time.Second), ConnectTimeout: Duration(30 * time.Second)}
 	return unmarshal((*fields)(t))
 }
+
+// TokenNames are the names of the tokens, in their order.
+func (c *Config) TokenNames() []string {
+	var names []string
+	for _, t := range c.Tokens {
+		names = append(names, t.Name)
+	}
+	return names
+}

@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"errors"
@@ -9,8 +9,22 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// advise says what to do about an error: what the place that made it says, or else what its kind asks for.
-func advise(err error) string {
+// errFinding marks the errors that exit 1: the command could run, and the answer is no.
+var errFinding = errors.New("finding")
+
+// Finding makes an error a finding or a refusal: the command could run, and the answer is no. Any other error means that it
+// could not run.
+func Finding(err error) error { return &findingError{err} }
+
+// IsFinding reports whether an error is a finding or a refusal.
+func IsFinding(err error) bool { return errors.Is(err, errFinding) }
+
+type findingError struct{ error }
+
+func (f *findingError) Unwrap() []error { return []error{f.error, errFinding} }
+
+// Hint says what to do about an error: what the place that made it says, or else what its kind asks for.
+func Hint(err error) string {
 	if advice := hint.Of(err); advice != "" {
 		return advice
 	}

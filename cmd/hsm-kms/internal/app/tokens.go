@@ -1,0 +1,123 @@
+package app
+
+import (
+	"context"
+	"crypto/fips140"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+)
+
+// connectWait is how long a command waits for the tokens: a first attempt to connect to each, and a little.
+func connectWait(tokens []hsm.TokenConfig) time.Duration {
+	wait := 15 * time.Second
+	for _, t := range tokens {
+		wait = max(wait, t.ConnectTimeout+5*time.Second)
+	}
+	return wait
+}
+
+// HSMConfig turns the file's fields into package hsm's.
+func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
+	profile, err := envelope.ParseProfile(cfg.Profile)
+	if err != nil {
+		return hsm.Config{}, nil, err
+	}
+	if profile == envelope.HMACKDF && fips140.Enforced() {
+		return hsm.Config{}, nil, hint.Wrap(errors.New("profile hmac-kdf seals by AES-GCM with a nonce that is not random, under a key that is used once; Go refuses that with GODEBUG=fips140=only"),
+			"set GODEBUG=fips140=on for hsm-kms, which uses the same FIPS module and does not enforce; docs/hsm-support.md")
+	}
+	common := hsm.Config{
+		Ring: cfg.KeyRing, Profile: profile, AllowImportedKeys: cfg.AllowImportedKeys,
+		StateDir: cfg.StateDir, Log: slog.New(slog.DiscardHandler),
+	}
+	var tokens []hsm.TokenConfig
+	for _, t := range cfg.Tokens {
+		tokens = append(tokens, hsm.TokenConfig{
+			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
+			PINFile: t.PINFile, MaxSessions: t.MaxSessions,
+			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(), Env: t.Env, PassEnv: t.PassEnv,
+		})
+	}
+	return common, tokens, nil
+}
+
+// HSM is package hsm's configuration of a command that a signal may end at any moment.
+func (a *Context) HSM() (hsm.Config, []hsm.TokenConfig, error) {
+	common, tokens, err := HSMConfig(a.Config)
+	common.Workers = &a.Workers
+	return common, tokens, err
+}
+
+// Tokens are tokens that are kept connected for the time of a command, and the ring on them.
+type Tokens struct {
+	Set      *hsm.Set
+	Ring     *envelope.Ring
+	Problems []error // by token; nil for one that can be used
+	Stop     func()
+}
+
+// Known is what is known of the ring without the tokens. What the plugin on this machine last proved counts for commands
+// too: a clock that jumped back must not make an old key look current.
+func (a *Context) Known() (envelope.RingConfig, error) {
+	proven, err := health.LoadProven(a.Config.StateDir, a.Config.KeyRing)
+	if err != nil {
+		a.Warn(err)
+	}
+	refuse, err := RefusedKeys(a.Config)
+	return envelope.RingConfig{Floor: proven.Key, Refuse: refuse, Grace: a.Config.DeferGrace.Std()}, err
+}
+
+// Connect opens every token of the configuration and reads the ring.
+func (a *Context) Connect(ctx context.Context) (*Tokens, error) {
+	common, tokens, err := a.HSM()
+	if err != nil {
+		return nil, err
+	}
+	known, err := a.Known()
+	if err != nil {
+		return nil, err
+	}
+	return Connect(ctx, common, tokens, known)
+}
+
+// Connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.
+func Connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, known envelope.RingConfig) (*Tokens, error) {
+	known.Name, known.Profile = common.Ring, common.Profile
+	set := hsm.Open(common, tokens)
+	t := &Tokens{Set: set, Ring: envelope.NewRing(known, set), Stop: set.Start(ctx)}
+	waitCtx, cancelWait := context.WithTimeout(ctx, connectWait(tokens))
+	defer cancelWait()
+	t.Problems = set.Connected(waitCtx)
+	if set.Generation() == 0 {
+		t.Stop()
+		return nil, errors.Join(t.Problems...)
+	}
+	ctx, cancelRead := context.WithTimeout(ctx, connectWait(tokens)) // its own: another token may have used the wait up
+	defer cancelRead()
+	if err := t.Ring.Refresh(ctx); err != nil {
+		t.Stop()
+		return nil, err
+	}
+	return t, nil
+}
+
+// RefusedKeys are the keys that refuseKeys of the configuration names.
+func RefusedKeys(cfg *config.Config) ([]envelope.KeyID, error) {
+	var refuse []envelope.KeyID
+	for _, text := range cfg.RefuseKeys {
+		id, err := envelope.ParseKeyID(text)
+		if err != nil {
+			return nil, hint.Wrap(fmt.Errorf("reading refuseKeys: %q: %w", text, err), "copy the key_id from: hsm-kms keys list")
+		}
+		refuse = append(refuse, id)
+	}
+	return refuse, nil
+}

@@ -1,0 +1,40 @@
+package keyops
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
+	"github.com/hsm-kms/hsm-kms/envelope"
+)
+
+// Listing is every version of the ring.
+type Listing struct {
+	envelope.View
+	Cluster string // that the ring belongs to; empty: none says it
+}
+
+// List reads the ring from every token. A listing also comes with a finding; without one the ring could not be read.
+func List(ctx context.Context, a *app.Context) (*Listing, error) {
+	in, err := a.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Stop()
+	exerciseErr := in.Ring.Exercise(ctx) // it says which version is current
+	list := &Listing{View: in.Ring.View()}
+	var clusterErr error
+	list.Cluster, clusterErr = clusterOf(ctx, in)
+	if problems := errors.Join(in.Problems...); problems != nil {
+		return list, app.Finding(fmt.Errorf("not every token could be read: %w", problems))
+	}
+	if err := cmp.Or(list.Problem, exerciseErr); err != nil && !errors.Is(err, envelope.ErrRingEmpty) {
+		return list, app.Finding(err)
+	}
+	if list.Twins != nil {
+		a.Warn(list.Twins)
+	}
+	return list, clusterErr
+}

@@ -57,6 +57,7 @@ type Token struct {
 	log    *slog.Logger
 	hook   p11.Hook
 	starts atomic.Uint64 // of workers
+	deaths atomic.Uint64 // of workers, by themselves
 
 	worker *worker.Client // the present one; nil: none. It belongs to the attempt that is under way, or to run.
 	// loginFailed is what the last login failed with; nil: none has. It belongs to the attempt as well.
@@ -73,19 +74,20 @@ type Token struct {
 	tried   chan struct{} // closed after the first attempt to connect
 
 	mu        sync.Mutex
-	gen       *generation     // nil: not connected
-	since     time.Time       // when the last generation was made
-	number    uint64          // of the last generation
-	suspect   *suspicion      // of gen, until the supervisor has looked into it; nil: none
-	cause     error           // why gen is nil, once an attempt has failed; nil: an attempt is under way
-	dedup     logDeduplicator // what the log was told
-	changed   chan struct{}   // closed and replaced at each change of the above
-	retired   []*generation   // dropped, and their idle sessions not closed yet
-	ends      []chan struct{} // of workers that are being ended; each is closed when one has
-	forgiven  int             // hanging calls that a half-open check has shown to be of no weight
-	burned    int             // permits taken out because the token itself refused that many sessions
-	newWorker bool            // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
-	hadKeys   bool            // the last generation that was believed held keys
+	gen       *generation                 // nil: not connected
+	since     time.Time                   // when the last generation was made
+	number    uint64                      // of the last generation
+	suspect   *suspicion                  // of gen, until the supervisor has looked into it; nil: none
+	cause     error                       // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	dedup     logDeduplicator             // what the log was told
+	changed   chan struct{}               // closed and replaced at each change of the above
+	retired   []*generation               // dropped, and their idle sessions not closed yet
+	ends      []chan struct{}             // of workers that are being ended; each is closed when one has
+	forgiven  int                         // hanging calls that a half-open check has shown to be of no weight
+	burned    int                         // permits taken out because the token itself refused that many sessions
+	newWorker bool                        // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
+	hadKeys   bool                        // the last generation that was believed held keys
+	running   map[*worker.Client]struct{} // workers that have not ended
 }
 
 type suspicion struct {
@@ -108,6 +110,7 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 		wake:    make(chan struct{}, 1),
 		tried:   make(chan struct{}),
 		changed: make(chan struct{}),
+		running: map[*worker.Client]struct{}{},
 	}
 	t.hook = func(function string, rv p11.RV, took time.Duration) {
 		if rv == 0 {

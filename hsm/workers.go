@@ -27,7 +27,38 @@ func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
 		return nil, hint.Wrap(fmt.Errorf("%w: %w", ErrConfiguration, err),
 			"set module to the vendor's PKCS#11 library; ldd "+t.cfg.Module+" shows which libraries of its own are missing")
 	}
+	if err == nil {
+		t.watchWorker(w)
+	}
 	return w, err
+}
+
+// watchWorker keeps a worker among those that run until it has ended.
+func (t *Token) watchWorker(w *worker.Client) {
+	t.mu.Lock()
+	t.running[w] = struct{}{}
+	t.mu.Unlock()
+	go func() {
+		<-w.Ended()
+		if w.Died() {
+			t.deaths.Add(1)
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.running, w)
+	}()
+}
+
+// Workers reports how many worker processes of the token run, how much memory is resident in them (bytes), how many were
+// started, and how many ended by themselves. It asks the kernel, and no worker.
+func (t *Token) Workers() (running int, resident, started, died uint64) {
+	t.mu.Lock()
+	all := slices.Collect(maps.Keys(t.running))
+	t.mu.Unlock()
+	for _, w := range all {
+		resident += w.Resident()
+	}
+	return len(all), resident, t.starts.Load(), t.deaths.Load()
 }
 
 func hasEnded(w *worker.Client) bool {

@@ -72,6 +72,7 @@ type process struct {
 	ending atomic.Bool   // this program ends it
 	ended  chan struct{} // closed when it has ended
 	why    error         // why it has ended: wraps p11.ErrEnded; set before ended is closed
+	died   bool          // it has ended by itself; set before ended is closed
 }
 
 // Start starts a worker and has it load the library. The caller ends the client's worker.
@@ -153,7 +154,7 @@ func (p *process) watch() {
 	}
 	during := p.during()
 	p.why = fmt.Errorf("%w: %s, during %s", p11.ErrEnded, status, during)
-	if !p.ending.Load() {
+	if p.died = !p.ending.Load(); p.died {
 		p.cfg.Log.Error("the process of the PKCS#11 module has ended by itself", "module", p.cfg.Module, "status", status, "during", during,
 			"hint", "the library crashed or ended it: see its own log, and ask its vendor; the plugin goes on")
 	}
@@ -212,6 +213,19 @@ func (p *process) Ended() <-chan struct{} { return p.ended }
 
 // Why is what ended it, once Ended is closed. It wraps p11.ErrEnded.
 func (p *process) Why() error { return p.why }
+
+// Died reports whether it has ended by itself, once Ended is closed.
+func (p *process) Died() bool { return p.died }
+
+// Resident is how much memory is resident in the worker, in bytes; 0: it has ended, or the system does not say.
+func (p *process) Resident() uint64 {
+	select {
+	case <-p.ended:
+		return 0
+	default:
+		return resident(p.cmd.Process.Pid)
+	}
+}
 
 // Hanging counts the calls that have not returned for longer than limit and that no one waits for, and says when the
 // latest of them began.

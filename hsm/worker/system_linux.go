@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,17 @@ func awaitExit(pid int) {
 			return
 		}
 	}
+}
+
+// resident is the resident memory of a process (proc_pid_statm(5), the second field, in pages); 0: it is not known.
+func resident(pid int) uint64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	fields := strings.Fields(string(text))
+	if err != nil || len(fields) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseUint(fields[1], 10, 64)
+	return pages * uint64(os.Getpagesize())
 }
 
 // inherited lists, in order, the open descriptors beyond the standard three that survived an exec.

@@ -41,6 +41,8 @@ func lockFile() (*os.File, error) {
 
 func awaitExit(int) {}
 
+func resident(int) uint64 { return 0 }
+
 func inherited() ([]int, error) { return nil, nil }
 
 func adoptOrphans() error { return nil }

@@ -149,8 +149,14 @@ type nonceCounter interface {
 	Nonces() map[envelope.KeyID]uint64
 }
 
+// workerCounter is a token that reports on its worker processes: how many run, the memory that is resident in them (bytes),
+// how many were started, and how many ended by themselves. It must not block.
+type workerCounter interface {
+	Workers() (running int, resident, started, died uint64)
+}
+
 // ObserveTokens adds the state of each token. Names come from the configuration. A token that has a method
-// Sessions() int or Nonces() is asked for it. Call it once.
+// Sessions() int, Nonces() or Workers() is asked for it. Call it once.
 func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 	c := &collector{}
 	var (
@@ -159,6 +165,10 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 		recoveries = c.describe("token_recoveries_total", "Connections made to the token after the first.", "token")
 		sessions   = c.describe("token_sessions", "Sessions open on the token.", "token")
 		nonces     = c.describe("nonces_total", "Random nonces drawn for a key of the ring on this token since the process began: requests, probes and self-tests.", "token", "key_id")
+		running    = c.describe("worker_processes", "Worker processes of the token that run.", "token")
+		resident   = c.describe("worker_resident_memory_bytes", "Resident memory of the worker processes of the token, together.", "token")
+		starts     = c.describe("worker_starts_total", "Worker processes started for the token.", "token")
+		deaths     = c.describe("worker_deaths_total", "Worker processes of the token that ended by themselves.", "token")
 	)
 	var mu sync.Mutex
 	highest := map[string]uint64{} // generation, by token
@@ -173,6 +183,13 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 			sendCounter(ch, recoveries, float64(max(highest[name], 1)-1), name)
 			if s, ok := t.(sessionCounter); ok {
 				sendGauge(ch, sessions, float64(s.Sessions()), name)
+			}
+			if w, ok := t.(workerCounter); ok {
+				n, memory, started, died := w.Workers()
+				sendGauge(ch, running, float64(n), name)
+				sendGauge(ch, resident, float64(memory), name)
+				sendCounter(ch, starts, float64(started), name)
+				sendCounter(ch, deaths, float64(died), name)
 			}
 			if n, ok := t.(nonceCounter); ok {
 				for id, count := range n.Nonces() {

@@ -30,6 +30,9 @@ type token struct {
 func (t *token) Name() string       { return t.name }
 func (t *token) Generation() uint64 { return t.generation }
 func (t *token) Sessions() int      { return t.sessions }
+func (t *token) Workers() (running int, resident, started, died uint64) {
+	return 2, 3 << 20, t.generation + 1, t.generation
+}
 
 func (t *token) Nonces() map[envelope.KeyID]uint64 {
 	return map[envelope.KeyID]uint64{id(2): uint64(t.sessions) * 10}
@@ -123,6 +126,7 @@ func TestValues(t *testing.T) {
 		"current_key_info{" + id(2).String() + "}": 1, "seals_total{" + id(2).String() + "}": 0,
 		"token_up{hsm-a}": 1, "token_up{hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,
 		"token_recoveries_total{hsm-b}": 0, "token_sessions{hsm-a}": 4,
+		"worker_processes{hsm-a}": 2, "worker_resident_memory_bytes{hsm-a}": 3 << 20, "worker_starts_total{hsm-a}": 4, "worker_deaths_total{hsm-a}": 3,
 		"nonces_total{" + id(2).String() + ",hsm-a}": 40, "nonces_total{" + id(2).String() + ",hsm-b}": 0,
 		"audit_sequence{}": 9, "audit_failures_total{}": 3, "audit_lost_operations_total{}": 2, "audit_failing{}": 1,
 		"socket_listening{}": 0, "socket_renewals_total{}": 2,

@@ -116,7 +116,7 @@ func (c *command) recover(ctx context.Context, a *app.Context, f *getFlags, key 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
-	trail, err := openTrailBeside(a.Config, "etcd-get")
+	trail, err := app.OpenTrailBeside(a.Config, "etcd-get")
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (c *command) recover(ctx context.Context, a *app.Context, f *getFlags, key 
 	}
 	record := audit.Record{
 		Time: began, Operation: "etcd.get", Code: codeOf(err).String(), Duration: time.Since(began), Object: key,
-		Reason: f.reason + " (by " + userName() + ")", Peer: ourselves(),
+		Reason: f.reason + " (by " + app.UserName() + ")", Peer: app.Ourselves(),
 	}
 	if located != nil {
 		record.KeyID = located.KeyID

@@ -214,9 +214,9 @@ func (r *retirement) complete(plan *retire.Plan) error {
 }
 
 func (r *retirement) trail() retire.Trail {
-	t := retire.Trail{Peer: ourselves(), User: userName()}
+	t := retire.Trail{Peer: app.Ourselves(), User: app.UserName()}
 	if r.cfg.Audit.Path != "" {
-		t.Open = func() (*audit.Writer, error) { return openTrailBeside(r.cfg, retire.TrailName) }
+		t.Open = func() (*audit.Writer, error) { return app.OpenTrailBeside(r.cfg, retire.TrailName) }
 	}
 	return t
 }

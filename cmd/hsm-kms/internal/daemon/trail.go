@@ -1,21 +1,17 @@
-package main
+package daemon
 
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
-	"os/user"
-	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
-	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
@@ -35,7 +31,7 @@ func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger, count 
 		signal.Ignore(unix.SIGHUP) // logrotate's sender does not mean to end the plugin
 		return &trail{log: log, count: count}, nil
 	}
-	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
+	if err := app.PrepareAuditFolder(cfg.Audit.Path); err != nil {
 		return nil, err
 	}
 	writer, err := audit.Open(audit.Options{
@@ -48,22 +44,6 @@ func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger, count 
 	count.ObserveAudit(writer.Stats)
 	t.reopenAtHangup(ctx)
 	return t, nil
-}
-
-// openTrailBeside opens the trail of a command, beside the plugin's: audit.path is set.
-func openTrailBeside(cfg *config.Config, name string) (*audit.Writer, error) {
-	if err := prepareAuditFolder(cfg.Audit.Path); err != nil {
-		return nil, err
-	}
-	return audit.OpenBeside(cfg.Audit.Path, name, nil)
-}
-
-func prepareAuditFolder(path string) error {
-	folder := filepath.Dir(path)
-	if _, err := ownedfile.MakeFolder(folder, 0o700); err != nil {
-		return hint.Wrap(fmt.Errorf("making the audit trail's folder: %w", err), cmp.Or(hint.Of(err), "make "+folder+" for the user that runs the plugin, or set audit.path"))
-	}
-	return nil
 }
 
 func (t *trail) reopenAtHangup(ctx context.Context) {
@@ -105,18 +85,4 @@ func (t *trail) close() {
 	if err := t.writer.Close(); err != nil {
 		t.log.Error("the audit trail's last records may be lost", "error", err)
 	}
-}
-
-// ourselves is this process, as the trail names peers. The executable is best effort.
-func ourselves() audit.Peer {
-	executable, _ := os.Executable()
-	return audit.Peer{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), Executable: executable} //nolint:gosec // both fit
-}
-
-// userName is who runs the command, for people who read the trail.
-func userName() string {
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return "uid " + strconv.Itoa(os.Getuid())
 }

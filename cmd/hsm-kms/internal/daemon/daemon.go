@@ -1,0 +1,229 @@
+// Package daemon runs the plugin: it makes of the configuration the tokens, the ring, the socket, the audit trail, the metrics
+// and the service, starts them in their order and ends them in the opposite one. It depends on kmsplugin, hsm and envelope,
+// which know nothing of each other. Each part runs its own goroutines; Run returns when all of them have ended.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
+)
+
+// absentAfter is that of FORMAT.md, section 6. A command takes a token for absent that does not answer it; a plugin stays,
+// and a connection that is being made, or made again, is no absence. It is longer than the slowest module takes to load.
+const absentAfter = 5 * time.Minute
+
+// firstAttemptWait is how long serve waits for the tokens before it serves without them: long enough to tell
+// a mistake in the configuration from an HSM that is slow today.
+const firstAttemptWait = 2 * time.Second
+
+// Build is what the program was built from, for its metrics.
+type Build struct{ Version, Commit string }
+
+// Run runs the plugin until ctx ends, and logs to stderr.
+func Run(ctx context.Context, cfg *config.Config, stderr io.Writer, build Build) error {
+	out := newLogWriter(stderr)
+	defer out.Close()
+	log := newLogger(cfg.Logging, out)
+	prepareProcess(ctx, cfg, log)
+	refuse, err := app.RefusedKeys(cfg)
+	if err != nil {
+		return err
+	}
+	group, err := socketGroup(cfg)
+	if err != nil {
+		return err
+	}
+	count := metrics.New(build.Version, build.Commit)
+	listener, found, release, err := listen(ctx, cfg, group, log, count)
+	if err != nil {
+		return err
+	}
+	defer release()
+	defer func() { _ = listener.Close() }() // closed twice on the way that is well; only the first counts
+	warnOfShutOut(cfg, log)
+	trail, err := openTrail(ctx, cfg, log, count)
+	if err != nil {
+		return err
+	}
+	defer trail.close()
+	proven, err := health.LoadProven(cfg.StateDir, cfg.KeyRing)
+	if err != nil {
+		log.Warn("the last proven key_id is not known", "error", err)
+	}
+	common, tokens, err := app.HSMConfig(cfg)
+	if err != nil {
+		return err
+	}
+	common.Log, common.Observer = log, count
+	set, stopTokens, err := runTokens(ctx, common, tokens)
+	if err != nil {
+		return err
+	}
+	defer stopTokens()
+	ring := envelope.NewRing(envelope.RingConfig{
+		Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key,
+		Grace: cfg.DeferGrace.Std(), AbsentAfter: absentAfter,
+	}, set)
+	plugin := kmsplugin.New(kmsplugin.Options{
+		Ring: ring, Logger: log, StateDir: cfg.StateDir, Proven: proven,
+		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
+		// 0s is asked for, and is not "the default".
+		WriteContinuation: max(cfg.WriteContinuation.Std(), time.Nanosecond),
+		AllowedUIDs:       cfg.Socket.UIDs(), Group: group,
+		Recorder: trail, Metrics: count,
+	})
+	count.ObserveRing(ring.View)
+	count.ObserveTokens(set.Members())
+	defer serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)()
+	return plugin.Run(ctx, listener)
+}
+
+// prepareProcess sets what holds for the whole process, and says what is odd about the configuration.
+func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
+	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
+	keepFromSwap(ctx, log)
+	boundMemory()
+	for _, t := range cfg.Tokens {
+		if _, unlisted := worker.Environment(os.Environ(), t.PassEnv); len(unlisted) > 0 {
+			log.Warn("the module gets variables that a later release will not pass", "token", t.Name, "variables", unlisted,
+				"hint", "name in tokens[].passEnv those that it needs; docs/configuration.md has the list of those that always pass")
+		}
+	}
+	for _, warning := range cfg.Warnings() {
+		log.Warn("configuration", "warning", warning)
+	}
+}
+
+// httpRetry is the pause between two attempts to open http.address.
+const httpRetry = 5 * time.Second
+
+// serveHTTP serves metrics and health until it is stopped. An address that cannot be opened is tried again until it can: it
+// must not keep the plugin from serving. found reports whether clients can find the socket.
+func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func()) {
+	if address == "" {
+		return func() {}
+	}
+	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
+	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	listen := func(said string) (*metrics.Server, string) {
+		server, err := metrics.Listen(ctx, address, handler)
+		switch {
+		case err == nil:
+			log.Info("serving metrics and health", "address", server.Addr())
+			return server, ""
+		case err.Error() != said:
+			log.Warn("metrics and health are not served; trying again until they can be", "error", err, "hint", hint.Of(err))
+		}
+		return nil, err.Error()
+	}
+	server, said := listen("")
+	running.Go(func() {
+		for ctx.Err() == nil {
+			if server != nil {
+				if err := server.Run(ctx); err != nil {
+					log.Error("metrics and health are no longer served; trying again", "error", err)
+				}
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(httpRetry):
+				server, said = listen(said)
+			}
+		}
+	})
+	return func() { cancel(); running.Wait() }
+}
+
+// runTokens starts to keep the tokens connected and waits for the first attempt. Only what a restart cannot
+// cure is an error.
+func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (*hsm.Set, func(), error) {
+	set := hsm.Open(common, tokens)
+	stop := set.Start(ctx)
+	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
+	defer cancelWait()
+	for _, problem := range set.Connected(waitCtx) {
+		if errors.Is(problem, hsm.ErrConfiguration) {
+			stop()
+			return nil, nil, problem
+		}
+	}
+	return set, stop, nil
+}
+
+// listen takes the socket that systemd passed, or makes the configured one and keeps it until ctx ends. found reports whether
+// clients can find it; release removes what was made.
+func listen(ctx context.Context, cfg *config.Config, group *uint32, log *slog.Logger, count *metrics.Metrics) (l net.Listener, found func() bool, release func(), err error) {
+	activated, err := systemd.Listener()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if activated != nil {
+		return activated, func() bool { return true }, func() {}, nil
+	}
+	made, err := socket.Listen(socket.Config{Path: cfg.Socket.Path, Mode: cfg.Socket.Mode.Perm(), Group: group})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	count.ObserveSocket(made)
+	var keeping sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	keeping.Go(func() { made.Keep(ctx, log) })
+	return made, made.Listening, func() {
+		stop()
+		keeping.Wait()
+		if err := made.Release(); err != nil {
+			log.Warn("the socket was not removed", "error", err)
+		}
+	}, nil
+}
+
+// warnOfShutOut logs which of the allowed peers the socket's mode keeps out.
+func warnOfShutOut(cfg *config.Config, log *slog.Logger) {
+	if uids := cfg.Socket.ShutOut(ownedfile.Lstat); len(uids) > 0 {
+		log.Warn("the socket's owner and mode keep allowed peers out", "socket", cfg.Socket.Path, "uids", uids, "hint", config.ShutOutHint)
+	}
+}
+
+// socketGroup is the group that may connect; nil: none.
+func socketGroup(cfg *config.Config) (*uint32, error) {
+	gid, named, err := cfg.Socket.GID()
+	if err != nil || !named {
+		return nil, err
+	}
+	return &gid, nil
+}
+
+func newLogger(cfg config.Logging, out io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		level = slog.LevelInfo // the configuration admits only names that slog knows
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "text" {
+		return slog.New(slog.NewTextHandler(out, options))
+	}
+	return slog.New(slog.NewJSONHandler(out, options))
+}

@@ -1,5 +1,6 @@
 // Package manifests has what an operator installs around the program: kube-apiserver's EncryptionConfiguration, a static
-// pod, systemd units, what kubeadm and kind need, a Dockerfile, alert rules, a dashboard. What may live here is those
+// pod, systemd units, what kubeadm and kind need, a Dockerfile, alert rules,
+// scraping, a dashboard. What may live here is those
 // files as templates, and the filling in; they are text, so that nothing of Kubernetes is linked into the program for
 // them. Tests hold them against the programs that read them.
 //
@@ -64,6 +65,8 @@ func all() []manifest {
 		}, (*Values).checkKind},
 		{"dockerfile", "an image with the program, and how a vendor's module gets into it", []target{{"dockerfile", "Dockerfile"}}, nil},
 		{"alerts", "Prometheus alert rules", []target{{"alerts.yaml", "hsm-kms.rules.yaml"}}, nil},
+		{"podmonitor", "how the Prometheus operator scrapes the static pods", []target{{"podmonitor.yaml", "podmonitor.yaml"}}, (*Values).checkPodMonitor},
+		{"scrape-config", "how Prometheus scrapes the plugins without an operator", []target{{"scrape-config.yaml", "hsm-kms.scrape.yaml"}}, (*Values).checkScrape},
 		{"dashboard", "a Grafana dashboard", []target{{"dashboard.json", "hsm-kms.json"}}, nil},
 	}
 }

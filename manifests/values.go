@@ -25,6 +25,8 @@ type Values struct {
 	HTTPAddress string // host:port; "": off
 	Tokens      []Token
 	Version     string // of the program
+	Cluster     string // label of what is scraped
+	Hostname    string // of this machine
 
 	Image            string   // of the pod
 	Program          string   // path of hsm-kms on the host
@@ -34,6 +36,7 @@ type Values struct {
 	Plaintext        bool     // the cluster holds plain text
 	From             string   // the provider that it is to come from: aescbc, aesgcm, secretbox, or the name of a KMS plugin
 	FromEndpoint     string   // endpoint of that KMS plugin
+	Targets          []string // host:port of each plugin that Prometheus scrapes; empty: the one of this machine
 	Step             int      // 1: every API server learns to read; 2: writes; 0: not given
 }
 
@@ -218,6 +221,32 @@ func (v *Values) checkPod() error {
 func (v *Values) checkKind() error {
 	v.ConfigPath = "/etc/hsm-kms/config.yaml"
 	return errors.Join(v.checkUnit(), v.checkEncryption())
+}
+
+// checkPodMonitor refuses an address that only the node itself reaches.
+func (v *Values) checkPodMonitor() error {
+	host, _, err := net.SplitHostPort(v.HTTPAddress)
+	switch ip := net.ParseIP(host); {
+	case err != nil || v.HTTPPort() == "":
+		return hint.Wrap(fmt.Errorf("http.address %q has no port to scrape", v.HTTPAddress), "set it in the configuration, such as 0.0.0.0:9808")
+	case host == "localhost" || ip != nil && ip.IsLoopback():
+		return hint.Wrap(fmt.Errorf("http.address %s can be reached on its own node only", v.HTTPAddress),
+			"set it to an address that Prometheus reaches, such as 0.0.0.0:9808, and let the nodes' firewall admit nobody else: there is no authentication. "+
+				"Where each node has an agent of Prometheus, use hsm-kms manifests scrape-config")
+	}
+	return nil
+}
+
+func (v *Values) checkScrape() error {
+	for _, target := range v.Targets {
+		if _, port, err := net.SplitHostPort(target); err != nil || port == "" {
+			return hint.Wrap(fmt.Errorf("--target %q is no host and port", target), "give one such as cp-1.example.com:9808")
+		}
+	}
+	if len(v.Targets) == 0 && v.HTTPPort() == "" {
+		return hint.Wrap(fmt.Errorf("http.address %q has no port to scrape", v.HTTPAddress), "set it in the configuration, or give each plugin with --target")
+	}
+	return nil
 }
 
 func (v *Values) checkUnit() error {

@@ -81,6 +81,8 @@ func (flags *manifestFlags) add(cmd *cobra.Command, name string) {
 		set.StringVar(&flags.EncryptionConfig, "path", "/etc/kubernetes/enc/encryption.yaml", "where kube-apiserver finds its EncryptionConfiguration")
 	case "static-pod":
 		set.StringVar(&flags.Image, "image", "", "image of the program, required: the one that you built and pushed")
+	case "podmonitor", "scrape-config":
+		set.StringVar(&flags.Cluster, "cluster", "", "value of the label cluster, by which alerts tell clusters apart (default: the name of the key ring)")
 	case "systemd", "rotate-timer":
 		set.StringVar(&flags.Program, "program", "/usr/local/bin/hsm-kms", "where hsm-kms is installed")
 	}
@@ -98,6 +100,9 @@ func (flags *manifestFlags) add(cmd *cobra.Command, name string) {
   hsm-kms manifests encryption-config --plaintext --step 2        # ... and, when that is on every node, step 2
   hsm-kms manifests encryption-config --from aescbc               # from aescbc, likewise
   hsm-kms manifests encryption-config --from vault --from-endpoint unix:///run/vault.sock`
+	case "scrape-config":
+		set.StringArrayVar(&flags.Targets, "target", nil, "`host:port` of a plugin, once for each node (default: http.address, for an agent on this node)")
+		cmd.Example = `  hsm-kms manifests scrape-config --target cp-1:9808 --target cp-2:9808 --output /etc/prometheus/scrape/hsm-kms.scrape.yaml`
 	case "kind":
 		flags.Program, flags.Provider, flags.Resources = "/usr/local/bin/hsm-kms", "hsm-kms", []string{"secrets"}
 		cmd.Example = `  for file in kind.yaml Dockerfile.kind encryption.yaml hsm-kms.service hsm-kms.socket; do
@@ -135,6 +140,12 @@ func (c *command) fillIn(v *manifests.Values, needed bool) error {
 	}
 	v.SocketPath, v.SocketMode, v.SocketGroup = cfg.Socket.Path, cfg.Socket.Mode.String(), cfg.Socket.Group
 	v.StateDir, v.AuditPath, v.HTTPAddress = cfg.StateDir, cfg.Audit.Path, cfg.HTTP.Address
+	if v.Cluster == "" {
+		v.Cluster = cfg.KeyRing
+	}
+	if v.Hostname, err = os.Hostname(); err != nil {
+		return fmt.Errorf("asking for the name of this machine: %w", err)
+	}
 	for _, t := range cfg.Tokens {
 		v.Tokens = append(v.Tokens, manifests.Token{
 			Name: t.Name, Label: t.Label, Module: t.Module, PINFile: t.PINFile, Links: linksOf(t.Module),

@@ -133,7 +133,7 @@ func dashboardQueries(t *testing.T, w *world) map[string]string {
 	if err := json.Unmarshal(text, &dashboard); err != nil {
 		t.Fatal(err)
 	}
-	fill := strings.NewReplacer("$instance", ".*", "$__rate_interval", "2s")
+	fill := strings.NewReplacer("$cluster", ".*", "$instance", ".*", "$__rate_interval", "2s")
 	queries := map[string]string{}
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
@@ -14,6 +15,9 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
+
+// StatusTimeout is kube-apiserver's own default for a call.
+const StatusTimeout = 3 * time.Second
 
 // StatusAnswer is a plugin's answer to Status.
 type StatusAnswer struct {

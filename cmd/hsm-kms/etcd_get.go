@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -189,7 +190,7 @@ func decrypted(ctx context.Context, a *app.Context, form string, located *eviden
 			return nil, err
 		}
 		defer in.Stop()
-		err = evidence.Recover(ctx, opener(in.Ring, a.Config), located, object)
+		err = evidence.Recover(ctx, retire.Remembering(in.Ring, a.Config.Audit.Path), located, object)
 		if errors.Is(err, envelope.ErrUnavailable) || envelope.IsPIN(err) {
 			return nil, err // the HSM could not be asked: nothing was found out
 		}

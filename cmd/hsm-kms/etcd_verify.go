@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -62,7 +63,7 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 		return err
 	}
 	defer in.Stop()
-	outcome, err := c.verify(ctx, f, opener(in.Ring, a.Config))
+	outcome, err := c.verify(ctx, f, retire.Remembering(in.Ring, a.Config.Audit.Path))
 	if err != nil {
 		return err
 	}

@@ -8,34 +8,24 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
-	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
 
 type retireFlags struct {
-	etcdFlags          // which etcd is read now; its own --snapshot is not there
-	evidence  string   // file of a report
-	named     []string // snapshots
-	settle    time.Duration
-	accepted  gate.Accepted
-	noEtcd    bool
-	plan      string // hash
-	yes       bool
-	dryRun    bool
+	etcdFlags // which etcd is read now; its own --snapshot is not there
+	retire.Options
+	yes bool
 }
 
 func (c *command) keysRetire() *cobra.Command {
@@ -63,167 +53,63 @@ is unknown; run it again then.`,
 	}))
 	f.addLive(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.evidence, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
-	flags.StringArrayVar(&f.named, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
-	flags.DurationVar(&f.settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
-	flags.BoolVar(&f.accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
-	flags.StringArrayVar(&f.accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
-	flags.BoolVar(&f.accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
-	flags.BoolVar(&f.noEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
-	flags.StringVar(&f.plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
-	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
+	flags.StringVar(&f.EvidenceFile, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
+	flags.StringArrayVar(&f.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
+	flags.DurationVar(&f.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
+	flags.BoolVar(&f.Accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
+	flags.StringArrayVar(&f.Accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
+	flags.BoolVar(&f.Accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
+	flags.BoolVar(&f.NoEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
+	flags.StringVar(&f.Plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
+	flags.BoolVar(&f.DryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
 	flags.BoolVar(&f.yes, "yes", false, "do not ask on the terminal")
 	return cmd
 }
 
-// retirement is one run of the command. It gathers facts, and has them judged; only said changes meanwhile.
-type retirement struct {
-	*command
-	flags   *retireFlags
-	cfg     *config.Config
-	in      *app.Tokens
-	request retire.Request
-	files   retireFiles // that were named, read once
-	said    retiredJSON
-}
-
-func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, keyID string) error {
-	id, err := envelope.ParseKeyID(keyID)
-	if err != nil {
+func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, keyID string) (err error) {
+	o := f.Options
+	if o.KeyID, err = envelope.ParseKeyID(keyID); err != nil {
 		return hint.Wrap(err, "copy the key_id from: hsm-kms keys list")
 	}
 	signal.Ignore(unix.SIGPIPE) // a reader that goes away must be an error, not an end in the middle of a destruction
 	switch {
-	case f.settle < 0:
-		return fmt.Errorf("--settle %s is negative", f.settle)
-	case f.plan != "" && !retire.IsHash(f.plan):
+	case o.Settle < 0:
+		return fmt.Errorf("--settle %s is negative", o.Settle)
+	case o.Plan != "" && !retire.IsHash(o.Plan):
 		return hint.Wrap(errors.New("--plan is not the hash of a plan: 64 hex digits"), "copy it from: hsm-kms keys retire KEYID --dry-run -o json")
 	}
 	a, err := c.load()
 	if err != nil {
 		return err
 	}
-	cfg := a.Config
-	// A key that is refused for a rehearsal is still one that can be retired, and is judged as if it were served.
-	served := *cfg
-	served.RefuseKeys = slices.DeleteFunc(slices.Clone(cfg.RefuseKeys), func(refused string) bool { return refused == keyID })
-	all := *a
-	all.Config = &served
-	tokens, err := all.Connect(ctx)
-	if err != nil {
+	o.Report = func(ctx context.Context, snapshots []string) (*evidence.Report, error) {
+		read := f.etcdFlags
+		if snapshots != nil {
+			read = etcdFlags{snapshots: snapshots, prefixes: f.prefixes}
+		}
+		return c.buildReport(ctx, &reportFlags{etcdFlags: read}, evidence.ReportOptions{})
+	}
+	o.Show = func(r *retire.Result) error { return c.printChecks(o, r) }
+	o.Confirm = func(plan *retire.Plan) error { return c.confirm(in, f.yes, plan) }
+	done, err := retire.Run(ctx, a, o)
+	if done == nil {
 		return err
 	}
-	defer tokens.Stop()
-	r := &retirement{command: c, flags: f, cfg: cfg, in: tokens, request: retire.Request{
-		KeyID: id, EvidenceFile: f.evidence, Named: len(f.named), Settle: f.settle, Accepted: f.accepted, NoEtcd: f.noEtcd,
-		AuditPath: cfg.Audit.Path, Rehearsed: slices.Contains(cfg.RefuseKeys, keyID), RefreshInterval: cfg.RefreshInterval.Std(), Advise: app.Hint,
-	}}
-	return r.run(ctx, in)
-}
-
-func (r *retirement) run(ctx context.Context, in io.Reader) error {
-	plan, _, err := r.judge(ctx)
-	if err != nil {
-		return err
+	var printErr error
+	if c.output == "json" {
+		printErr = c.json(saidOf(o, done))
+	} else if err == nil {
+		printErr = c.printRetired(o, done)
 	}
-	if err := r.refused(plan); err != nil {
-		return err
+	if destroyed := done.Destroyed(); printErr != nil && err == nil && len(destroyed) > 0 { // the reader of stdout has gone: at least the error must say it
+		return hint.Wrap(fmt.Errorf("%s was destroyed on %s; saying so: %w", done.Plan.KeyID, strings.Join(destroyed, ", "), printErr), "nothing is left to do; see it with: hsm-kms keys list")
 	}
-	if plan.Target.ID.IsZero() {
-		return r.complete(plan)
-	}
-	if err := r.printChecks(plan); err != nil {
-		return err
-	}
-	if r.flags.dryRun {
-		return r.done(plan, "Nothing was destroyed: a dry run. %s would be destroyed on %s.\nThe plan is %s: with --plan and this hash, exactly that is done.",
-			plan.KeyID, strings.Join(plan.Target.Tokens, ", "), plan.Hash())
-	}
-	if err := r.confirm(in, plan); err != nil {
-		return r.against(err)
-	}
-	unlock, err := app.LockKeys(r.cfg.StateDir)
-	if err != nil {
-		return r.against(err)
-	}
-	defer unlock()
-	again, facts, err := r.judgeAgain(ctx, plan)
-	if err != nil {
-		return err
-	}
-	if err := r.refused(again); err != nil {
-		return err
-	}
-	act, stop := r.process.Acting(ctx)
-	defer stop()
-	outcomes, err := again.Execute(act, r.in.Set, r.trail(), retire.Grounds{
-		Settle: r.flags.settle, Evidence: facts.Evidence, Etcd: facts.Etcd, Snapshots: facts.Snapshots,
-	})
-	r.said.Outcomes, r.said.Destroyed = outcomes, retire.With(outcomes, hsm.Destroyed)
-	if err != nil {
-		return errors.Join(r.jsonIfWanted(), err)
-	}
-	return r.done(again, "Destroyed %s on %s.", again.KeyID, strings.Join(r.said.Destroyed, ", "))
-}
-
-// judge gathers what is to be known and makes the plan. An error means that it could not be judged.
-func (r *retirement) judge(ctx context.Context) (*retire.Plan, retire.Facts, error) {
-	facts, err := r.gather(ctx)
-	if err != nil {
-		return nil, facts, err
-	}
-	plan := retire.Judge(r.request, facts)
-	if r.flags.plan != "" {
-		plan.Refusals = append(plan.Refusals, plan.Check(r.flags.plan)...)
-	}
-	r.said = r.saidOf(plan, facts)
-	return plan, facts, nil
-}
-
-// judgeAgain is under the lock: while somebody was asked the key may have become current, and etcd another. It must be
-// the plan that was shown.
-func (r *retirement) judgeAgain(ctx context.Context, shown *retire.Plan) (*retire.Plan, retire.Facts, error) {
-	plan, facts, err := r.judge(ctx)
-	if err != nil {
-		return nil, facts, err
-	}
-	if differs := plan.Differs(shown); differs != "" && len(plan.Refusals) == 0 {
-		plan.Refusals = append(plan.Refusals, gate.Refusal{
-			Reason: "the plan changed while it was about to be carried out: " + differs, Hint: "run the command again, and look at what it shows",
-		})
-		r.said.Refusals = plan.Refusals
-	}
-	return plan, facts, nil
-}
-
-// complete ends a destruction that was killed after the last token, before its end was on record.
-func (r *retirement) complete(plan *retire.Plan) error {
-	const text = "%s is on no token. Its destruction was begun before, and is complete."
-	if r.flags.dryRun {
-		return r.done(plan, text, plan.KeyID)
-	}
-	unlock, err := app.LockKeys(r.cfg.StateDir)
-	if err != nil {
-		return r.against(err)
-	}
-	defer unlock()
-	if err := plan.Complete(r.trail()); err != nil {
-		return err
-	}
-	return r.done(plan, text, plan.KeyID)
-}
-
-func (r *retirement) trail() retire.Trail {
-	t := retire.Trail{Peer: app.Ourselves(), User: app.UserName()}
-	if r.cfg.Audit.Path != "" {
-		t.Open = func() (*audit.Writer, error) { return app.OpenTrailBeside(r.cfg, retire.TrailName) }
-	}
-	return t
+	return errors.Join(printErr, err)
 }
 
 // confirm asks for the fingerprint on a terminal. Without one, --yes must say it.
-func (r *retirement) confirm(in io.Reader, plan *retire.Plan) error {
-	if r.flags.yes {
+func (c *command) confirm(in io.Reader, yes bool, plan *retire.Plan) error {
+	if yes {
 		return nil
 	}
 	v := plan.Target
@@ -231,7 +117,7 @@ func (r *retirement) confirm(in io.Reader, plan *retire.Plan) error {
 	if !ok || !term.IsTerminal(int(file.Fd())) {
 		return app.Finding(hint.Wrap(errors.New("destroying a key needs a confirmation, and there is no terminal to ask on"), "say it with --yes"))
 	}
-	fmt.Fprintf(r.errOut, "This destroys %s on %s for good.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
+	fmt.Fprintf(c.errOut, "This destroys %s on %s for good.\nType its fingerprint to go on: ", v.ID, strings.Join(v.Tokens, ", "))
 	line, err := bufio.NewReader(io.LimitReader(in, 256)).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != v.ID.FingerprintHex() {
 		return app.Finding(hint.Wrap(errors.New("not confirmed; nothing was destroyed"), "type "+v.ID.FingerprintHex()+", or say --yes"))

@@ -1,17 +1,14 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
-	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // retiredJSON is the outcome for programs: the key as in keys list, and what became of it. Fields and names are a
@@ -57,12 +54,12 @@ type retireSnapshotJSON struct {
 	Past     int64  `json:"past"` // older revisions
 }
 
-// saidOf is the JSON of a plan of which nothing was carried out yet.
-func (r *retirement) saidOf(p *retire.Plan, f retire.Facts) retiredJSON {
-	id := r.request.KeyID
+// saidOf is the JSON of a run.
+func saidOf(o retire.Options, r *retire.Result) retiredJSON {
+	id, p, f := o.KeyID, r.Plan, r.Facts
 	said := retiredJSON{
 		keyJSON:  keyJSON{KeyID: id.String(), Ring: id.Ring, Fingerprint: id.FingerprintHex(), Tokens: []string{}},
-		Outcomes: []retire.Outcome{}, Destroyed: []string{}, DryRun: r.flags.dryRun, Refusals: p.Refusals, Warnings: p.Warnings,
+		Outcomes: append([]retire.Outcome{}, r.Outcomes...), Destroyed: r.Destroyed(), DryRun: o.DryRun, Refusals: p.Refusals, Warnings: p.Warnings,
 		Accepted: p.Accepted, Rehearsed: p.Rehearsed,
 	}
 	if !p.Target.ID.IsZero() {
@@ -81,8 +78,8 @@ func (r *retirement) saidOf(p *retire.Plan, f retire.Facts) retiredJSON {
 	}
 	file := f.Evidence.Report
 	said.Evidence = &retireEvidenceJSON{
-		File: r.flags.evidence, SHA256: f.Evidence.SHA256, Time: file.Time, Objects: file.Objects, Sources: file.Sources,
-		Now: now, Settle: r.flags.settle.String(), Snapshots: snapshotsSaid(f.Snapshots),
+		File: o.EvidenceFile, SHA256: f.Evidence.SHA256, Time: file.Time, Objects: file.Objects, Sources: file.Sources,
+		Now: now, Settle: o.Settle.String(), Snapshots: snapshotsSaid(f.Snapshots),
 	}
 	return said
 }
@@ -122,23 +119,25 @@ func (n *retireNowJSON) check(apart string) string {
 }
 
 // printChecks prints what was looked at, for people, before anything is asked or destroyed.
-func (r *retirement) printChecks(p *retire.Plan) error {
+func (c *command) printChecks(o retire.Options, r *retire.Result) error {
+	p := r.Plan
 	for _, warning := range p.Warnings {
-		fmt.Fprintln(r.errOut, "hsm-kms: warning:", evidence.Printable(warning))
+		fmt.Fprintln(c.errOut, "hsm-kms: warning:", evidence.Printable(warning))
 	}
-	if r.output == "json" || r.said.Evidence == nil && r.said.Etcd == nil {
+	said := saidOf(o, r)
+	if c.output == "json" || said.Evidence == nil && said.Etcd == nil {
 		return nil
 	}
-	w := &lines{out: r.out}
-	w.add("Looked at for %s:", r.request.KeyID)
-	if e := r.said.Evidence; e != nil {
+	w := &lines{out: c.out}
+	w.add("Looked at for %s:", o.KeyID)
+	if e := said.Evidence; e != nil {
 		w.add("  the ring: %s on %s; the key that followed it was current from %s", p.Target.State, strings.Join(p.Target.Tokens, ", "), atOrUnknown(p))
 		for _, line := range e.checks() {
 			w.add("  %s", line)
 		}
 	} else {
 		w.add("  the ring: %s on %s; current from %s", p.Target.State, strings.Join(p.Target.Tokens, ", "), p.Target.Activation.UTC().Format(rfc3339Milli))
-		w.add("  %s", r.said.Etcd.check(""))
+		w.add("  %s", said.Etcd.check(""))
 	}
 	for _, accepted := range p.Accepted {
 		w.add("  you answer for: %s", accepted)
@@ -156,62 +155,20 @@ func atOrUnknown(p *retire.Plan) string {
 	return p.Successor.UTC().Format(rfc3339Milli)
 }
 
-// refused prints the refusals, if there are any, and is then the error that the command ends with.
-func (r *retirement) refused(p *retire.Plan) error {
-	if len(p.Refusals) == 0 {
-		return nil
+// printRetired says for people what a run came to.
+func (c *command) printRetired(o retire.Options, r *retire.Result) error {
+	p, destroyed := r.Plan, r.Destroyed()
+	w := &lines{out: c.out}
+	switch {
+	case p.Target.ID.IsZero():
+		w.add("%s is on no token. Its destruction was begun before, and is complete.", p.KeyID)
+	case o.DryRun:
+		w.add("Nothing was destroyed: a dry run. %s would be destroyed on %s.\nThe plan is %s: with --plan and this hash, exactly that is done.",
+			p.KeyID, strings.Join(p.Target.Tokens, ", "), p.Hash())
+	default:
+		w.add("Destroyed %s on %s.", p.KeyID, strings.Join(destroyed, ", "))
 	}
-	if err := errors.Join(r.printChecks(p), r.jsonIfWanted()); err != nil {
-		return err
-	}
-	first := p.Refusals[0]
-	if len(p.Refusals) == 1 {
-		return app.Finding(hint.Wrap(errors.New(first.Reason), first.Hint))
-	}
-	var text strings.Builder
-	fmt.Fprintf(&text, "%s is not destroyed, for %d reasons:", p.KeyID, len(p.Refusals))
-	for _, refusal := range p.Refusals {
-		fmt.Fprintf(&text, "\n  %s", refusal.Reason)
-		if refusal.Hint != "" && refusal.Hint != first.Hint {
-			fmt.Fprintf(&text, "\n    (%s)", refusal.Hint)
-		}
-	}
-	return app.Finding(hint.Wrap(errors.New(text.String()), first.Hint))
-}
-
-// against ends the command with one reason that came up last. Another error than a finding stays what it is.
-func (r *retirement) against(err error) error {
-	if !app.IsFinding(err) {
-		return err
-	}
-	r.said.Refusals = append(r.said.Refusals, gate.Refusal{Reason: err.Error(), Hint: app.Hint(err)})
-	return errors.Join(r.jsonIfWanted(), err)
-}
-
-// jsonIfWanted prints the outcome with -o json.
-func (r *retirement) jsonIfWanted() error {
-	if r.output != "json" {
-		return nil
-	}
-	return r.json(r.said)
-}
-
-// done ends a run that came to its end: JSON, or a sentence.
-func (r *retirement) done(p *retire.Plan, format string, args ...any) error {
-	err := r.say(p, format, args...)
-	if err != nil && len(r.said.Destroyed) > 0 { // the reader of stdout has gone: at least the error must say it
-		return hint.Wrap(fmt.Errorf("%s was destroyed on %s; saying so: %w", p.KeyID, strings.Join(r.said.Destroyed, ", "), err), "nothing is left to do; see it with: hsm-kms keys list")
-	}
-	return err
-}
-
-func (r *retirement) say(p *retire.Plan, format string, args ...any) error {
-	if r.output == "json" {
-		return r.jsonIfWanted()
-	}
-	w := &lines{out: r.out}
-	w.add(format, args...)
-	if p.Target.State == envelope.Retained && len(r.said.Destroyed) > 0 {
+	if p.Target.State == envelope.Retained && len(destroyed) > 0 {
 		w.add("What is still under it, in backups that were not looked at, can never be read again.")
 	}
 	return w.err

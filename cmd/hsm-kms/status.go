@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
@@ -14,9 +13,6 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
-
-// statusTimeout is kube-apiserver's own default for a call.
-const statusTimeout = 3 * time.Second
 
 func (c *command) status() *cobra.Command {
 	var socket string
@@ -63,7 +59,7 @@ type pendingJSON struct {
 }
 
 func (c *command) askStatus(ctx context.Context, socket string) error {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 	defer cancel()
 	answer, err := kmsplugin.StatusOf(ctx, socket)
 	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID}

@@ -1,5 +1,7 @@
 // Package retire decides whether a key of the ring may be destroyed, makes a plan of it, and carries exactly that plan
-// out. [Judge] is pure: [Facts] that the command has gathered go in, a [Plan] with everything that speaks against it
-// comes out. [Plan.Execute] asks for one thing to be destroyed and says what became of it on each token. Reading tokens,
-// etcd and files, asking and printing belong to the command.
+// out. [Run] is the whole of it. [Judge] is pure: the [Facts] that Run gathers go in, a [Plan] with everything that speaks
+// against it comes out. [Plan.Execute] asks for one thing to be destroyed and says what became of it on each token.
+//
+// It depends on package app for the tokens, the lock and the findings, on hsm, on evidence/gate and on the audit trail. How
+// etcd is read, what is printed and who is asked are given to Run. It runs in one goroutine.
 package retire

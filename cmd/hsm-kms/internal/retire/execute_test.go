@@ -215,34 +215,30 @@ func TestPlanHash(t *testing.T) {
 		t.Errorf("the same plan: %+v", refusals)
 	}
 	// The plan was made with this, and is base now.
-	for differs, change := range map[string]func(*Content){
-		"now sole-cluster is accepted, too":                 func(c *Content) { c.Accepted = []string{} },
-		"no-etcd was accepted then, and is not now":         func(c *Content) { c.Accepted, c.Etcd = []string{"no-etcd", "sole-cluster"}, []Etcd{} },
-		"a snapshot more is named now, SHA-256 b":           func(c *Content) { c.Snapshot = c.Snapshot[:1] },
-		"n is current now, and was pending":                 func(c *Content) { c.Ring[1].State = "pending" },
-		"n is in the ring now":                              func(c *Content) { c.Ring = c.Ring[:1] },
-		"whether the token hsm-a holds the key":             func(c *Content) { c.Tokens[0].Holds = false },
-		"its tokens, keys, evidence, snapshots, etcds or":   func(c *Content) { c.KeyID = "j" },
-		"keys, evidence, snapshots, etcds or flags differ":  func(c *Content) { c.Evidence = "f" },
-		"evidence, snapshots, etcds or flags differ":        func(c *Content) { c.Etcd[0].Cluster = "beef" },
-		"snapshots, etcds or flags differ":                  func(c *Content) { c.Etcd[0].Prefixes = []string{"/other"} },
-		"etcds or flags differ":                             func(c *Content) { c.Cluster = "v" },
-		"--plan is ":                                        func(c *Content) { c.Tokens[0].Serial = "s2" },
-		"; its tokens, keys, evidence, snapshots, etcds or": func(c *Content) { c.Settle = "1h0m0s" },
-		"--settle is 1h0m0s now":                            nil,
+	for what, change := range map[string]func(*Content){
+		"accepted":            func(c *Content) { c.Accepted = []string{} },
+		"accepted, etcd":      func(c *Content) { c.Accepted, c.Etcd = []string{"no-etcd", "sole-cluster"}, []Etcd{} },
+		"snapshots":           func(c *Content) { c.Snapshot = c.Snapshot[:1] },
+		"state of another":    func(c *Content) { c.Ring[1].State = "pending" },
+		"keys of the ring":    func(c *Content) { c.Ring = c.Ring[:1] },
+		"holds":               func(c *Content) { c.Tokens[0].Holds = false },
+		"serial":              func(c *Content) { c.Tokens[0].Serial = "s2" },
+		"key_id":              func(c *Content) { c.KeyID = "j" },
+		"evidence":            func(c *Content) { c.Evidence = "f" },
+		"cluster id of etcd":  func(c *Content) { c.Etcd[0].Cluster = "beef" },
+		"prefixes":            func(c *Content) { c.Etcd[0].Prefixes = []string{"/other"} },
+		"cluster of the ring": func(c *Content) { c.Cluster = "v" },
+		"settle":              func(c *Content) { c.Settle = "1h0m0s" },
 	} {
 		then, now := base(), base()
-		if change == nil {
-			now.Settle = "1h0m0s"
-		} else {
-			change(&then.Content)
-		}
+		change(&then.Content)
 		got := now.Check(then.Hash())
-		if len(got) != 1 || !strings.Contains(got[0].Reason, differs) || got[0].Hint == "" {
-			t.Errorf("%q: %+v", differs, got)
+		want := "--plan is " + then.Hash() + ", and it is " + now.Hash()
+		if len(got) != 1 || !strings.Contains(got[0].Reason, want) || got[0].Hint == "" {
+			t.Errorf("%s: %+v", what, got)
 		}
-		if said := now.Differs(then); said == "" {
-			t.Errorf("%q: no difference is told", differs)
+		if differs := now.Differs(then); differs == "" {
+			t.Errorf("%s: no difference is named", what)
 		}
 	}
 	if said := base().Differs(base()); said != "" {

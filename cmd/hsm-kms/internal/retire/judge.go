@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
@@ -27,8 +28,6 @@ type Request struct {
 	AuditPath       string
 	Rehearsed       bool // refuseKeys names the key
 	RefreshInterval time.Duration
-	// Advise says what to do about an error of the ring.
-	Advise func(error) string
 }
 
 // Facts are what the command has found out.
@@ -124,11 +123,7 @@ func Judge(r Request, f Facts) *Plan {
 
 // refuse notes a reason against the destruction. The error has its advice.
 func (j *judgement) refuse(err error) {
-	advice := hint.Of(err)
-	if advice == "" && j.Advise != nil {
-		advice = j.Advise(err)
-	}
-	j.plan.Refusals = append(j.plan.Refusals, gate.Refusal{Reason: err.Error(), Hint: advice})
+	j.plan.Refusals = append(j.plan.Refusals, gate.Refusal{Reason: err.Error(), Hint: app.Hint(err)})
 }
 
 func (j *judgement) warn(format string, args ...any) {

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -87,20 +86,14 @@ func IsHash(text string) bool {
 	return err == nil && len(b) == sha256.Size
 }
 
-// Check returns a refusal if the plan is not the one whose hash was given, with what differs if that is one thing.
+// Check returns a refusal if the plan is not the one whose hash was given.
 func (p *Plan) Check(hash string) []gate.Refusal {
 	if !p.Whole || p.Hash() == hash {
 		return nil
 	}
-	const again = "see what the plan is now: --dry-run -o json (planned); go on with its plan if that is what you want"
-	for _, v := range p.variants() {
-		if v.content.Hash() == hash {
-			return []gate.Refusal{{Reason: "the plan is another one now: " + v.differs, Hint: again}}
-		}
-	}
 	return []gate.Refusal{{
 		Reason: fmt.Sprintf("the plan is another one now: --plan is %s, and it is %s; its tokens, keys, evidence, snapshots, etcds or flags differ", hash, p.Hash()),
-		Hint:   again,
+		Hint:   "see what the plan is now: --dry-run -o json (planned); go on with its plan if that is what you want",
 	}}
 }
 
@@ -129,51 +122,4 @@ func (p *Plan) Differs(earlier *Plan) string {
 		}
 	}
 	return changed
-}
-
-// variant is a plan that differs in one thing.
-type variant struct {
-	content Content
-	differs string // said of the plan as it is now
-}
-
-// variants are the plans that a flag or a change of state makes of this one.
-func (p *Plan) variants() []variant {
-	var all []variant
-	add := func(differs string, change func(*Content)) {
-		c := p.Content
-		c.Tokens, c.Ring, c.Snapshot, c.Accepted = slices.Clone(c.Tokens), slices.Clone(c.Ring), slices.Clone(c.Snapshot), slices.Clone(c.Accepted)
-		change(&c)
-		all = append(all, variant{c, differs})
-	}
-	for i, accepted := range p.Accepted {
-		add("now "+accepted+" is accepted, too", func(c *Content) { c.Accepted = slices.Delete(c.Accepted, i, i+1) })
-	}
-	for _, accepted := range []string{"sole-cluster", "unidentified-store", "no-etcd"} {
-		if !slices.Contains(p.Accepted, accepted) {
-			add(accepted+" was accepted then, and is not now", func(c *Content) {
-				c.Accepted = append(c.Accepted, accepted)
-				slices.Sort(c.Accepted)
-				if accepted == "no-etcd" {
-					c.Etcd = []Etcd{} // it was not read
-				}
-			})
-		}
-	}
-	for i, sum := range p.Snapshot {
-		add("a snapshot more is named now, SHA-256 "+sum, func(c *Content) { c.Snapshot = slices.Delete(c.Snapshot, i, i+1) })
-	}
-	if p.Settle != gate.DefaultSettle.String() {
-		add("--settle is "+p.Settle+" now", func(c *Content) { c.Settle = gate.DefaultSettle.String() })
-	}
-	for i, token := range p.Tokens {
-		add(fmt.Sprintf("whether the token %s holds the key", token.Name), func(c *Content) { c.Tokens[i].Holds = !token.Holds })
-	}
-	for i, key := range p.Ring {
-		add(key.KeyID+" is in the ring now", func(c *Content) { c.Ring = slices.Delete(c.Ring, i, i+1) })
-		for _, state := range []envelope.State{envelope.Pending, envelope.Current, envelope.Retained, envelope.Refused} {
-			add(fmt.Sprintf("%s is %s now, and was %s", key.KeyID, key.State, state), func(c *Content) { c.Ring[i].State = string(state) })
-		}
-	}
-	return all
 }

@@ -1,4 +1,4 @@
-package main
+package retire
 
 import (
 	"context"
@@ -8,9 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -20,17 +18,11 @@ import (
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
-// retireFiles are the report and the snapshots, which are read once.
-type retireFiles struct {
-	evidence  *gate.File // nil: not read yet
-	snapshots []*evidence.Report
-}
-
 // gather finds out what is to be known of the key. What a refusal can be made of is in the facts; an error means that it
-// could not be found out.
-func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
-	f := retire.Facts{Problems: r.tokenProblems(ctx)}
-	f.Proven, f.ProvenErr = health.LoadProven(r.cfg.StateDir, r.cfg.KeyRing) // now: somebody may have been asked meanwhile
+// could not be found out. Of the earlier facts the files are taken over: they are read once.
+func (r *retirement) gather(ctx context.Context, earlier Facts) (Facts, error) {
+	f := Facts{Problems: r.tokenProblems(ctx), Evidence: earlier.Evidence, Snapshots: earlier.Snapshots}
+	f.Proven, f.ProvenErr = health.LoadProven(r.app.Config.StateDir, r.app.Config.KeyRing) // now: somebody may have been asked meanwhile
 	if len(f.Problems) > 0 {
 		return f, nil
 	}
@@ -44,20 +36,20 @@ func (r *retirement) gather(ctx context.Context) (retire.Facts, error) {
 	f.Cluster, f.ClusterErr = hsm.ClusterOf(r.in.Set.Bindings(ctx))
 	serials := r.in.Set.Serials()
 	for _, token := range r.in.Set.Members() {
-		f.Tokens = append(f.Tokens, retire.Token{Name: token.Name(), Serial: serials[token.Name()]})
+		f.Tokens = append(f.Tokens, Token{Name: token.Name(), Serial: serials[token.Name()]})
 	}
-	switch retire.TargetState(f.View, r.request.KeyID) {
+	switch TargetState(f.View, r.KeyID) {
 	case "":
-		known, err := retire.Destructions(r.cfg.Audit.Path)
-		f.Destruction, f.DestructionErr = known[r.request.KeyID.String()], err
+		known, err := Destructions(r.app.Config.Audit.Path)
+		f.Destruction, f.DestructionErr = known[r.KeyID.String()], err
 		return f, nil
 	case envelope.Retained:
 		f.Plugin = r.askPlugin(ctx)
 		return f, r.gatherEvidence(ctx, &f)
 	case envelope.Pending:
-		f.Used, f.UsedErr = audit.FindKey(r.cfg.Audit.Path, r.request.KeyID.String())
-		if !r.flags.noEtcd {
-			f.Etcd, f.EtcdErr = r.report(ctx, &r.flags.etcdFlags)
+		f.Used, f.UsedErr = audit.FindKey(r.app.Config.Audit.Path, r.KeyID.String())
+		if !r.NoEtcd {
+			f.Etcd, f.EtcdErr = r.Report(ctx, nil)
 			f.Now, f.View = time.Now(), r.in.Ring.View() // reading may have taken minutes
 		}
 	}
@@ -80,12 +72,12 @@ func (r *retirement) tokenProblems(ctx context.Context) []error {
 }
 
 // gatherEvidence reads what was named, and etcd.
-func (r *retirement) gatherEvidence(ctx context.Context, f *retire.Facts) error {
-	if r.flags.evidence == "" {
+func (r *retirement) gatherEvidence(ctx context.Context, f *Facts) error {
+	if r.EvidenceFile == "" {
 		return nil
 	}
-	if r.files.evidence == nil {
-		file, err := gate.Load(r.flags.evidence)
+	if f.Evidence == nil {
+		file, err := gate.Load(r.EvidenceFile)
 		if errors.Is(err, gate.ErrNotEvidence) {
 			f.NotEvidence = err
 			return nil
@@ -93,43 +85,37 @@ func (r *retirement) gatherEvidence(ctx context.Context, f *retire.Facts) error 
 		if err != nil {
 			return hint.Wrap(err, "give the file that this wrote: hsm-kms etcd report -o json > report.json")
 		}
-		for _, path := range r.flags.named {
-			report, err := r.report(ctx, &etcdFlags{snapshots: []string{path}, prefixes: r.flags.prefixes})
+		for _, path := range r.Snapshots {
+			report, err := r.Report(ctx, []string{path})
 			if err != nil {
 				return err
 			}
-			r.files.snapshots = append(r.files.snapshots, report)
+			f.Snapshots = append(f.Snapshots, report)
 		}
-		r.files.evidence = file
+		f.Evidence = file
 	}
-	f.Evidence, f.Snapshots = r.files.evidence, r.files.snapshots
 	var err error
-	f.Etcd, err = r.report(ctx, &r.flags.etcdFlags)
+	f.Etcd, err = r.Report(ctx, nil)
 	return err
 }
 
-// report is a bare etcd report.
-func (r *retirement) report(ctx context.Context, f *etcdFlags) (*evidence.Report, error) {
-	return r.buildReport(ctx, &reportFlags{etcdFlags: *f}, evidence.ReportOptions{})
-}
-
 // askPlugin asks the plugin of this machine under which key it writes.
-func (r *retirement) askPlugin(ctx context.Context) retire.Plugin {
-	if nobodyListens(ctx, r.cfg.Socket.Path) {
-		return retire.Plugin{}
+func (r *retirement) askPlugin(ctx context.Context) Plugin {
+	if nobodyListens(ctx, r.app.Config.Socket.Path) {
+		return Plugin{}
 	}
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 	defer cancel()
-	answer, err := kmsplugin.StatusOf(ctx, r.cfg.Socket.Path)
+	answer, err := kmsplugin.StatusOf(ctx, r.app.Config.Socket.Path)
 	if err != nil {
-		return retire.Plugin{Err: err}
+		return Plugin{Err: err}
 	}
-	return retire.Plugin{Answered: true, KeyID: answer.KeyID}
+	return Plugin{Answered: true, KeyID: answer.KeyID}
 }
 
 // nobodyListens: there is no socket, or one that was left behind. Any other answer is somebody's.
 func nobodyListens(ctx context.Context, path string) bool {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {

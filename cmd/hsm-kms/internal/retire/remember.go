@@ -1,4 +1,4 @@
-package main
+package retire
 
 import (
 	"context"
@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
@@ -16,12 +14,13 @@ import (
 // nobody looks for it in vain.
 type remembering struct {
 	ring      evidence.Opener
-	destroyed map[string]retire.Destruction
+	destroyed map[string]Destruction
 }
 
-// opener is the ring with the memory of this machine's trail of keys retire, which is an aid: one that cannot be read is passed over.
-func opener(ring evidence.Opener, cfg *config.Config) evidence.Opener {
-	destroyed, _ := retire.Destructions(cfg.Audit.Path)
+// Remembering is the ring with the memory of this machine's trail of keys retire, which is an aid: one that cannot be read is
+// passed over.
+func Remembering(ring evidence.Opener, auditPath string) evidence.Opener {
+	destroyed, _ := Destructions(auditPath)
 	return remembering{ring, destroyed}
 }
 

@@ -62,7 +62,7 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 			Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model), PIN: pinState(info.Flags),
 		}
 		seen.Lacks, seen.CannotMake = offers(api, slot, t.common.Profile)
-		if file, err := pinfile.Stat(t.cfg.PINFile); err == nil {
+		if file, err := pinfile.Stat(t.cfg.PINFile, t.cfg.AllowGroupPIN); err == nil {
 			seen.Guard = t.guard.Standing(t.guarded(info), t.pin(ctx, w, file).tag)
 		}
 		return nil
@@ -137,7 +137,7 @@ func AllowPIN(ctx context.Context, common Config, cfg TokenConfig) error {
 		if err := mayLogin(info); err != nil {
 			return err
 		}
-		file, err := pinfile.Stat(cfg.PINFile)
+		file, err := pinfile.Stat(cfg.PINFile, cfg.AllowGroupPIN)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrConfiguration, err)
 		}

@@ -37,7 +37,7 @@ func (t *Token) tryPIN(ctx context.Context, api p11.API, w *worker.Client, slot 
 	if err := mayLogin(info); err != nil {
 		return err
 	}
-	file, err := pinfile.Stat(t.cfg.PINFile)
+	file, err := pinfile.Stat(t.cfg.PINFile, t.cfg.AllowGroupPIN)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}

@@ -16,17 +16,19 @@ import (
 
 // TokenConfig is one token of the configuration. Exactly one of Label, Serial and Slot selects it.
 type TokenConfig struct {
-	Name        string
-	Module      string // path
-	Reserved    string // pReserved of C_Initialize: only NSS softokn needs it
-	Label       string
-	Serial      string
-	Slot        *uint
-	PINFile     string
-	MaxSessions int               // working sessions; one more is for login and refresh
-	CallTimeout time.Duration     // of one operation, and of every single call besides
-	Env         map[string]string // of the worker, over this process's own
-	PassEnv     []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
+	Name     string
+	Module   string // path
+	Reserved string // pReserved of C_Initialize: only NSS softokn needs it
+	Label    string
+	Serial   string
+	Slot     *uint
+	PINFile  string
+	// AllowGroupPIN: a group that this process is in may read the PIN file.
+	AllowGroupPIN bool
+	MaxSessions   int               // working sessions; one more is for login and refresh
+	CallTimeout   time.Duration     // of one operation, and of every single call besides
+	Env           map[string]string // of the worker, over this process's own
+	PassEnv       []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
 	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
 	ConnectTimeout time.Duration
 }

@@ -21,7 +21,7 @@ type Look struct {
 
 // ReadState is Read of the file in just this state. Another one is ErrChanging.
 func ReadState(file Identity) (*PIN, error) {
-	pin, now, err := Read(file.Path)
+	pin, now, err := Read(file.Path, file.GroupReads)
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ func pinIn(t *testing.T, content string) Identity {
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, err := Stat(path)
+	file, err := Stat(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestBlanksAreNoticed(t *testing.T) {
 
 func TestByteOrderMark(t *testing.T) {
 	t.Parallel()
-	if _, _, err := Read(pinIn(t, "\xef\xbb\xbf1234\n").Path); !errors.Is(err, ErrMalformed) {
+	if _, _, err := Read(pinIn(t, "\xef\xbb\xbf1234\n").Path, false); !errors.Is(err, ErrMalformed) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -65,7 +65,7 @@ func TestByteOrderMark(t *testing.T) {
 func TestZerosFollowThePIN(t *testing.T) {
 	t.Parallel()
 	for _, content := range []string{"1234\n", "1234\r\n", "1234", string(bytes.Repeat([]byte("x"), MaxLength)) + "\n"} {
-		pin, _, err := Read(pinIn(t, content).Path)
+		pin, _, err := Read(pinIn(t, content).Path, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -49,6 +50,8 @@ type Identity struct {
 	Ctime  int64  `json:"ctime"` // nanoseconds since 1970; changed by every write, chmod, chown and rename
 	// Credential: it lies in $CREDENTIALS_DIRECTORY, where systemd makes it again at every start.
 	Credential bool `json:"credential,omitempty"`
+	// GroupReads: it was opened under the rule that a group of this process may read it too.
+	GroupReads bool `json:"groupReads,omitempty"`
 }
 
 // Is reports whether both are the same state of the same file, by whatever path it was found. A credential is known by its
@@ -58,7 +61,7 @@ func (i Identity) Is(other Identity) bool {
 	if i.Credential && other.Credential {
 		return i.Name() == other.Name()
 	}
-	i.Path = other.Path
+	i.Path, i.GroupReads = other.Path, other.GroupReads
 	return i == other
 }
 
@@ -87,9 +90,10 @@ func Resolve(pinFile string) (string, error) {
 }
 
 // Read returns the PIN in the file and the identity of the file that it came from. The caller wipes the PIN. Errors
-// wrap one of the sentinels above, name the file, and carry a hint; none holds any of the content.
-func Read(pinFile string) (*PIN, Identity, error) {
-	file, before, err := open(pinFile)
+// wrap one of the sentinels above, name the file, and carry a hint; none holds any of the content. With groupReads a group
+// that this process is in may read the file: in a Secret volume of a pod that is not root, nobody else's group is there.
+func Read(pinFile string, groupReads bool) (*PIN, Identity, error) {
+	file, before, err := open(pinFile, groupReads)
 	if err != nil {
 		return nil, Identity{}, err
 	}
@@ -98,7 +102,7 @@ func Read(pinFile string) (*PIN, Identity, error) {
 	if err != nil {
 		return nil, Identity{}, err
 	}
-	return pin, identityOf(file, before), nil
+	return pin, identityOf(file, before, groupReads), nil
 }
 
 // read returns the PIN in file, which was as before says when it was opened and must be so still.
@@ -128,17 +132,17 @@ func read(file *os.File, before ownedfile.Info) (_ *PIN, err error) {
 }
 
 // Stat checks the file as Read does, without reading it, and returns its identity.
-func Stat(pinFile string) (Identity, error) {
-	file, info, err := open(pinFile)
+func Stat(pinFile string, groupReads bool) (Identity, error) {
+	file, info, err := open(pinFile, groupReads)
 	if err != nil {
 		return Identity{}, err
 	}
 	defer file.Close()
-	return identityOf(file, info), nil
+	return identityOf(file, info, groupReads), nil
 }
 
 // open resolves and opens the file and holds its owner and mode against the rules.
-func open(pinFile string) (*os.File, ownedfile.Info, error) {
+func open(pinFile string, groupReads bool) (*os.File, ownedfile.Info, error) {
 	path, err := Resolve(pinFile)
 	if err != nil {
 		return nil, ownedfile.Info{}, err
@@ -151,7 +155,7 @@ func open(pinFile string) (*os.File, ownedfile.Info, error) {
 	case err != nil:
 		return nil, info, failure(path, ErrUnreadable, err.Error(), "run as the file's owner or as root: ls -l "+path)
 	}
-	if problem, advice := judge(path, info); problem != "" {
+	if problem, advice := judge(path, info, groupReads); problem != "" {
 		_ = file.Close() // nothing was written
 		return nil, info, failure(path, ErrUnsafe, problem, advice)
 	}
@@ -159,11 +163,11 @@ func open(pinFile string) (*os.File, ownedfile.Info, error) {
 }
 
 // judge returns what is wrong with the kind, owner or mode of the file at path, and what to do, or "".
-func judge(path string, info ownedfile.Info) (problem, advice string) {
+func judge(path string, info ownedfile.Info, groupReads bool) (problem, advice string) {
 	// systemd makes credentials 0440 root:root (and lets the service's user in by ACL, which shows as group bits), in
 	// a folder that nobody else can enter.
 	forbidden := fs.FileMode(0o077)
-	if inCredentials(path) {
+	if inCredentials(path) || groupReads && !info.HasACL() && inGroup(info.GID) {
 		forbidden = 0o037
 	}
 	switch {
@@ -177,6 +181,12 @@ func judge(path string, info ownedfile.Info) (problem, advice string) {
 			fmt.Sprintf("chmod 0400 %s (a Kubernetes secret volume: defaultMode: 0400)", path)
 	}
 	return "", ""
+}
+
+// inGroup reports whether this process is in the group.
+func inGroup(gid uint32) bool {
+	groups, err := os.Getgroups()
+	return int(gid) == os.Getegid() || err == nil && slices.Contains(groups, int(gid))
 }
 
 // parse strips one newline and returns the PIN, or what is wrong. The result shares b's memory.
@@ -198,9 +208,9 @@ func parse(b []byte) (pin []byte, problem string) {
 	return pin, ""
 }
 
-func identityOf(file *os.File, info ownedfile.Info) Identity {
+func identityOf(file *os.File, info ownedfile.Info, groupReads bool) Identity {
 	return Identity{Path: file.Name(), Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime,
-		Credential: inCredentials(file.Name())}
+		Credential: inCredentials(file.Name()), GroupReads: groupReads}
 }
 
 // credentialsDirectory returns where systemd put this service's credentials, or "". A relative value is nobody's.

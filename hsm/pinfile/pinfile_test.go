@@ -53,7 +53,7 @@ func TestReadContent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := write(t, filepath.Join(t.TempDir(), "pin"), tc.content, 0o400)
-			pin, _, err := pinfile.Read(path)
+			pin, _, err := pinfile.Read(path, false)
 			if !errors.Is(err, tc.err) {
 				t.Fatalf("err = %v, want %v", err, tc.err)
 			}
@@ -101,8 +101,8 @@ func TestReadFile(t *testing.T) {
 		"good/x":       {pinfile.ErrUnreadable, "ls -l "},
 	} {
 		path := filepath.Join(dir, name)
-		_, fromStat := pinfile.Stat(path)
-		_, _, err := pinfile.Read(path)
+		_, fromStat := pinfile.Stat(path, false)
+		_, _, err := pinfile.Read(path, false)
 		for _, err := range []error{err, fromStat} {
 			if !errors.Is(err, tc.err) || !strings.Contains(hint.Of(err), tc.hint) {
 				t.Errorf("%s: err = %v (hint %q), want %v (hint %q)", name, err, hint.Of(err), tc.err, tc.hint)
@@ -122,8 +122,49 @@ func TestForeignOwner(t *testing.T) {
 	if err := os.Chown(path, 12345, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := pinfile.Read(path); !errors.Is(err, pinfile.ErrUnsafe) || !strings.Contains(err.Error(), "uid 12345") {
+	if _, _, err := pinfile.Read(path, false); !errors.Is(err, pinfile.ErrUnsafe) || !strings.Contains(err.Error(), "uid 12345") {
 		t.Errorf("err = %v, want ErrUnsafe that names uid 12345", err)
+	}
+}
+
+// In a Secret volume of a pod with fsGroup the file is root's, and the pod's group reads it.
+func TestGroupReads(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	for name, tc := range map[string]struct {
+		gid  int
+		mode os.FileMode
+		err  error
+	}{
+		"our group":            {os.Getegid(), 0o440, nil},
+		"another group":        {4242, 0o440, pinfile.ErrUnsafe},
+		"our group may write":  {os.Getegid(), 0o460, pinfile.ErrUnsafe},
+		"others may read":      {os.Getegid(), 0o444, pinfile.ErrUnsafe},
+		"another group, 0400":  {4242, 0o400, nil},
+		"our group may search": {os.Getegid(), 0o450, pinfile.ErrUnsafe},
+	} {
+		path := write(t, filepath.Join(t.TempDir(), "pin"), canary, tc.mode)
+		if err := os.Chown(path, -1, tc.gid); err != nil {
+			t.Fatal(err)
+		}
+		pin, file, err := pinfile.Read(path, true)
+		if !errors.Is(err, tc.err) {
+			t.Errorf("%s: %v, want %v", name, err, tc.err)
+		}
+		if err != nil {
+			continue
+		}
+		pin.Wipe()
+		if again, err := pinfile.ReadState(file); err != nil { // as the worker reads it
+			t.Errorf("%s: the worker: %v", name, err)
+		} else {
+			again.Wipe()
+		}
+		if strict, err := pinfile.Stat(path, false); err == nil && !file.Is(strict) {
+			t.Errorf("%s: the rule makes another file of it", name)
+		}
 	}
 }
 
@@ -134,7 +175,7 @@ func TestCredentialsDirectory(t *testing.T) {
 	write(t, filepath.Join(dir, "group-writable"), canary, 0o460)
 
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	if _, _, err := pinfile.Read("pin"); !errors.Is(err, pinfile.ErrAbsent) || !strings.Contains(hint.Of(err), "LoadCredential=") {
+	if _, _, err := pinfile.Read("pin", false); !errors.Is(err, pinfile.ErrAbsent) || !strings.Contains(hint.Of(err), "LoadCredential=") {
 		t.Errorf("without the variable: %v (hint %q)", err, hint.Of(err))
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
@@ -147,13 +188,13 @@ func TestCredentialsDirectory(t *testing.T) {
 		"../" + filepath.Base(dir):    pinfile.ErrAbsent,
 		dir + "/../" + "nowhere/none": pinfile.ErrAbsent,
 	} {
-		if _, _, err := pinfile.Read(name); !errors.Is(err, want) {
+		if _, _, err := pinfile.Read(name, false); !errors.Is(err, want) {
 			t.Errorf("%s: err = %v, want %v", name, err, want)
 		}
 	}
 	// A folder whose name merely begins alike is not the credentials' own.
 	t.Setenv("CREDENTIALS_DIRECTORY", dir[:len(dir)-1])
-	if _, _, err := pinfile.Read(filepath.Join(dir, "pin")); !errors.Is(err, pinfile.ErrUnsafe) {
+	if _, _, err := pinfile.Read(filepath.Join(dir, "pin"), false); !errors.Is(err, pinfile.ErrUnsafe) {
 		t.Errorf("0440 outside the folder: err = %v, want ErrUnsafe", err)
 	}
 }
@@ -161,18 +202,18 @@ func TestCredentialsDirectory(t *testing.T) {
 func TestIdentityFollowsTheFile(t *testing.T) {
 	t.Parallel()
 	path := write(t, filepath.Join(t.TempDir(), "pin"), canary, 0o600)
-	_, first, err := pinfile.Read(path)
+	_, first, err := pinfile.Read(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := pinfile.Stat(path); err != nil || again != first {
+	if again, err := pinfile.Stat(path, false); err != nil || again != first {
 		t.Errorf("unchanged file: %+v, %v, want %+v", again, err, first)
 	}
 	write(t, path+".new", "another", 0o600)
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	pin, second, err := pinfile.Read(path)
+	pin, second, err := pinfile.Read(path, false)
 	if err != nil || string(pin.Bytes()) != "another" || second == first {
 		t.Errorf("a corrected file was not noticed: %+v, %v", second, err)
 	}
@@ -185,7 +226,7 @@ func TestIdentityFollowsTheFile(t *testing.T) {
 
 func TestPINIsNeverPrinted(t *testing.T) {
 	t.Parallel()
-	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary, 0o400))
+	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary, 0o400), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +255,7 @@ func TestPINIsNeverPrinted(t *testing.T) {
 
 func TestWipe(t *testing.T) {
 	t.Parallel()
-	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary+"\n", 0o400))
+	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary+"\n", 0o400), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ func TestReadNoticesAWriter(t *testing.T) {
 	if err := os.WriteFile(path, []byte("12"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, before, err := open(path)
+	file, before, err := open(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}

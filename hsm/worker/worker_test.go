@@ -132,7 +132,7 @@ func (r *rig) makeKey() {
 	r.t.Helper()
 	c := r.start()
 	defer c.End()
-	file, err := pinfile.Stat(r.token.PINFile)
+	file, err := pinfile.Stat(r.token.PINFile, false)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func (r *rig) slot(api p11.API) uint {
 func (r *rig) connected() (*worker.Client, p11.Session, p11.Object) {
 	r.t.Helper()
 	c := r.start()
-	file, err := pinfile.Stat(r.token.PINFile)
+	file, err := pinfile.Stat(r.token.PINFile, false)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func TestEnd(t *testing.T) {
 // hangingLogin returns a session in which a C_Login hangs, the PIN file of it, and what lets it go on.
 func (r *rig) hangingLogin(c *worker.Client) (s p11.Session, file pinfile.Identity, release func()) {
 	r.t.Helper()
-	file, err := pinfile.Stat(r.token.PINFile)
+	file, err := pinfile.Stat(r.token.PINFile, false)
 	if err != nil {
 		r.t.Fatal(err)
 	}

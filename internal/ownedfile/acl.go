@@ -18,6 +18,9 @@ const (
 	aclWriters             // it lets somebody else write, or cannot be understood
 )
 
+// HasACL reports whether an access control list says more than the mode.
+func (i Info) HasACL() bool { return i.acl != aclNone }
+
 // The attribute and its format: linux/posix_acl_xattr.h. A header of 4 bytes, then entries of 8.
 const (
 	aclName     = "system.posix_acl_access"

@@ -82,7 +82,7 @@ func (l *Listener) isOurs() bool {
 
 // renew makes the socket again. os.ErrClosed: Close was called.
 func (l *Listener) renew() error {
-	if err := prepareFolder(filepath.Dir(l.cfg.Path)); err != nil {
+	if err := prepareFolder(filepath.Dir(l.cfg.Path), l.cfg.PodVolume); err != nil {
 		return err
 	}
 	lock, err := l.lockAnew()

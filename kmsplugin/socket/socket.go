@@ -41,6 +41,8 @@ type Config struct {
 	Path  string      // absolute; its folder is made (0755) when missing
 	Mode  fs.FileMode // permission bits; none for others. 0: 0600
 	Group *uint32     // the socket's group; nil: ours
+	// PodVolume: the folder may be a volume that containers of one pod share, and be open to all of them.
+	PodVolume bool
 }
 
 // Listener is the socket, listening. Close stops the listening and leaves the file, so that a drain can end before the
@@ -83,7 +85,7 @@ func listen(cfg Config) (*Listener, error) {
 	if err := checkConfig(cfg); err != nil {
 		return nil, err
 	}
-	if err := prepareFolder(filepath.Dir(cfg.Path)); err != nil {
+	if err := prepareFolder(filepath.Dir(cfg.Path), cfg.PodVolume); err != nil {
 		return nil, err
 	}
 	lock, err := takeLock(cfg.Path + ".lock")

@@ -107,7 +107,7 @@ func (c *contract) login() {
 	c.must(err)
 	before, err := c.API.SessionInfo(c.session)
 	c.must(err)
-	file, err := pinfile.Stat(c.PINFile)
+	file, err := pinfile.Stat(c.PINFile, false)
 	c.must(err)
 	other := file
 	other.Ctime++

@@ -19,16 +19,17 @@ func preflight(cfg *config.Config) error {
 		if _, err := modulefile.Check(t.Module, cfg.AllowUnsafeModulePath); err != nil {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
-		if _, err := pinfile.Stat(t.PINFile); err != nil && !errors.Is(err, pinfile.ErrChanging) {
+		if _, err := pinfile.Stat(t.PINFile, t.AllowGroupPIN); err != nil && !errors.Is(err, pinfile.ErrChanging) {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
 	}
-	return PrepareStateDir(cfg.StateDir)
+	return PrepareStateDir(cfg)
 }
 
 // PrepareStateDir makes the folder if it is missing. Another user who could write there, or put another folder in its place,
 // could have a refused PIN tried again. A command that root runs works in a folder of the user that the plugin runs as.
-func PrepareStateDir(dir string) error {
+func PrepareStateDir(cfg *config.Config) error {
+	dir := cfg.StateDir
 	if _, err := ownedfile.MakeFolder(dir, 0o700); err != nil {
 		return hint.Wrap(fmt.Errorf("making stateDir: %w", err), cmp.Or(hint.Of(err), "make "+dir+" by hand for the user that runs the plugin, or set stateDir"))
 	}
@@ -43,6 +44,9 @@ func PrepareStateDir(dir string) error {
 	openings, _, err := ownedfile.Others(dir, trusted...)
 	if err != nil {
 		return fmt.Errorf("checking stateDir: %w", err)
+	}
+	if cfg.AllowPodVolumes {
+		openings = ownedfile.WithoutVolumes(openings)
 	}
 	if len(openings) > 0 {
 		o := openings[0]

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
@@ -30,7 +33,7 @@ func TestRootInAStateDirOfTheService(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := PrepareStateDir(dir); err != nil {
+	if err := PrepareStateDir(&config.Config{StateDir: dir}); err != nil {
 		t.Fatal(err)
 	}
 	unlock, err := LockKeys(dir)
@@ -60,13 +63,13 @@ func TestStateDirThatOthersMayReplace(t *testing.T) {
 	t.Parallel()
 	above := t.TempDir()
 	dir := filepath.Join(above, "state")
-	if err := PrepareStateDir(dir); err != nil {
+	if err := PrepareStateDir(&config.Config{StateDir: dir}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(above, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	err := PrepareStateDir(dir)
+	err := PrepareStateDir(&config.Config{StateDir: dir})
 	if err == nil || !strings.Contains(err.Error(), "others may write to "+above) || !strings.HasPrefix(hint.Of(err), "chmod go-w "+above) {
 		t.Errorf("%v (hint %q)", err, hint.Of(err))
 	}
@@ -88,4 +91,29 @@ func TestOneChangeOfTheRingAtATime(t *testing.T) {
 		t.Fatalf("after the first: %v", err)
 	}
 	again()
+}
+
+// A stateDir that is a volume of the pod is open to all, as kubelet makes an emptyDir. Only an opt-in takes it, and only a
+// mount point.
+func TestStateDirInAVolumeOfThePod(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=2777,size=64k"); err != nil {
+		t.Skipf("mounting a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	plain := filepath.Join(dir, "plain")
+	if err := errors.Join(os.Mkdir(plain, 0o700), os.Chmod(plain, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		dir   string
+		allow bool
+		ok    bool
+	}{{dir, false, false}, {dir, true, true}, {plain, true, false}} {
+		err := PrepareStateDir(&config.Config{StateDir: c.dir, AllowPodVolumes: c.allow})
+		if c.ok != (err == nil) {
+			t.Errorf("%s, allowPodVolumes %t: %v", c.dir, c.allow, err)
+		}
+	}
 }

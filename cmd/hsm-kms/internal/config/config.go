@@ -56,6 +56,10 @@ type Config struct {
 	// AllowUnsafeModulePath loads a module although somebody but root and our own user could change its file or a
 	// folder on its path. Default false. With true, that user runs code in the plugin and has the PIN.
 	AllowUnsafeModulePath bool `yaml:"allowUnsafeModulePath"`
+	// AllowPodVolumes lets the folder of socket.path and stateDir be volumes of the plugin's pod (emptyDir), which kubelet
+	// leaves open to every user. Default false. It counts only for a folder that is a mount point of its own. With true,
+	// each container that mounts the volume can replace the socket: mount it in kube-apiserver's, read-only, and no other.
+	AllowPodVolumes bool `yaml:"allowPodVolumes"`
 	// HangExitAfter has no effect any more, and a later version will refuse it: a module in which calls hang is replaced
 	// while the process goes on.
 	HangExitAfter Duration `yaml:"hangExitAfter,omitempty"`
@@ -92,7 +96,7 @@ type Socket struct {
 	// Mode is the socket file's mode: "0600", the default, or "0660" to let the group connect. Others never may.
 	Mode FileMode `yaml:"mode"`
 	// Group is the name or number of the group that the socket file gets, for a kube-apiserver that does not run as
-	// root; its processes (by their primary group, as SO_PEERCRED tells it) may connect beside AllowedUIDs. Needs mode
+	// root; processes that have it as primary or supplementary group may connect beside AllowedUIDs. Needs mode
 	// "0660". Default: our own group on the file, and no group is let in. Where there is no /etc/group, as in a small
 	// image, give the number.
 	Group string `yaml:"group,omitempty"`
@@ -117,6 +121,9 @@ type Token struct {
 	// in $CREDENTIALS_DIRECTORY. Required. Owner root or our own user, mode 0400 or 0600; at most 256 bytes, of which
 	// one newline at the end is not part of the PIN. It is read again at each login.
 	PINFile string `yaml:"pinFile"`
+	// AllowGroupPIN accepts mode 0440 too, where the file's group is one of this process's: a Secret volume in a pod with
+	// fsGroup has that. Default false. With true, every process of that group can read the PIN.
+	AllowGroupPIN bool `yaml:"allowGroupPIN"`
 	// MaxSessions is the most working sessions at a time; one more is for login and refresh. Default 8; 1 to 1024.
 	// They are opened when needed. More are of use where a call takes long, as over a network.
 	MaxSessions int `yaml:"maxSessions"`

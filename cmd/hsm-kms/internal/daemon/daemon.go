@@ -183,7 +183,7 @@ func listen(ctx context.Context, cfg *config.Config, group *uint32, log *slog.Lo
 	if activated != nil {
 		return activated, func() bool { return true }, func() {}, nil
 	}
-	made, err := socket.Listen(socket.Config{Path: cfg.Socket.Path, Mode: cfg.Socket.Mode.Perm(), Group: group})
+	made, err := socket.Listen(socket.Config{Path: cfg.Socket.Path, Mode: cfg.Socket.Mode.Perm(), Group: group, PodVolume: cfg.AllowPodVolumes})
 	if err != nil {
 		return nil, nil, nil, err
 	}

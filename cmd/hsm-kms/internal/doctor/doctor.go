@@ -60,7 +60,7 @@ type Options struct {
 	// Report reads what etcd holds; nil: etcd was not named.
 	Report func(context.Context) (*evidence.Report, error)
 	// Prepare makes or checks stateDir.
-	Prepare func(stateDir string) error
+	Prepare func(cfg *config.Config) error
 	// Tokens turns the configuration into package hsm's.
 	Tokens func(*config.Config) (hsm.Config, []hsm.TokenConfig, error)
 }

@@ -23,7 +23,7 @@ import (
 
 func (d *doctor) stateDir() bool {
 	const check = "state-dir"
-	if err := d.Prepare(d.cfg.StateDir); err != nil {
+	if err := d.Prepare(d.cfg); err != nil {
 		d.failure(check, "", err, "make stateDir a folder that only the plugin's user can write")
 		return false
 	}
@@ -31,7 +31,11 @@ func (d *doctor) stateDir() bool {
 		d.warn(check, "", err.Error(), "remove "+filepath.Join(d.cfg.StateDir, health.ProvenFile)+": the plugin writes it again at its next good probe")
 		return true
 	}
-	d.pass(check, "", d.cfg.StateDir+" can be written, by its owner alone")
+	who := "by its owner alone"
+	if d.cfg.AllowPodVolumes {
+		who = "by its owner and what mounts a volume of this pod"
+	}
+	d.pass(check, "", d.cfg.StateDir+" can be written, "+who)
 	return true
 }
 
@@ -86,7 +90,7 @@ func (d *doctor) socketFolder() bool {
 		d.pass(check, "", folder+" is not there yet; serve makes it")
 		return true
 	}
-	if err := socket.CheckFolder(folder); err != nil {
+	if err := socket.CheckFolder(folder, d.cfg.AllowPodVolumes); err != nil {
 		d.failure(check, "", err, "make "+folder+" a folder that root or the plugin's user owns, mode 0755")
 		return false
 	}
@@ -106,7 +110,11 @@ func (d *doctor) socketFolder() bool {
 			"add 0 to socket.allowedUIDs unless your kube-apiserver runs as another user")
 		return true
 	}
-	d.pass(check, "", "only root and the plugin's user can replace what is in "+folder)
+	who := "only root and the plugin's user"
+	if d.cfg.AllowPodVolumes {
+		who = "only root, the plugin's user and the containers that mount a volume of this pod"
+	}
+	d.pass(check, "", who+" can replace what is in "+folder)
 	return true
 }
 
@@ -135,7 +143,7 @@ func (d *doctor) moduleFile(t hsm.TokenConfig) bool {
 
 // pinFile reads the PIN, to see that there is one, and forgets it again.
 func (d *doctor) pinFile(t hsm.TokenConfig) bool {
-	pin, _, err := pinfile.Read(t.PINFile)
+	pin, _, err := pinfile.Read(t.PINFile, t.AllowGroupPIN)
 	if err != nil {
 		d.failure("pin-file", t.Name, err, "put the token's user PIN there, owner root, mode 0400")
 		return false
@@ -145,7 +153,11 @@ func (d *doctor) pinFile(t hsm.TokenConfig) bool {
 	if err != nil {
 		path = t.PINFile
 	}
-	d.pass("pin-file", t.Name, path+" holds a PIN and is closed to others")
+	closed := " holds a PIN and is closed to others"
+	if t.AllowGroupPIN {
+		closed = " holds a PIN and is closed to others than its group (allowGroupPIN)"
+	}
+	d.pass("pin-file", t.Name, path+closed)
 	return true
 }
 

@@ -52,6 +52,9 @@ func all() []manifest {
 			{"hsm-kms-rotate.service", "/etc/systemd/system/hsm-kms-rotate.service"},
 			{"hsm-kms-rotate.timer", "/etc/systemd/system/hsm-kms-rotate.timer"},
 		}, (*Values).checkUnit},
+		{"sidecar", "the plugin in the pod of a hosted control plane's kube-apiserver, not as root", []target{
+			{"sidecar.yaml", "hsm-kms-sidecar.yaml"},
+		}, (*Values).checkSidecar},
 		{"kubeadm", "what makes kubeadm's kube-apiserver use the plugin", []target{
 			{"kubeadm-config.yaml", "kubeadm-config.yaml"},
 			{"kube-apiserver-patch.yaml", "kube-apiserver0+json.yaml"},

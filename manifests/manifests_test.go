@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiserverv1 "k8s.io/apiserver/pkg/apis/apiserver/v1"
 	"sigs.k8s.io/yaml"
@@ -18,8 +19,9 @@ func usual() manifests.Values {
 	return manifests.Values{
 		ConfigPath: "/etc/hsm-kms/config.yaml", SocketPath: "/run/hsm-kms/kms.sock", SocketMode: "0600",
 		StateDir: "/var/lib/hsm-kms", AuditPath: "/var/log/hsm-kms/audit.log", HTTPAddress: "127.0.0.1:9808",
-		Tokens:  []manifests.Token{{Name: "hsm-a", Label: "k8s", Module: "/opt/vendor/lib/libvendor.so", PINFile: "/etc/hsm-kms/pin"}},
+		Tokens:  []manifests.Token{{Name: "hsm-a", Label: "k8s", Module: "/opt/vendor/lib/libvendor.so", PINFile: "/etc/hsm-kms/pin", AllowGroupPIN: true}},
 		Version: "1.2.3", Image: "registry.example.com/hsm-kms:1.2.3", Program: "/usr/local/bin/hsm-kms",
+		AllowPodVolumes: true, Container: "kube-apiserver",
 		EncryptionConfig: "/etc/kubernetes/enc/encryption.yaml", Provider: "hsm-kms", Resources: []string{"secrets"},
 	}
 }
@@ -30,9 +32,9 @@ func odd() manifests.Values {
 	v.ConfigPath, v.StateDir, v.AuditPath = `/etc/a b: #"c/config.yaml`, `/var/lib/st%ate \dir`, `/srv/$log/{x}/audit.log`
 	v.HTTPAddress, v.Image = "[::1]:9808", `registry:5000/x@sha256:abc`
 	v.Tokens = []manifests.Token{
-		{Name: "hsm-a", Module: "/usr/lib/libvendor.so", PINFile: `/etc/a b: #"c/pin`},
-		{Name: "hsm-b", Module: "/usr/lib/softhsm/libsofthsm2.so", PINFile: "/etc/pins/b"},
-		{Name: "hsm-c", Module: "/opt/two/lib/libtwo.so", PINFile: "/etc/pins/c"},
+		{Name: "hsm-a", Module: "/usr/lib/libvendor.so", PINFile: `/etc/a b: #"c/pin`, AllowGroupPIN: true},
+		{Name: "hsm-b", Module: "/usr/lib/softhsm/libsofthsm2.so", PINFile: "/etc/pins/b", AllowGroupPIN: true},
+		{Name: "hsm-c", Module: "/opt/two/lib/libtwo.so", PINFile: "/etc/pins/c", AllowGroupPIN: true},
 	}
 	return v
 }
@@ -166,6 +168,13 @@ func TestRefusals(t *testing.T) {
 		{"static-pod", func(v *manifests.Values) { v.SocketGroup = "kube" }, "getent group kube"},
 		{"encryption-config", func(v *manifests.Values) { v.Resources = nil }, "--resources"},
 		{"static-pod", func(v *manifests.Values) { v.Tokens[0].PINFile = "pin" }, "absolute path"},
+		{"sidecar", func(v *manifests.Values) { v.AllowPodVolumes = false }, "allowPodVolumes: true"},
+		{"sidecar", func(v *manifests.Values) { v.Tokens[0].AllowGroupPIN = false }, "allowGroupPIN: true"},
+		{"sidecar", func(v *manifests.Values) { v.Tokens[0].PINFile = "pin" }, "absolute path"},
+		{"sidecar", func(v *manifests.Values) { v.Image = "" }, "--image"},
+		{"sidecar", func(v *manifests.Values) {
+			v.Tokens = append(v.Tokens, manifests.Token{Name: "hsm-b", Module: "/m", PINFile: "/etc/b/pin", AllowGroupPIN: true})
+		}, "different names"},
 		{"systemd", func(v *manifests.Values) { v.Tokens[0].PINFile = "p:n" }, "no name that a unit can hold"},
 		{"systemd", func(v *manifests.Values) { v.SocketPath = "/run/a b/kms.sock" }, "socket.path"},
 	} {
@@ -249,6 +258,83 @@ func checkPod(t *testing.T, pod *corev1.Pod, v manifests.Values) {
 		}
 		if !ok || !m.ReadOnly || m.MountPath == "/usr/lib" {
 			t.Errorf("module %s: %+v", token.Module, m)
+		}
+	}
+}
+
+// TestSidecar: not root, the socket in a volume of the pod, the PIN in a Secret that the pod's group reads.
+func TestSidecar(t *testing.T) {
+	t.Parallel()
+	for name, v := range map[string]manifests.Values{
+		"usual": usual(), "odd": odd(),
+		"any address": changed(func(v *manifests.Values) { v.HTTPAddress, v.AuditPath = "0.0.0.0:9808", "" }),
+		"group":       changed(func(v *manifests.Values) { v.SocketMode, v.SocketGroup = "0660", "2000" }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var patch appsv1.Deployment
+			strictly(t, render(t, "sidecar", v)[0], &patch)
+			spec := patch.Spec.Template.Spec
+			c, s := spec.InitContainers[0], spec.InitContainers[0].SecurityContext
+			group := int64(65532)
+			if name == "group" {
+				group = 2000
+			}
+			for what, ok := range map[string]bool{
+				"sidecar":                                c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways,
+				"not root":                               *s.RunAsNonRoot && *s.RunAsUser == 65532 && *s.RunAsGroup == 65532,
+				"closed":                                 *s.ReadOnlyRootFilesystem && !*s.AllowPrivilegeEscalation && slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}),
+				"group":                                  *spec.SecurityContext.FSGroup == group,
+				"configuration":                          slices.Equal(c.Args, []string{"serve", "--config", "/etc/hsm-kms/config.yaml"}),
+				"probes only where kubelet reaches them": (c.LivenessProbe != nil) == (name == "any address"),
+				"kube-apiserver":                         spec.Containers[0].Name == "kube-apiserver" && spec.Containers[0].VolumeMounts[0].MountPath == "/run/hsm-kms" && spec.Containers[0].VolumeMounts[0].ReadOnly,
+			} {
+				if !ok {
+					t.Errorf("%s: not so", what)
+				}
+			}
+			checkSidecarVolumes(t, &spec, v)
+		})
+	}
+}
+
+// checkSidecarVolumes: each mount has a volume, nothing is the host's, and each PIN is there with mode 0440.
+func checkSidecarVolumes(t *testing.T, spec *corev1.PodSpec, v manifests.Values) {
+	t.Helper()
+	volumes := map[string]corev1.Volume{}
+	for _, volume := range spec.Volumes {
+		if volume.HostPath != nil || volumes[volume.Name].Name != "" {
+			t.Errorf("volume %s: %+v", volume.Name, volume)
+		}
+		volumes[volume.Name] = volume
+	}
+	files := map[string]int32{} // path in the container: mode
+	for _, m := range spec.InitContainers[0].VolumeMounts {
+		switch volume := volumes[m.Name]; {
+		case volume.Secret != nil:
+			for _, item := range volume.Secret.Items {
+				files[m.MountPath+"/"+item.Path] = *volume.Secret.DefaultMode
+			}
+		case volume.Projected != nil:
+			for _, source := range volume.Projected.Sources {
+				if source.Secret != nil {
+					for _, item := range source.Secret.Items {
+						files[m.MountPath+"/"+item.Path] = *volume.Projected.DefaultMode
+					}
+				}
+			}
+		case volume.EmptyDir == nil:
+			t.Errorf("%s is mounted from nothing: %+v", m.MountPath, m)
+		}
+	}
+	for _, token := range v.Tokens {
+		if files[token.PINFile] != 0o440 {
+			t.Errorf("PIN file %s: mode %o", token.PINFile, files[token.PINFile])
+		}
+	}
+	for _, m := range spec.Containers[0].VolumeMounts {
+		if volumes[m.Name].Name == "" {
+			t.Errorf("kube-apiserver mounts %s from nothing", m.MountPath)
 		}
 	}
 }

@@ -23,12 +23,15 @@ type Values struct {
 	StateDir    string
 	AuditPath   string // "": no trail
 	HTTPAddress string // host:port; "": off
+	// AllowPodVolumes: the configuration takes volumes of a pod for the socket's folder and StateDir.
+	AllowPodVolumes bool
 	Tokens      []Token
 	Version     string // of the program
 	Cluster     string // label of what is scraped
 	Hostname    string // of this machine
 
 	Image            string   // of the pod
+	Container        string   // that runs a hosted kube-apiserver
 	Program          string   // path of hsm-kms on the host
 	EncryptionConfig string   // path of kube-apiserver's EncryptionConfiguration
 	Provider         string   // name of the plugin in it, which becomes part of what etcd holds
@@ -44,6 +47,7 @@ type Values struct {
 type Token struct {
 	Name, Module, PINFile string
 	Label                 string // "": it is chosen by serial or slot
+	AllowGroupPIN         bool   // the configuration takes a PIN file that a group reads
 	// Links are the paths that Module leads to where it is a link: each link on the way, and the file at the end.
 	Links          []string
 	MaxSessions    int

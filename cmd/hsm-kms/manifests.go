@@ -77,16 +77,21 @@ func (flags *manifestFlags) add(cmd *cobra.Command, name string) {
 	set := cmd.Flags()
 	set.StringVarP(&flags.output, "output", "o", "", "write to this file instead of printing: in one step, keeping the owner and mode of a file that is there")
 	switch name {
-	case "encryption-config", "kubeadm", "kind":
+	case "encryption-config", "kubeadm", "kind", "sidecar":
 		set.StringVar(&flags.EncryptionConfig, "path", "/etc/kubernetes/enc/encryption.yaml", "where kube-apiserver finds its EncryptionConfiguration")
-	case "static-pod":
-		set.StringVar(&flags.Image, "image", "", "image of the program, required: the one that you built and pushed")
 	case "podmonitor", "scrape-config":
 		set.StringVar(&flags.Cluster, "cluster", "", "value of the label cluster, by which alerts tell clusters apart (default: the name of the key ring)")
 	case "systemd", "rotate-timer":
 		set.StringVar(&flags.Program, "program", "/usr/local/bin/hsm-kms", "where hsm-kms is installed")
 	}
 	switch name {
+	case "static-pod", "sidecar":
+		set.StringVar(&flags.Image, "image", "", "image of the program, required: the one that you built and pushed")
+	}
+	switch name {
+	case "sidecar":
+		set.StringVar(&flags.Container, "container", "kube-apiserver", "name of the container that runs kube-apiserver")
+		cmd.Example = "  hsm-kms manifests sidecar --config config.yaml --image registry.example.com/hsm-kms:1.0.0 --output hsm-kms-sidecar.yaml"
 	case "encryption-config":
 		set.StringSliceVar(&flags.Resources, "resources", []string{"secrets"}, "what is to be encrypted, such as configmaps or widgets.example.com")
 		set.StringVar(&flags.Provider, "name", "hsm-kms", "name of this plugin's provider; etcd holds it with every object, so never change it")
@@ -139,7 +144,7 @@ func (c *command) fillIn(v *manifests.Values, needed bool) error {
 		return fmt.Errorf("placing the configuration: %w", err)
 	}
 	v.SocketPath, v.SocketMode, v.SocketGroup = cfg.Socket.Path, cfg.Socket.Mode.String(), cfg.Socket.Group
-	v.StateDir, v.AuditPath, v.HTTPAddress = cfg.StateDir, cfg.Audit.Path, cfg.HTTP.Address
+	v.StateDir, v.AuditPath, v.HTTPAddress, v.AllowPodVolumes = cfg.StateDir, cfg.Audit.Path, cfg.HTTP.Address, cfg.AllowPodVolumes
 	if v.Cluster == "" {
 		v.Cluster = cfg.KeyRing
 	}
@@ -148,7 +153,7 @@ func (c *command) fillIn(v *manifests.Values, needed bool) error {
 	}
 	for _, t := range cfg.Tokens {
 		v.Tokens = append(v.Tokens, manifests.Token{
-			Name: t.Name, Label: t.Label, Module: t.Module, PINFile: t.PINFile, Links: linksOf(t.Module),
+			Name: t.Name, Label: t.Label, Module: t.Module, PINFile: t.PINFile, AllowGroupPIN: t.AllowGroupPIN, Links: linksOf(t.Module),
 			MaxSessions: t.MaxSessions, ConnectTimeout: t.ConnectTimeout.Std(),
 		})
 	}

@@ -43,9 +43,9 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 			}
 			options.ConfigPath = c.configPath
 			if cmd.Flags().Changed("endpoints") {
-				options.ClusterUIDs = etcd.clusterUIDs
+				options.ClusterUIDs = etcd.ClusterUIDs
 				options.Report = func(ctx context.Context) (*evidence.Report, error) {
-					return etcd.report(ctx, evidence.ReportOptions{}, nil)
+					return etcd.Report(ctx, evidence.ReportOptions{}, nil)
 				}
 			}
 			return c.printFindings(doctor.Run(cmd.Context(), options))

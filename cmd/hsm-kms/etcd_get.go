@@ -6,29 +6,20 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	"google.golang.org/grpc/codes"
-	"sigs.k8s.io/yaml"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
-	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
-	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/envelope/stored"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/breakglass"
 	"github.com/hsm-kms/hsm-kms/evidence"
-	"github.com/hsm-kms/hsm-kms/evidence/manifest"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
 )
 
 type getFlags struct {
 	etcdFlags
-	reason        string
-	form          string
+	breakglass.Request
 	to            string
 	allowTerminal bool
 	allowReadable bool
@@ -49,8 +40,8 @@ refuses to write to a terminal or to a file that others may read unless told to.
 	})
 	f.add(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.reason, "break-glass", "", "why this is done, in words for the auditor (required)")
-	flags.StringVarP(&f.form, "output", "o", "yaml", "yaml, json, or raw: the bytes as the API server serialised them")
+	flags.StringVar(&f.Reason, "break-glass", "", "why this is done, in words for the auditor (required)")
+	flags.StringVarP(&f.Form, "output", "o", "yaml", "yaml, json, or raw: the bytes as the API server serialised them")
 	flags.StringVar(&f.to, "to", "", "write to this new `file`, readable to its owner only (default: standard output)")
 	flags.BoolVar(&f.allowTerminal, "allow-terminal", false, "show it on a terminal all the same")
 	flags.BoolVar(&f.allowReadable, "allow-readable-file", false, "write to a file that others may read all the same")
@@ -65,10 +56,13 @@ func (c *command) runGet(ctx context.Context, f *getFlags, key string) error {
 	if err != nil {
 		return err
 	}
-	if a.Config.Audit.Path == "" {
-		return app.Finding(hint.Wrap(errors.New("audit.path is empty in the configuration, and without a record nothing is recovered"), "set audit.path"))
+	progress, done := c.progress()
+	f.Key = key
+	f.Open = func(ctx context.Context) ([]evidence.Source, func() error, error) {
+		return f.etcdFlags.Open(ctx, progress)
 	}
-	text, err := c.recover(ctx, a, f, key)
+	text, err := breakglass.Recover(ctx, a, f.Request)
+	done()
 	defer clear(text)
 	if err != nil {
 		return err
@@ -84,13 +78,13 @@ func (c *command) runGet(ctx context.Context, f *getFlags, key string) error {
 
 // check refuses before anything is opened.
 func (f *getFlags) check() error {
-	f.reason = strings.TrimSpace(f.reason)
+	f.Reason = strings.TrimSpace(f.Reason)
 	switch {
-	case f.reason == "":
+	case f.Reason == "":
 		return app.Finding(hint.Wrap(errors.New("recovering an object goes past the API server's access control and requires a reason"), "say why with --break-glass REASON"))
-	case f.form != "yaml" && f.form != "json" && f.form != "raw":
-		return fmt.Errorf("unknown output %q: yaml, json and raw are known", f.form)
-	case len(f.snapshots) > 1:
+	case f.Form != "yaml" && f.Form != "json" && f.Form != "raw":
+		return fmt.Errorf("unknown output %q: yaml, json and raw are known", f.Form)
+	case len(f.Snapshots) > 1:
 		return errors.New("one --snapshot at a time: which of them the object is to come from must be clear")
 	case f.to != "":
 		return nil
@@ -106,121 +100,6 @@ func (f *getFlags) check() error {
 			"use --to FILE, set umask 077 before, or say --allow-readable-file"))
 	}
 	return nil
-}
-
-// recover finds and decrypts the object. Whatever came of it is on record when this returns.
-func (c *command) recover(ctx context.Context, a *app.Context, f *getFlags, key string) (text []byte, err error) {
-	progress, done := c.progress()
-	defer done()
-	sources, closeAll, err := f.open(ctx, progress)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, closeAll()) }()
-	trail, err := app.OpenTrailBeside(a.Config, "etcd-get")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, trail.Close()) }()
-	began := time.Now()
-	located, object, err := locate(ctx, sources, key)
-	if err == nil {
-		text, err = decrypted(ctx, a, f.form, located, object)
-	}
-	record := audit.Record{
-		Time: began, Operation: "etcd.get", Code: codeOf(err).String(), Duration: time.Since(began), Object: key,
-		Reason: f.reason + " (by " + app.UserName() + ")", Peer: app.Ourselves(),
-	}
-	if located != nil {
-		record.KeyID = located.KeyID
-	}
-	if recordErr := trail.Record(record); recordErr != nil {
-		clear(text)
-		return nil, errors.Join(fmt.Errorf("nothing is shown: %w", recordErr), err)
-	}
-	return text, err
-}
-
-// errSeveral: which of the objects the API server has is not known.
-var errSeveral = errors.New("more than one of these etcds has it, and only one of them is where the API server keeps it")
-
-// locate finds the object in the one source that has it.
-func locate(ctx context.Context, sources []evidence.Source, key string) (found *evidence.Recovered, object *stored.Object, err error) {
-	var missing error
-	for _, source := range sources {
-		one, encrypted, err := evidence.Locate(ctx, source, key)
-		switch {
-		case errors.Is(err, evidence.ErrNotFound):
-			missing = err
-		case found != nil && (err == nil || isRefusal(err)):
-			return nil, nil, app.Finding(hint.Wrap(fmt.Errorf("%s: %w", evidence.Printable(key), errSeveral), "name the one that --etcd-servers-overrides has for this resource with --endpoints, and nothing else"))
-		case err != nil:
-			return one, encrypted, refusal(err)
-		default:
-			found, object = one, encrypted
-		}
-	}
-	if found == nil {
-		return nil, nil, refusal(missing)
-	}
-	return found, object, nil
-}
-
-// refusal tells the answers of a command that could run from those of one that could not.
-func refusal(err error) error {
-	switch {
-	case errors.Is(err, evidence.ErrNotFound):
-		return app.Finding(hint.Wrap(err, "give the key as it is in etcd: /registry/RESOURCE/NAMESPACE/NAME, of a custom resource /registry/GROUP/RESOURCE/NAMESPACE/NAME"))
-	case isRefusal(err):
-		return app.Finding(err)
-	}
-	return err
-}
-
-// isRefusal reports whether an error is about an object that was found.
-func isRefusal(err error) bool {
-	return errors.Is(err, evidence.ErrOtherProvider) || errors.Is(err, stored.ErrUndecodable) || errors.Is(err, manifest.ErrUnknown)
-}
-
-// decrypted asks the HSM and gives the object the form that was asked for.
-func decrypted(ctx context.Context, a *app.Context, form string, located *evidence.Recovered, object *stored.Object) ([]byte, error) {
-	if object != nil {
-		in, err := a.Connect(ctx)
-		if err != nil {
-			return nil, err
-		}
-		defer in.Stop()
-		err = evidence.Recover(ctx, retire.Remembering(in.Ring, a.Config.Audit.Path), located, object)
-		if errors.Is(err, envelope.ErrUnavailable) || envelope.IsPIN(err) {
-			return nil, err // the HSM could not be asked: nothing was found out
-		}
-		if err != nil {
-			return nil, app.Finding(err)
-		}
-	}
-	if form == "raw" {
-		return located.Plain, nil
-	}
-	defer clear(located.Plain)
-	text, err := manifest.YAML(located.Plain)
-	if err == nil && form == "json" {
-		text, err = yaml.YAMLToJSON(text)
-	}
-	if err != nil {
-		return nil, hint.Wrap(refusal(err), "-o raw writes its bytes")
-	}
-	return text, nil
-}
-
-// codeOf is what the audit trail says of the outcome.
-func codeOf(err error) codes.Code {
-	switch {
-	case errors.Is(err, evidence.ErrNotFound):
-		return codes.NotFound
-	case isRefusal(err), errors.Is(err, errSeveral):
-		return codes.FailedPrecondition
-	}
-	return problem.Of(err).Code
 }
 
 // writeNew writes a file that did not exist, for its owner alone.

@@ -94,7 +94,7 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 // migrate connects and runs. Without an outcome it did not come to anything.
 func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Outcome, err error) {
 	opts := f.opts
-	if opts.Prefixes, opts.Known, err = f.read(); err != nil {
+	if opts.Prefixes, opts.Known, err = f.Read(); err != nil {
 		return nil, err
 	}
 	var required evidence.Required
@@ -126,7 +126,7 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 	watch := c.watchMigration()
 	defer watch.clear()
 	opts.Progress, opts.Say = watch.progress, watch.say
-	sources, closeAll, err := f.open(ctx, watch.reading)
+	sources, closeAll, err := f.Open(ctx, watch.reading)
 	if err != nil {
 		return nil, err
 	}

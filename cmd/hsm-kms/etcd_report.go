@@ -122,7 +122,7 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 func (c *command) buildReport(ctx context.Context, f *reportFlags, opts evidence.ReportOptions) (*evidence.Report, error) {
 	progress, done := c.progress()
 	defer done()
-	return f.report(ctx, opts, progress)
+	return f.Report(ctx, opts, progress)
 }
 
 // checkResources looks at the form of --resources before anything is read.

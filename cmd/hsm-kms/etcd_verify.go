@@ -51,7 +51,7 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 		return err
 	}
 	var err error
-	if _, f.opts.Known, err = f.read(); err != nil {
+	if _, f.opts.Known, err = f.Read(); err != nil {
 		return err
 	}
 	a, err := c.load()
@@ -85,7 +85,7 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 func (c *command) verify(ctx context.Context, f *verifyFlags, ring evidence.Opener) (outcome *evidence.Verification, err error) {
 	progress, done := c.progress()
 	defer done()
-	sources, closeAll, err := f.open(ctx, progress)
+	sources, closeAll, err := f.Open(ctx, progress)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
@@ -24,8 +25,8 @@ import (
 
 type retireFlags struct {
 	etcdFlags // which etcd is read now; its own --snapshot is not there
-	retire.Options
-	yes bool
+	options   retire.Options
+	yes       bool
 }
 
 func (c *command) keysRetire() *cobra.Command {
@@ -53,21 +54,21 @@ is unknown; run it again then.`,
 	}))
 	f.addLive(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.EvidenceFile, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
-	flags.StringArrayVar(&f.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
-	flags.DurationVar(&f.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
-	flags.BoolVar(&f.Accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
-	flags.StringArrayVar(&f.Accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
-	flags.BoolVar(&f.Accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
-	flags.BoolVar(&f.NoEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
-	flags.StringVar(&f.Plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
-	flags.BoolVar(&f.DryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
+	flags.StringVar(&f.options.EvidenceFile, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
+	flags.StringArrayVar(&f.options.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
+	flags.DurationVar(&f.options.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
+	flags.BoolVar(&f.options.Accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
+	flags.StringArrayVar(&f.options.Accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
+	flags.BoolVar(&f.options.Accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
+	flags.BoolVar(&f.options.NoEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
+	flags.StringVar(&f.options.Plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
+	flags.BoolVar(&f.options.DryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
 	flags.BoolVar(&f.yes, "yes", false, "do not ask on the terminal")
 	return cmd
 }
 
 func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, keyID string) (err error) {
-	o := f.Options
+	o := f.options
 	if o.KeyID, err = envelope.ParseKeyID(keyID); err != nil {
 		return hint.Wrap(err, "copy the key_id from: hsm-kms keys list")
 	}
@@ -85,7 +86,7 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 	o.Report = func(ctx context.Context, snapshots []string) (*evidence.Report, error) {
 		read := f.etcdFlags
 		if snapshots != nil {
-			read = etcdFlags{snapshots: snapshots, prefixes: f.prefixes}
+			read = etcdFlags{sources.Options{Snapshots: snapshots, Prefixes: f.Prefixes}}
 		}
 		return c.buildReport(ctx, &reportFlags{etcdFlags: read}, evidence.ReportOptions{})
 	}

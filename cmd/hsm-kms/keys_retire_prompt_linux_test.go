@@ -11,6 +11,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
 )
 
@@ -79,7 +80,7 @@ func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 				r.must(err)
 			}}
 			c := &command{out: &out, errOut: errOut, configPath: r.configPath(), output: "table"}
-			f := &retireFlags{etcdFlags: etcdFlags{endpoints: []string{r.etcd.url}, prefixes: []string{"/registry"}}, Options: retire.Options{EvidenceFile: r.report, Accepted: gate.Accepted{SoleCluster: true}}}
+			f := &retireFlags{etcdFlags: etcdFlags{sources.Options{Endpoints: []string{r.etcd.url}, Prefixes: []string{"/registry"}}}, options: retire.Options{EvidenceFile: r.report, Accepted: gate.Accepted{SoleCluster: true}}}
 			err := c.runRetire(t.Context(), theirs, f, r.old)
 			if test.want == "" {
 				if err != nil || r.holders() != nil || !strings.Contains(out.String(), "Destroyed "+r.old+" on hsm-a, hsm-b.") {

@@ -31,6 +31,27 @@ func Build(tb testing.TB) string {
 	return path
 }
 
+// BuildGo compiles the module gomodule, which is written in Go, and gives the path of the shared object. Its environment
+// names the real module: GOMODULE_REAL.
+func BuildGo(tb testing.TB) string {
+	tb.Helper()
+	target := filepath.Join(tb.TempDir(), "gomodule.so")
+	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-o", target, "./gomodule")
+	cmd.Dir = ownFolder()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("running %s: %v\n%s", cmd, err, out)
+	}
+	return target
+}
+
+// ownFolder is that of this package's sources; "": unknown, and the working directory must do.
+func ownFolder() string {
+	if _, self, _, ok := runtime.Caller(0); ok && filepath.IsAbs(self) {
+		return filepath.Dir(self)
+	}
+	return ""
+}
+
 // build compiles at most once per process; processes that race each make the same file and rename it into place.
 var build = sync.OnceValues(func() (string, error) {
 	headers, err := headerFolder()
@@ -62,9 +83,7 @@ var build = sync.OnceValues(func() (string, error) {
 // package's own folder, for the test may have changed its working directory.
 func headerFolder() (string, error) {
 	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11")
-	if _, self, _, ok := runtime.Caller(0); ok && filepath.IsAbs(self) {
-		cmd.Dir = filepath.Dir(self)
-	}
+	cmd.Dir = ownFolder()
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

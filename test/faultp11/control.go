@@ -12,7 +12,7 @@ import (
 // The layout of the control file: module/control.h is the same structure, and says what each word means.
 const (
 	controlMagic   = 0x6661756c74703131
-	controlVersion = 2
+	controlVersion = 3
 )
 
 type slot struct {
@@ -41,6 +41,7 @@ type block struct {
 	maxSessions    atomic.Uint64
 	tokenFlags     atomic.Uint64
 	hideSlots      atomic.Uint64
+	traits         atomic.Uint64
 	dropSessions   atomic.Uint64
 	dropLogin      atomic.Uint64
 	hangSerial     atomic.Uint64
@@ -52,6 +53,7 @@ type block struct {
 	logins             atomic.Uint64
 	finalizedWhileBusy atomic.Uint64
 	maxInFlight        atomic.Uint64
+	helper             atomic.Uint64
 
 	slots     [functionCount]slot
 	processes [maxProcesses]process

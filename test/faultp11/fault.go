@@ -20,6 +20,32 @@ const (
 	modeHang      = 5
 	modeHangAfter = 6
 	modeDie       = 7
+	modeMisbehave = 8
+)
+
+// Misbehaviour is what a faulty library does to its process in passing.
+type Misbehaviour uint64
+
+// What Misbehave knows.
+const (
+	FloodStdout         Misbehaviour = iota // 16 MiB of lines
+	FloodStderr                             // the same
+	TakeSignals                             // handlers for SIGTERM, SIGSEGV, SIGPIPE, SIGCHLD, SIGPROF and SIGURG
+	TakeSignalsOffStack                     // the same, without SA_ONSTACK
+	ForkHelper                              // a child that keeps all descriptors; Helper has its number
+	ForkDaemon                              // the same, in a session of its own
+	HangInHandlers                          // handlers as in TakeSignals that never return
+)
+
+// Trait is what a library demands of its caller, or lacks.
+type Trait uint64
+
+// The traits that Traits knows.
+const (
+	SlotInfoFirst Trait = 1 << iota // C_GetTokenInfo fails before C_GetSlotList for a length and C_GetSlotInfo
+	OneThread                       // C_Initialize with CKF_OS_LOCKING_OK is CKR_CANT_LOCK
+	Strlen                          // C_Login reads the PIN up to a zero byte
+	PINPad                          // C_Login takes no PIN, and has CKF_PROTECTED_AUTHENTICATION_PATH; needs Options.PINPad
 )
 
 // Death is how a faulty module ends its process.
@@ -84,6 +110,11 @@ func (c *Control) HangCallAfter(fn string) *Plan { return c.plan(modeHangAfter, 
 
 // Die makes a call of fn end the process that makes it, without the real call.
 func (c *Control) Die(fn string, how Death) *Plan { return c.plan(modeDie, uint64(how), fn) }
+
+// Misbehave makes a call of fn do this first, and then what it would do otherwise.
+func (c *Control) Misbehave(fn string, how Misbehaviour) *Plan {
+	return c.plan(modeMisbehave, uint64(how), fn)
+}
 
 // After lets n calls (0 to 16383) pass first.
 func (p *Plan) After(n int) *Plan {
@@ -163,6 +194,15 @@ func (c *Control) HideSlots(hide bool) {
 	}
 }
 
+// Traits sets what the library demands; none: nothing. They take effect at its next C_Initialize at the latest.
+func (c *Control) Traits(traits ...Trait) {
+	var all Trait
+	for _, trait := range traits {
+		all |= trait
+	}
+	c.b.traits.Store(uint64(all))
+}
+
 // DropSessions has the real module close all sessions at the next call, before it, once: every session handle is then
 // invalid, and the login lost with them.
 func (c *Control) DropSessions() { c.b.dropSessions.Add(1) }
@@ -179,6 +219,7 @@ func (c *Control) Clear() {
 	c.b.maxSessions.Store(0)
 	c.b.tokenFlags.Store(0)
 	c.b.hideSlots.Store(0)
+	c.b.traits.Store(0)
 	c.changedHang()
 }
 

@@ -13,6 +13,8 @@ type Options struct {
 	// SoftHSMConf is set as SOFTHSM2_CONF around the real module's C_Initialize, so that several instances in one
 	// process each have a token folder of their own. Empty: the environment is left alone.
 	SoftHSMConf string
+	// PINPad is the file with the PIN that is entered at the pad of a token with the trait PINPad.
+	PINPad string
 	// AllowBusyFinalize stops New from failing the test when C_Finalize was called under a call.
 	AllowBusyFinalize bool
 }
@@ -65,6 +67,9 @@ func Install(dir, underlying string, o Options) (*Module, error) {
 	sidecar := fmt.Sprintf("module=%s\ncontrol=%s\n", behind, m.ControlPath())
 	if o.SoftHSMConf != "" {
 		sidecar += fmt.Sprintf("softhsm2_conf=%s\n", o.SoftHSMConf)
+	}
+	if o.PINPad != "" {
+		sidecar += fmt.Sprintf("pinpad=%s\n", o.PINPad)
 	}
 	if err := os.WriteFile(m.Path()+".conf", []byte(sidecar), 0o600); err != nil {
 		return nil, fmt.Errorf("installing the faulty module: %w", err)

@@ -42,27 +42,27 @@ func (c *Control) sum(of func(p *process) int64) int {
 	return int(n)
 }
 
+// Processes gives the living processes that have the module loaded, but for this one.
+func (c *Control) Processes() (pids []int) {
+	for i := range c.b.processes {
+		if pid := int(c.b.processes[i].pid.Load()); pid != 0 && pid != os.Getpid() && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // Kill ends every process that uses the module with SIGKILL, but for this one: the workers of a program that is killed with
 // all that it has started, as a container is.
 func (c *Control) Kill() {
-	for i := range c.b.processes {
-		if pid := int(c.b.processes[i].pid.Load()); pid != 0 && pid != os.Getpid() {
-			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
-		}
+	for _, pid := range c.Processes() {
+		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
 	}
 }
 
 // WaitAlone waits until no process but this one has the module loaded. The error is ctx's.
 func (c *Control) WaitAlone(ctx context.Context) error {
-	return wait(ctx, "other processes (negative)", 0, func() int {
-		n := 0
-		for i := range c.b.processes {
-			if pid := int(c.b.processes[i].pid.Load()); pid != 0 && pid != os.Getpid() && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-				n--
-			}
-		}
-		return n
-	})
+	return wait(ctx, "other processes (negative)", 0, func() int { return -len(c.Processes()) })
 }
 
 // MaxInFlight gives the most calls in flight at once in one process since ResetCounters.
@@ -97,6 +97,9 @@ func (c *Control) Logins() int { return int(c.b.logins.Load()) }
 // FinalizedWhileBusy gives how often C_Finalize was called while another call of the same process was in flight, which
 // crashes real modules. Here it waits until the real module is idle instead, and is counted.
 func (c *Control) FinalizedWhileBusy() int { return int(c.b.finalizedWhileBusy.Load()) }
+
+// Helper gives the process that ForkHelper or ForkDaemon made last; 0: none.
+func (c *Control) Helper() int { return int(c.b.helper.Load()) }
 
 // ResetCounters sets all counters to 0, except those of what is now: open sessions and calls in flight. What happens
 // at the same time may be counted or not.

@@ -16,7 +16,7 @@
 
 /* Where things are: from the sidecar file, else from the environment. */
 struct settings {
-    char *module, *control, *softhsm2_conf;
+    char *module, *control, *softhsm2_conf, *pin_pad;
 };
 
 static struct module instance;
@@ -53,6 +53,8 @@ static bool read_sidecar(const char *so_path, struct settings *s)
             set(&s->control, line + 8);
         else if (strncmp(line, "softhsm2_conf=", 14) == 0)
             set(&s->softhsm2_conf, line + 14);
+        else if (strncmp(line, "pinpad=", 7) == 0)
+            set(&s->pin_pad, line + 7);
         else if (line[0] != '\0' && line[0] != '#')
             complain("%s.conf: cannot understand the line %s", so_path, line);
     }
@@ -162,6 +164,7 @@ static void set_up(void)
     else if ((instance.control = open_control(s.control)) != NULL && (instance.self = enter(instance.control)) != NULL)
         instance.real = open_real(s.module);
     instance.softhsm2_conf = s.softhsm2_conf;
+    instance.pin_pad = s.pin_pad;
     free(s.module);
     free(s.control);
 }

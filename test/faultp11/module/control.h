@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define CONTROL_MAGIC UINT64_C(0x6661756c74703131) /* "faultp11" */
-#define CONTROL_VERSION UINT64_C(2)
+#define CONTROL_VERSION UINT64_C(3)
 
 typedef _Atomic uint64_t word;
 typedef _Atomic int64_t sword;
@@ -45,6 +45,7 @@ enum fault_mode {
     FAULT_HANG = 5,     /* the call blocks before the real call until the slot has another fault, or none */
     FAULT_HANG_AFTER = 6,
     FAULT_DIE = 7,      /* the process ends, as enum death says; the real call is not made */
+    FAULT_MISBEHAVE = 8, /* the real call is made, after what enum misbehaviour says */
 };
 enum death {
     DEATH_SEGFAULT = 0,
@@ -52,7 +53,23 @@ enum death {
     DEATH_EXIT = 2,       /* exit(3), with the exit handlers */
     DEATH_HEAP_SMASH = 3, /* free finds the heap overwritten */
 };
+enum misbehaviour {
+    FLOOD_STDOUT = 0,           /* 16 MiB in lines of 64 bytes */
+    FLOOD_STDERR = 1,
+    TAKE_SIGNALS = 2,           /* handlers of its own for SIGTERM, SIGSEGV, SIGPIPE, SIGCHLD, SIGPROF, SIGURG */
+    TAKE_SIGNALS_OFF_STACK = 3, /* the same without SA_ONSTACK */
+    FORK_HELPER = 4,            /* a child that keeps every descriptor */
+    FORK_DAEMON = 5,            /* the same, in a session of its own, which its parent does not end with its group */
+    HANG_IN_HANDLERS = 6,       /* handlers for the same signals that never return */
+};
 #define TIMES_FOREVER UINT64_C(0x3fff)
+
+enum trait {
+    TRAIT_SLOT_INFO_FIRST = 1, /* C_GetTokenInfo fails until C_GetSlotList was asked for a length, and then C_GetSlotInfo for the slot */
+    TRAIT_ONE_THREAD = 2,      /* C_Initialize with CKF_OS_LOCKING_OK is CKR_CANT_LOCK */
+    TRAIT_STRLEN = 4,          /* C_Login reads the PIN up to a zero byte, whatever its length is said to be */
+    TRAIT_PIN_PAD = 8,         /* C_Login takes no PIN: the token asks for it, and is given the one in the sidecar's pinpad= file */
+};
 
 /* One function: what to do with its calls, and what was seen. */
 struct slot {
@@ -85,6 +102,7 @@ struct control {
     word max_sessions;   /* C_OpenSession beyond this many says CKR_SESSION_COUNT; 0: no limit */
     word token_flags;    /* OR-ed into CK_TOKEN_INFO.flags */
     word hide_slots;     /* not 0: C_GetSlotList finds none */
+    word traits;         /* TRAIT_..., what the library demands of its caller */
     word drop_sessions;  /* each increment: C_CloseAllSessions on the real module, once, at the next call */
     word drop_login;     /* each increment: C_Logout on the real module, once, at the next call */
     word hang_serial;    /* source of the values of hang */
@@ -97,13 +115,14 @@ struct control {
     word logins;             /* C_Login that the real module accepted */
     word finalize_busy;      /* C_Finalize while another call of the same process was in flight */
     word max_in_flight;      /* over all functions, in one process */
+    word helper;             /* the process that FORK_HELPER or FORK_DAEMON made last */
 
     struct slot slots[FN_COUNT];
     struct process processes[MAX_PROCESSES];
 };
 
 _Static_assert(FN_COUNT == 68, "PKCS#11 v2.40 has 68 functions");
-_Static_assert(sizeof(struct control) == 8 * (17 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
+_Static_assert(sizeof(struct control) == 8 * (19 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock would not be shared between processes");
 
 #endif

@@ -167,6 +167,8 @@ static void obey(struct control *c)
     }
 }
 
+bool has_trait(enum trait trait) { return (atomic_load(&module()->control->traits) & trait) != 0; }
+
 bool call_enter(struct call *c, enum function fn)
 {
     struct control *ctl = module()->control;
@@ -187,6 +189,8 @@ bool call_enter(struct call *c, enum function fn)
     take_fault(c, s); /* after the hang, so that a test can still decide how a hung call ends */
     if (c->injected && c->mode == FAULT_DIE)
         die((enum death)c->code);
+    if (c->injected && c->mode == FAULT_MISBEHAVE)
+        misbehave((enum misbehaviour)c->code);
     if (c->injected && c->mode == FAULT_BEFORE)
         return false;
     if (c->injected && c->mode == FAULT_DELAY)

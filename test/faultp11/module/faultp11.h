@@ -4,6 +4,7 @@
  *
  *   control.c   finds and opens the control block and the real module
  *   fault.c     what happens before and after each forwarded call
+ *   misbehave.c what a call does to its process in passing
  *   sessions.c  which sessions are open on which slot
  *   special.c   the functions that need more than forwarding
  *   forward.c   all others, and the function list
@@ -31,6 +32,7 @@ struct module {
     struct process *self;      /* this process's entry in control */
     CK_FUNCTION_LIST_PTR real; /* NULL: setting up failed, and every call says CKR_GENERAL_ERROR */
     char *softhsm2_conf;       /* SOFTHSM2_CONF for the real C_Initialize; NULL: leave the environment alone */
+    char *pin_pad;             /* file with the PIN that is entered at the pad; NULL: none */
 };
 
 /* The instance, set up at the first use. Never NULL; safe from any thread. */
@@ -63,6 +65,12 @@ CK_RV call_leave(struct call *c);
 /* call_tamper does FAULT_TRUNCATE and FAULT_CORRUPT to an output of *len bytes. */
 void call_tamper(const struct call *c, CK_BYTE_PTR out, CK_ULONG_PTR len);
 
+/* Does what a faulty library does to its process. */
+void misbehave(enum misbehaviour how);
+
+/* Whether the library has this trait now. */
+bool has_trait(enum trait trait);
+
 /* Keep other calls out of the real module, for C_Initialize, C_Finalize and the commands. */
 void real_lock(void);
 void real_unlock(void);
@@ -90,6 +98,7 @@ void sessions_each_slot(void (*each)(CK_SESSION_HANDLE, CK_SLOT_ID));
 CK_DECLARE_FUNCTION(CK_RV, fault_C_Initialize)(CK_VOID_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_Finalize)(CK_VOID_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_GetSlotList)(CK_BBOOL, CK_SLOT_ID_PTR, CK_ULONG_PTR);
+CK_DECLARE_FUNCTION(CK_RV, fault_C_GetSlotInfo)(CK_SLOT_ID, CK_SLOT_INFO_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_GetTokenInfo)(CK_SLOT_ID, CK_TOKEN_INFO_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_OpenSession)(CK_SLOT_ID, CK_FLAGS, CK_VOID_PTR, CK_NOTIFY, CK_SESSION_HANDLE_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_CloseSession)(CK_SESSION_HANDLE);

@@ -2,6 +2,7 @@
 #include "faultp11.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -35,10 +36,20 @@ static CK_RV initialize_with_conf(CK_VOID_PTR args, const char *conf)
     return rv;
 }
 
+/* The slots that C_GetSlotInfo was asked for since C_Initialize, for TRAIT_SLOT_INFO_FIRST. */
+static _Atomic bool length_asked, slot_asked[64];
+
 CK_RV fault_C_Initialize(CK_VOID_PTR args)
 {
     struct call c = {0};
     if (call_enter(&c, FN_C_Initialize)) {
+        atomic_store(&length_asked, false);
+        for (size_t i = 0; i < sizeof slot_asked / sizeof *slot_asked; i++)
+            atomic_store(&slot_asked[i], false);
+        if (has_trait(TRAIT_ONE_THREAD) && args && (((CK_C_INITIALIZE_ARGS_PTR)args)->flags & CKF_OS_LOCKING_OK)) {
+            c.rv = CKR_CANT_LOCK;
+            return call_leave(&c);
+        }
         real_lock();
         const char *conf = module()->softhsm2_conf;
         c.rv = conf ? initialize_with_conf(args, conf) : module()->real->C_Initialize(args);
@@ -70,6 +81,8 @@ CK_RV fault_C_GetSlotList(CK_BBOOL present, CK_SLOT_ID_PTR list, CK_ULONG_PTR co
 {
     struct call c = {0};
     if (call_enter(&c, FN_C_GetSlotList)) {
+        if (!list)
+            atomic_store(&length_asked, true);
         bool hide = atomic_load(&module()->control->hide_slots) != 0;
         c.rv = module()->real->C_GetSlotList(present, hide ? NULL : list, count);
         if (c.rv == CKR_OK && hide)
@@ -78,13 +91,33 @@ CK_RV fault_C_GetSlotList(CK_BBOOL present, CK_SLOT_ID_PTR list, CK_ULONG_PTR co
     return call_leave(&c);
 }
 
+/* SoftHSM numbers slots by their serial numbers, so they go by a hash here. */
+static _Atomic bool *asked(CK_SLOT_ID slot) { return &slot_asked[slot % (sizeof slot_asked / sizeof *slot_asked)]; }
+
+CK_RV fault_C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO_PTR info)
+{
+    struct call c = {0};
+    if (call_enter(&c, FN_C_GetSlotInfo)) {
+        c.rv = module()->real->C_GetSlotInfo(slot, info);
+        if (c.rv == CKR_OK && atomic_load(&length_asked))
+            atomic_store(asked(slot), true);
+    }
+    return call_leave(&c);
+}
+
 CK_RV fault_C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info)
 {
     struct call c = {0};
     if (call_enter(&c, FN_C_GetTokenInfo)) {
-        c.rv = module()->real->C_GetTokenInfo(slot, info);
-        if (c.rv == CKR_OK)
+        if (has_trait(TRAIT_SLOT_INFO_FIRST) && !atomic_load(asked(slot)))
+            c.rv = CKR_TOKEN_NOT_PRESENT;
+        else
+            c.rv = module()->real->C_GetTokenInfo(slot, info);
+        if (c.rv == CKR_OK) {
             info->flags |= (CK_FLAGS)atomic_load(&module()->control->token_flags);
+            if (has_trait(TRAIT_PIN_PAD))
+                info->flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
+        }
     }
     return call_leave(&c);
 }
@@ -127,11 +160,29 @@ CK_RV fault_C_CloseAllSessions(CK_SLOT_ID slot)
     return call_leave(&c);
 }
 
+/* A person at the pad enters the PIN that is in the file. */
+static CK_RV login_at_pad(CK_SESSION_HANDLE session, CK_USER_TYPE user)
+{
+    char pin[257] = {0};
+    FILE *f = module()->pin_pad ? fopen(module()->pin_pad, "re") : NULL;
+    if (!f || !fgets(pin, sizeof pin, f))
+        complain("a token with a PIN pad needs pinpad= in the sidecar file");
+    if (f)
+        fclose(f);
+    pin[strcspn(pin, "\r\n")] = '\0';
+    return module()->real->C_Login(session, user, (CK_UTF8CHAR_PTR)pin, strlen(pin));
+}
+
 CK_RV fault_C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR_PTR pin, CK_ULONG len)
 {
     struct call c = {0};
     if (call_enter(&c, FN_C_Login)) {
-        c.rv = module()->real->C_Login(session, user, pin, len);
+        if (has_trait(TRAIT_PIN_PAD) && pin)
+            c.rv = CKR_ARGUMENTS_BAD;
+        else if (has_trait(TRAIT_PIN_PAD))
+            c.rv = login_at_pad(session, user);
+        else
+            c.rv = module()->real->C_Login(session, user, pin, has_trait(TRAIT_STRLEN) ? strlen((char *)pin) : len);
         if (c.rv == CKR_OK)
             atomic_fetch_add(&module()->control->logins, 1);
     }

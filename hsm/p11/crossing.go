@@ -114,9 +114,6 @@ func (l *Library) Login(s Session, file pinfile.Identity) error {
 // It takes fd over.
 func (l *Library) ServeLane(fd int) { C.lane_serve(l.list, C.int(fd)) }
 
-// DieBySignals has SIGSEGV, SIGABRT and their like end this process. For a worker.
-func DieBySignals() { C.die_by_signals() }
-
 // StopLanes keeps every lane of this process from another call into the module.
 func StopLanes() { C.lanes_stop() }
 

@@ -1,7 +1,6 @@
 #include "lane.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,13 +12,6 @@ static atomic_int busy, stopped;
 void lanes_stop(void) { atomic_store(&stopped, 1); }
 
 int lanes_busy(void) { return atomic_load(&busy); }
-
-void die_by_signals(void)
-{
-	const int all[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTRAP, SIGSYS };
-	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-		signal(all[i], SIG_DFL);
-}
 
 int lane_well_formed(const lane_request *q)
 {

@@ -42,10 +42,6 @@ int lane_well_formed(const lane_request *q);
 // session is left as it is: only LANE_CLOSE closes it.
 void lane_serve(void *list, int fd);
 
-// die_by_signals has SIGSEGV, SIGABRT and their like end the process, instead of the Go runtime's account of them: what
-// ended a worker is then its exit status.
-void die_by_signals(void);
-
 // lanes_stop keeps every lane from another call. One that is asked for one ends.
 void lanes_stop(void);
 

@@ -8,7 +8,9 @@
 // library: no core file and no debugger, memory locked where that is allowed, SIGTERM, SIGINT, SIGHUP and SIGPIPE
 // ignored, a process group of its own, standard output joined to standard error. It refuses to run when it inherited a
 // descriptor that it does not know, or when the program that started it is another build. The environment is that of
-// Environment. What the library prints is read by the program, and logged line by line within bounds.
+// Environment. What the library prints is read by the program, and logged line by line within bounds. Signal handlers that
+// the library has replaced are put right after each control request: what is ignored stays ignored, and the others run on a
+// stack of their own, or the Go runtime would end the process. A SIGSEGV handler of the library stays.
 //
 // The program never sees a PIN: Login names a state of a PIN file, and the worker reads it.
 //
@@ -30,7 +32,7 @@
 //
 // The worker ends when the program does: it watches the lanes socket, and the kernel closes the other end of that however
 // the program ends. A parent-death signal would not do: the end of a thread sends it too, and it would kill
-// inside C_Login.
+// inside C_Login. A thread without Go does the same a little later, for a library that has the Go runtime hang.
 //
 // The critical lock is a lock on a file that only these two processes have. The worker holds it around C_Login and every
 // call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. The one who ends a worker takes

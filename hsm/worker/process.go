@@ -148,6 +148,7 @@ func (p *process) watch() {
 	awaitExit(pid)
 	_ = unix.Kill(-pid, unix.SIGKILL) // what the library forked; the group's number is not given away before the wait
 	err := p.cmd.Wait()
+	go reapGroup(pid)
 	status := "exit status 0"
 	if err != nil {
 		status = err.Error()
@@ -160,6 +161,16 @@ func (p *process) watch() {
 	}
 	close(p.ended)
 	p.close()
+}
+
+// reapGroup waits for what was in a process group whose leader has ended, and was killed with it: orphans come to the first
+// process of a container, which this program may be.
+func reapGroup(leader int) {
+	for {
+		if _, err := unix.Wait4(-leader, nil, 0, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return // there are none
+		}
+	}
 }
 
 // during is what the worker was asked for when it ended.

@@ -246,6 +246,7 @@ func (s *server) do(q *request) *answer {
 		}
 	})
 	a.Failed = wrapError(s.perform(library, q, a))
+	p11.TameSignals()
 	return a
 }
 
@@ -303,12 +304,28 @@ func (s *server) load(q *request) error {
 	}
 	s.generation, s.module = q.Generation, q.Load.Module
 	s.connectTimeout.Store(int64(q.Load.ConnectTimeout))
+	if err := s.endWithProgram(); err != nil {
+		return err
+	}
 	library, err := p11.Load(q.Load.Module, q.Load.Reserved)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrLoad, err)
 	}
 	s.library.Store(library)
+	p11.TameSignals()
 	return nil
+}
+
+// endWithProgram has the process end when leave should have ended it, and could not.
+func (s *server) endWithProgram() error {
+	conn, err := s.lanes.SyscallConn()
+	if err != nil {
+		return err
+	}
+	controlErr := conn.Control(func(fd uintptr) {
+		err = p11.EndWith(fd, time.Duration(s.connectTimeout.Load())+2*drainWait)
+	})
+	return errors.Join(err, controlErr)
 }
 
 // errAlone: nobody is left to whom the outcome could be told.

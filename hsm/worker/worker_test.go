@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,13 +36,20 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const starterMark = "HSM_KMS_TEST_STARTER"
+const (
+	starterMark  = "HSM_KMS_TEST_STARTER"
+	starterLimit = "HSM_KMS_TEST_STARTER_LIMIT" // its worker's connectTimeout
+)
 
 // starter is a program with one worker, which waits to be killed.
 func starter(module string) {
 	env, _ := worker.Environment(os.Environ(), nil)
+	limit, err := time.ParseDuration(cmp.Or(os.Getenv(starterLimit), "10s"))
+	if err != nil {
+		panic(err)
+	}
 	c, err := worker.Start(context.Background(), worker.Config{
-		Token: "hsm-a", Module: module, Environment: env, ConnectTimeout: 10 * time.Second,
+		Token: "hsm-a", Module: module, Environment: env, ConnectTimeout: limit,
 		Hook: func(string, p11.RV, time.Duration) {}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err == nil {

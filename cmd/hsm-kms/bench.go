@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,7 +16,6 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/bench"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/internal/capacity"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -23,31 +23,27 @@ import (
 const benchStarts = 5
 
 type benchFlags struct {
-	plan     bench.Plan
-	plane    capacity.Plane
-	token    string
-	capacity bool
+	plan  bench.Plan
+	token string
 }
 
 func (c *command) bench() *cobra.Command {
 	f := &benchFlags{}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "bench",
-		Short: "Measure latency and rate of a token, and tell what a control plane asks of it",
+		Short: "Measure latency and rate of a token",
 		Long: `Connects to one token of the configuration a few times, then seals and opens DEKs that it throws away, with the
-ring's current key, as fast as the token answers. From that it works out what a control plane asks of the token.
+ring's current key, as fast as the token answers. docs/performance.md says what a control plane asks of a token.
 
 It writes nothing to the token or to etcd, keeps to maxSessions, and ends at Ctrl-C after the calls that are under way. It does use the HSM:
 whatever else uses it meanwhile, a plugin that serves included, waits behind its calls, and the token must have
 room for as many sessions again. Every seal spends one of the 2^32 nonces of the key; a run takes one in
 4,096 of them at most, and says so before it begins.
 
--o json is an array, one object for each row; with --capacity it is one object, of rows and capacity.`,
+-o json is an array, one object for each row.`,
 		Example: `  hsm-kms bench
   hsm-kms bench --clients 1,16 --time 2s --token hsm-b
-  hsm-kms bench --nodes 5 --restarts 0.1 --deks 400
-  hsm-kms bench -o json | jq '.[] | select(.op == "open" and .clients == 1) | .p50'
-  hsm-kms bench --capacity -o json | jq .capacity.idleCallsPerSecond`,
+  hsm-kms bench -o json | jq '.[] | select(.op == "open" and .clients == 1) | .p50'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runBench(cmd.Context(), f) },
 	}))
@@ -55,23 +51,8 @@ room for as many sessions again. Every seal spends one of the 2^32 nonces of the
 	flags.StringVar(&f.token, "token", "", "`name` of the token in the configuration (default the first)")
 	flags.IntSliceVar(&f.plan.Clients, "clients", []int{1, 8, 32}, "how many ask at one time; one row each for seal and for open")
 	flags.DurationVar(&f.plan.Time, "time", time.Second, "how long a row takes")
-	flags.IntVar(&f.plane.Nodes, "nodes", 3, "nodes of the control plane")
-	flags.Float64Var(&f.plane.Restarts, "restarts", 1, "restarts of each node, a day")
-	flags.Float64Var(&f.plane.Rotations, "rotations", 1, "rotations of the key, a day")
-	flags.IntVar(&f.plane.DEKs, "deks", 200, "distinct DEKs in etcd: etcd report counts them")
-	flags.BoolVar(&f.capacity, "capacity", false, "with -o json: one object, of rows and capacity")
 	return cmd
 }
-
-// The bounds of a capacity.Plane: beyond them are slips of the hand, and numbers that an int or JSON cannot hold.
-const (
-	mostNodes = 1000
-	mostDEKs  = 10_000_000
-	mostADay  = 86_400
-)
-
-// aDay says whether something may happen so often a day; NaN may not.
-func aDay(times float64) bool { return times >= 0 && times <= mostADay }
 
 // check looks at the flags before anything is loaded.
 func (f *benchFlags) check() error {
@@ -88,10 +69,6 @@ func (f *benchFlags) check() error {
 	case f.plan.Time > bench.LongestTime:
 		return hint.Wrap(fmt.Errorf("--time %s is longer than %s", f.plan.Time, bench.LongestTime),
 			"a longer load tells no more, and spends nonces of a key that is in use; for load over hours make a token and a ring of their own")
-	case f.plane.Nodes < 1 || f.plane.Nodes > mostNodes || f.plane.DEKs < 0 || f.plane.DEKs > mostDEKs:
-		return fmt.Errorf("--nodes must be from 1 to %s, and --deks from 0 to %s", grouped(mostNodes), grouped(mostDEKs))
-	case !aDay(f.plane.Restarts) || !aDay(f.plane.Rotations):
-		return fmt.Errorf("--restarts and --rotations must be from 0 to %s a day", grouped(mostADay))
 	}
 	return nil
 }
@@ -120,16 +97,13 @@ func (c *command) runBench(ctx context.Context, f *benchFlags) error {
 		return stopped(ctx, err)
 	}
 	c.announce(b, f)
-	rows, refreshCalls, err := b.measure(ctx, f.plan)
-	if err != nil {
-		return errors.Join(c.printRows(f, rows), stopped(ctx, err))
-	}
-	return c.printBench(f, rows, b.asks(rows[0], refreshCalls))
+	rows, err := b.measure(ctx, f.plan)
+	return errors.Join(c.printRows(rows), stopped(ctx, err))
 }
 
 // stopped says of an error what matters when the user has ended the run; any other is returned as it is.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() == nil {
+	if err == nil || ctx.Err() == nil {
 		return err
 	}
 	return hint.Wrap(errors.New("stopped before the last row; nothing was written to the token"), "run it again for the whole table")
@@ -155,7 +129,7 @@ func (c *command) announce(b *benched, f *benchFlags) {
 	fmt.Fprintln(c.errOut, "hsm-kms: whatever else uses this HSM, a plugin that serves included, waits behind these calls and needs sessions of its own.")
 	if b.cfg.Profile == config.ProfileAESGCM {
 		fmt.Fprintf(c.errOut, "hsm-kms: nothing is written; at most %s of the %s nonces of that key are spent, on DEKs that are thrown away.\n",
-			grouped(bench.SealBudget), grouped(capacity.Nonces))
+			grouped(bench.SealBudget), grouped(bench.Nonces))
 	}
 }
 
@@ -203,36 +177,56 @@ func (b *benched) connect(ctx context.Context) error {
 	return exerciseErr
 }
 
-// measure starts some more times, and runs the plan. refreshCalls is what a reading of the ring costs.
-func (b *benched) measure(stop context.Context, plan bench.Plan) (rows []bench.Row, refreshCalls int64, err error) {
+// measure starts some more times, and runs the plan.
+func (b *benched) measure(stop context.Context, plan bench.Plan) ([]bench.Row, error) {
 	for range benchStarts - 1 {
 		if err := stop.Err(); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		if err := b.connect(stop); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 	}
 	var elapsed time.Duration
 	for _, d := range b.took {
 		elapsed += d
 	}
-	rows = []bench.Row{bench.RowOf(bench.OpStart, 1, b.took, elapsed, b.calls)}
-	before := b.count.Calls()
-	if err := b.in.Ring.Refresh(stop); err != nil {
-		return rows, 0, err
-	}
-	refreshCalls = b.count.Calls() - before
+	rows := []bench.Row{bench.RowOf(bench.OpStart, 1, b.took, elapsed, b.calls)}
 	more, err := plan.Run(stop, b.in.Ring, b.key, &b.count)
-	return append(rows, more...), refreshCalls, err
+	return append(rows, more...), err
 }
 
-// asks is what a plugin with this configuration asks of the token. A seal and an open are two calls each, in both profiles:
-// what the rows have beyond that are sessions that were opened.
-func (b *benched) asks(start bench.Row, refreshCalls int64) capacity.Plugin {
-	return capacity.Plugin{
-		Seal: 2, Open: 2, Start: start.HSMCallsPerOp, Refresh: float64(refreshCalls),
-		ProbeInterval: b.cfg.ProbeInterval.Std(), RefreshInterval: b.cfg.RefreshInterval.Std(),
-		MaxSessions: b.cfg.Tokens[b.at].MaxSessions,
+// printRows prints what was measured.
+func (c *command) printRows(rows []bench.Row) error {
+	if c.output == "json" {
+		return c.json(append([]bench.Row{}, rows...)) // [] and not null
 	}
+	if len(rows) == 0 {
+		return nil
+	}
+	table := [][]string{{"OP", "CLIENTS", "PER SECOND", "P50", "P99", "HSM CALLS PER OP"}}
+	for _, r := range rows {
+		table = append(table, []string{
+			r.Op, strconv.Itoa(r.Clients), threePlaces(r.OpsPerSecond), threePlaces(r.P50) + " ms", threePlaces(r.P99) + " ms", threePlaces(r.HSMCallsPerOp),
+		})
+	}
+	return c.table(table)
 }
+
+// threePlaces shows a number with as many digits as mean something, and large ones in groups.
+func threePlaces(v float64) string {
+	switch {
+	case v >= 100:
+		return grouped(int64(v + 0.5))
+	case v >= 10:
+		return trimZeros(fmt.Sprintf("%.1f", v))
+	case v >= 1:
+		return trimZeros(fmt.Sprintf("%.2f", v))
+	case v >= 0.001 || v == 0:
+		return trimZeros(fmt.Sprintf("%.3f", v))
+	}
+	return "less than 0.001"
+}
+
+// trimZeros takes what says nothing off a decimal fraction.
+func trimZeros(s string) string { return strings.TrimSuffix(strings.TrimRight(s, "0"), ".") }

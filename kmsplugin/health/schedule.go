@@ -28,7 +28,7 @@ func (s *schedule) refreshDue(now time.Time) bool { return !now.Before(s.refresh
 // the probe at their instant, so that all nodes change over together and not a probe interval apart.
 //
 // The first pauses after a start, and after something was wrong, are shortened at random, to a half at least: a fleet that
-// was started at one moment, after a power cut, would else meet at the HSM in every interval (test/simulation/capacity).
+// was started at one moment, after a power cut, would else meet at the HSM in every interval.
 func (s *schedule) plan(now time.Time, view envelope.View, unwell bool) {
 	if unwell || s.urgent(now, view) {
 		s.backOff = min(max(firstBackOff, 2*s.backOff), s.probeEvery)

@@ -11,8 +11,11 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/load"
 )
 
+// Nonces is how many a key has over its life: random-nonce GCM, NIST SP 800-38D, section 8.3.
+const Nonces = 1 << 32
+
 // SealBudget is the most seals of one run, everything included. Each spends a nonce of the key that a cluster lives on, which
-// has 2^32 of them over its life (random-nonce GCM; NIST SP 800-38D, section 8.3): a run takes one in 4,096 at most.
+// has Nonces of them: a run takes one in 4,096 at most.
 const SealBudget = 1 << 20
 
 // The bounds of a Plan.

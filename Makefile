@@ -7,14 +7,19 @@ BENCH_OPS ?= 100000
 BENCH_OBJECTS ?= 1000000
 MINUTES  ?= 1
 SEED     ?= 0
+IMAGE    ?= localhost/hsm-kms
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # PKCS#11 modules are loaded by C code.
 export CGO_ENABLED = 1
 
+# What judges manifests, where the machine has it not: test/tools/need.sh checkers unpacks it there.
+CHECKERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hsm-kms/checkers
+export PATH := $(PATH):$(CHECKERS)/bin
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak cluster lint fuzz release tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak cluster lint fuzz release image tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -72,6 +77,9 @@ fuzz: need ## each fuzz target for FUZZTIME (20s)
 
 release: ## dist/: archives for Linux with checksums, the same bytes from every clone of the commit
 	@GO=$(GO) test/tools/release.sh
+
+image: release ## dist/: an OCI image of each archive, made without Docker; IMAGE=registry.example.com/hsm-kms for its name
+	@$(GO) run ./test/tools/image -name $(IMAGE)
 
 tools: ## finds or builds kube-apiserver and etcd; the last line is their folder
 	@$(GO) build -o bin/tools ./test/tools

@@ -214,6 +214,11 @@ func TestDockerfile(t *testing.T) {
 	if !strings.Contains(text, "golang:"+string(version[1])+"-") {
 		t.Errorf("go.mod wants Go %s, and the image is built with another", version[1])
 	}
+	for _, image := range regexp.MustCompile(`(?m)^ARG (?:GO|DEBIAN|BASE)=(\S+)$|^FROM ([^$]\S*)`).FindAllString(text, -1) {
+		if !regexp.MustCompile(`@sha256:[0-9a-f]{64}$`).MatchString(image) {
+			t.Errorf("%s is not pinned by digest", image)
+		}
+	}
 	if last := text[strings.LastIndex(text, "\nFROM "):]; !strings.HasPrefix(last, "\nFROM ${BASE} AS hsm-kms") || !strings.Contains(last, "ENTRYPOINT") {
 		t.Errorf("the last stage is not the program's:\n%s", last)
 	}

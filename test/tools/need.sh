@@ -9,8 +9,14 @@
 #   test/tools/need.sh tokens       and the other tokens of test/tokens: Debian with root only, elsewhere their tests are
 #                                   skipped and say so
 #   test/tools/need.sh cluster      and what makes nodes (mmdebstrap, nsenter, ip)
-#   test/tools/need.sh checkers     and what judges the manifests (systemd-analyze, promtool), likewise
+#   test/tools/need.sh checkers     and what judges the manifests (systemd-analyze, promtool, prometheus), likewise. Their
+#                                   packages are a service manager and a server: they are not installed but unpacked, in
+#                                   a folder of the user's cache that `make` has in its PATH
 set -euo pipefail
+
+# Keep it equal to CHECKERS in the Makefile.
+checkers=${XDG_CACHE_HOME:-$HOME/.cache}/hsm-kms/checkers
+PATH=$PATH:$checkers/bin
 
 # The folders of test/softhsm/module.go. Keep the two lists equal: what this script accepts, the tests must find.
 softhsm_modules=(
@@ -43,7 +49,7 @@ present() {
 	opensc) has pkcs11-tool ;;
 	shellcheck) has shellcheck ;;
 	cluster) has mmdebstrap && has nsenter && has ip ;;
-	checkers) has systemd-analyze && has promtool ;;
+	checkers) has systemd-analyze && has promtool && has prometheus ;;
 	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext ;;
 	*) echo "need.sh: I know nothing of '$1'" >&2 && exit 2 ;;
 	esac
@@ -59,7 +65,6 @@ package() {
 	apk:cc) echo gcc musl-dev ;;
 	dnf:cc | brew:cc) echo gcc ;;
 	apt:cluster) echo mmdebstrap util-linux iproute2 ;;
-	apt:checkers) echo systemd prometheus ;;
 	apt:tokens)
 		echo opencryptoki libnss3-tools p11-kit p11-kit-modules libtpm2-pkcs11-1 libtpm2-pkcs11-tools \
 			swtpm swtpm-tools libtss2-tcti-swtpm0 tpm2-tools
@@ -68,12 +73,44 @@ package() {
 	esac
 }
 
+# unpack_checkers unpacks the packages, and the libraries that they need beside the C library, in a folder of their own.
+# Nothing of it is installed, started or run by a maintainer's script.
+unpack_checkers() {
+	local root=$checkers/root arch name
+	echo "need.sh: unpacking the Debian packages systemd and prometheus in $checkers; nothing is installed or started" >&2
+	rm -rf "$checkers" && mkdir -p "$root" "$checkers/debs" "$checkers/bin"
+	apt-get update >&2
+	apt-get -s -o Dir::State::status=/dev/null install --no-install-recommends systemd prometheus |
+		awk '$1 == "Inst" && $2 !~ /^(libc6|libc-bin|dpkg|perl|init|prometheus-node)/ { print $2 }' >"$checkers/packages"
+	(cd "$checkers/debs" && xargs apt-get download >&2 <"$checkers/packages")
+	for name in "$checkers"/debs/*.deb; do
+		dpkg-deb --extract "$name" "$root"
+	done
+	rm -rf "$checkers/debs"
+	ln -s ../root/usr/bin/promtool ../root/usr/bin/prometheus "$checkers/bin/"
+	arch=$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || gcc -print-multiarch)
+	cat >"$checkers/bin/systemd-analyze" <<-END
+		#!/bin/sh
+		# The units that ours name are found in this folder, the libraries too.
+		export LD_LIBRARY_PATH='$root/usr/lib/$arch/systemd:$root/lib/$arch/systemd:$root/usr/lib/$arch:$root/lib/$arch'
+		export SYSTEMD_UNIT_PATH='$root/lib/systemd/system:$root/usr/lib/systemd/system:'
+		exec '$root/usr/bin/systemd-analyze' "\$@"
+	END
+	chmod 755 "$checkers/bin/systemd-analyze"
+}
+
 missing=()
 for name in softhsm cc "$@"; do
 	present "$name" && continue
 	if [[ $name == tokens || $name == checkers ]] && { ! has apt-get || [[ $(id -u) -ne 0 ]]; }; then
 		echo "need.sh: $name are installed on Debian by root only; the tests of what is missing are skipped" >&2
 		continue
+	fi
+	if [[ $name == checkers ]]; then
+		unpack_checkers
+		present checkers && continue
+		echo "need.sh: systemd-analyze, promtool or prometheus is still not found in $checkers" >&2
+		exit 1
 	fi
 	missing+=("$name")
 done

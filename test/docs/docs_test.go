@@ -84,7 +84,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// TestCommands runs the marked commands of every document.
+// TestCommands runs the marked commands of every document. What they make in the folder of the source is nothing that git would
+// take for a part of it.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	bin := program(t)
@@ -149,9 +150,10 @@ func run(t *testing.T, bin string, s script) string {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o700), os.Symlink(bin, filepath.Join(dir, "bin/hsm-kms"))); err != nil {
 		t.Fatal(err)
 	}
+	defer checkUntracked(t, dir)
 	// What is left running in the background ends with the shell, as with a closed terminal.
 	text := "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n" + strings.ReplaceAll(strings.Join(s.Lines, "\n"), modulePath, module) + "\n"
-	log := filepath.Join(dir, "output")
+	log := filepath.Join(t.TempDir(), "output")
 	shell, err := proc.Start(proc.Spec{
 		Name: "bash", Path: "bash", Args: []string{"-c", text}, Dir: dir, Log: log,
 		Env: []string{"HOME=" + dir, "SOFTHSM2_CONF=/nonexistent/no-token-of-this-machine.conf"},
@@ -175,4 +177,25 @@ func run(t *testing.T, bin string, s script) string {
 		t.Fatal(err)
 	}
 	return string(printed)
+}
+
+// checkUntracked fails the test when dir holds a file that the repository's .gitignore does not name.
+func checkUntracked(t *testing.T, dir string) {
+	t.Helper()
+	ignore, err := filepath.Abs(filepath.Join(root, ".gitignore"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	git := func(args ...string) string {
+		cmd := exec.CommandContext(t.Context(), "git", append([]string{"-C", dir, "-c", "core.excludesFile=" + ignore}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("git %v: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	git("init", "--quiet")
+	if left := git("status", "--porcelain", "--untracked-files=all"); left != "" {
+		t.Errorf("the commands leave files behind that git does not ignore:\n%s", left)
+	}
 }

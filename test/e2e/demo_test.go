@@ -21,6 +21,17 @@ type demonstration struct {
 	out    *bufio.Reader
 	seen   bytes.Buffer
 	folder string
+	before string // files of the checkout that git does not know, when it began
+}
+
+// untracked lists the files of the checkout that git neither has nor ignores; "" outside of a checkout.
+func untracked(t *testing.T) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "git", "-C", "../..", "ls-files", "--others", "--exclude-standard").Output()
+	if err != nil {
+		t.Logf("NOT CHECKED: files left in the checkout: %v", err)
+	}
+	return string(out)
 }
 
 func startDemo(t *testing.T) *demonstration {
@@ -46,10 +57,11 @@ func startDemo(t *testing.T) *demonstration {
 		t.Fatal(err)
 	}
 	cmd.Stderr = cmd.Stdout
+	before := untracked(t)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return &demonstration{cmd: cmd, out: bufio.NewReader(stdout), folder: folder}
+	return &demonstration{cmd: cmd, out: bufio.NewReader(stdout), folder: folder, before: before}
 }
 
 // until reads the demo's output up to a line that starts with text.
@@ -101,6 +113,9 @@ func (d *demonstration) checkNothingLeft(t *testing.T) {
 	entries, err := os.ReadDir(d.folder)
 	if err != nil || len(entries) != 0 {
 		t.Errorf("files left behind: %v, %v", entries, err)
+	}
+	if left := untracked(t); left != d.before {
+		t.Errorf("files left in the checkout:\n%s\nbefore it were\n%s", left, d.before)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -119,8 +120,10 @@ var brokenTokens = []broken{
 		s.mac = func([]byte, []byte) [MACSize]byte { return [MACSize]byte{} }
 	}, false},
 	{"the HMAC changes from call to call", HMACKDF, func(s *softToken) {
-		calls := byte(0)
-		s.mac = func(key, data []byte) [MACSize]byte { calls++; return softMAC(key, append(bytes.Clone(data), calls)) }
+		var calls atomic.Uint32
+		s.mac = func(key, data []byte) [MACSize]byte {
+			return softMAC(key, append(bytes.Clone(data), byte(calls.Add(1))))
+		}
 	}, true},
 }
 
@@ -203,7 +206,8 @@ func TestSelfTestOfATokenThatIsAway(t *testing.T) {
 		for _, away := range []error{ErrUnavailable, ErrBusy, context.DeadlineExceeded, ErrUnknownKey} {
 			for operation := range 8 {
 				s := newSealed(t, profile, 32)
-				going := &leaving{Token: s.token, left: operation, err: away}
+				going := &leaving{Token: s.token, err: away}
+				going.left.Store(int64(operation))
 				if err := SelfTest(t.Context(), going, profile, s.id); !errors.Is(err, away) || errors.Is(err, ErrSelfTest) {
 					t.Errorf("%v at operation %d: SelfTest says %v", away, operation, err)
 				}
@@ -215,15 +219,14 @@ func TestSelfTestOfATokenThatIsAway(t *testing.T) {
 // leaving is a token that works a few times more and then fails with err.
 type leaving struct {
 	Token
-	left int
+	left atomic.Int64
 	err  error
 }
 
 func (l *leaving) gone() error {
-	if l.left == 0 {
+	if l.left.Add(-1) < 0 {
 		return l.err
 	}
-	l.left--
 	return nil
 }
 

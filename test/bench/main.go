@@ -28,6 +28,7 @@ type options struct {
 
 	// Of the other roles, which this program starts itself in.
 	role, socket, module, label, pinFile, profile string
+	keys                                          int
 }
 
 func main() {
@@ -45,7 +46,7 @@ func run() error {
 	flag.IntVar(&o.rounds, "rounds", 9, "how many rounds of turns; those with a slow token are a third of it")
 	flag.IntVar(&o.ops, "ops", 100_000, "how many operations the memory is measured over")
 	flag.IntVar(&o.deks, "deks", 2000, "how many DEKs a cold start opens")
-	flag.StringVar(&o.parts, "parts", "fast,slow,held", "which `parts` to measure: ratios to N and R; a slow token, starts and counts; what the process holds")
+	flag.StringVar(&o.parts, "parts", "fast,starts,slow,held", "which `parts` to measure: ratios to N and R; starts; a slow token and counts; what the processes hold")
 	flag.BoolVar(&o.strict, "strict", false, "exit 1 when a limit is missed")
 	flag.StringVar(&o.role, "role", "", "internal: what this process is")
 	flag.StringVar(&o.socket, "socket", "", "internal")
@@ -53,6 +54,7 @@ func run() error {
 	flag.StringVar(&o.label, "label", "", "internal")
 	flag.StringVar(&o.pinFile, "pin-file", "", "internal")
 	flag.StringVar(&o.profile, "profile", "", "internal")
+	flag.IntVar(&o.keys, "keys", 0, "internal")
 	flag.Parse()
 	switch {
 	case o.role == "empty":
@@ -61,6 +63,8 @@ func run() error {
 		return runBare(&o)
 	case o.role == "both":
 		return serveBoth(&o)
+	case o.role == "keys":
+		return runKeys(&o)
 	case o.slice <= 0 || o.rounds < 1 || o.ops < 100 || o.deks < 1:
 		return errors.New("-time, -rounds and -deks must be positive, and -ops at least 100")
 	}
@@ -87,11 +91,11 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := w.startEmpty(ctx); err != nil {
 		return err
 	}
-	parts := map[string]func(context.Context, *table) error{"fast": w.fast, "slow": w.slow, "held": w.held}
+	parts := map[string]func(context.Context, *table) error{"fast": w.fast, "starts": w.starts, "slow": w.slow, "held": w.held}
 	for name := range strings.SplitSeq(o.parts, ",") {
 		part := parts[name]
 		if part == nil {
-			return fmt.Errorf("-parts: there is no part %q; there are fast, slow and held", name)
+			return fmt.Errorf("-parts: there is no part %q; there are fast, starts, slow and held", name)
 		}
 		if err := part(ctx, t); err != nil {
 			return err

@@ -13,7 +13,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
@@ -96,9 +95,13 @@ func isUnsettled(err error) bool {
 		func(name string) bool { return strings.Contains(err.Error(), name) }) // crypto11 leaves only text
 }
 
-// leave closes the admin session of a connection that was not made.
+// leave closes the sessions of a connection that was not made.
 func (t *Token) leave(api p11.API, reader *keyReader) {
-	if closeSession(api, reader.session) != nil || reader.leftOpen {
+	left := reader.leftOpen
+	for _, s := range append(reader.beside, reader.session) {
+		left = closeSession(api, s) != nil || left
+	}
+	if left {
 		t.requireNewWorker()
 	}
 }
@@ -123,25 +126,24 @@ func stateError(err error) error {
 
 func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 	return &keyReader{
-		api: api, slot: slot, session: session,
+		api: api, slot: slot, session: session, open: func() (p11.Session, error) { return api.OpenSession(slot, false) },
 		ring: t.common.Ring, profile: t.common.Profile, allow: t.common.AllowImportedKeys, nonces: &t.nonces,
 	}
 }
 
 // readGeneration makes the session that is logged in into a generation.
 func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs11.TokenInfo, isNew bool) (*generation, error) {
-	keys, err := reader.read(nil)
+	reader.room = t.roomToRead()
+	keys, err := reader.readAndTest(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if len(keys.byID) == 0 && t.hadKeysBefore() && !isNew {
 		return nil, errVanished
 	}
-	if err := selfTest(ctx, reader, keys); err != nil {
-		return nil, err
-	}
-	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), admin: reader.session}
+	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), admin: reader.session, idle: reader.beside}
 	gen.table.Store(keys)
+	gen.madeAt = time.Now()
 	return gen, nil
 }
 
@@ -217,56 +219,4 @@ func orNone(seen []string) string {
 		return "no token"
 	}
 	return strings.Join(seen, "; ")
-}
-
-// selfTest proves the profile on the admin session, with the newest key that passes.
-func selfTest(ctx context.Context, reader *keyReader, keys *table) error {
-	var failed error
-	for _, held := range keys.newest() {
-		err := envelope.SelfTest(ctx, &sessionToken{reader: reader, keys: keys}, reader.profile, held.key.ID)
-		if err == nil {
-			return nil
-		}
-		failed = errors.Join(failed, fmt.Errorf("trying %s: %w", held.key.ID, err))
-		if !errors.Is(err, envelope.ErrSelfTest) {
-			break
-		}
-	}
-	return failed
-}
-
-// sessionToken is a generation in the making as a token: one session, no retries.
-type sessionToken struct {
-	envelope.Token // nil: only the methods below are called
-	reader         *keyReader
-	keys           *table
-}
-
-func (s *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
-	s.reader.nonces.used(id)
-	return s.reader.api.EncryptGCM(time.Time{}, s.reader.session, s.keys.byID[id].handle, nonce[:], associated, plaintext)
-}
-
-// DecryptGCM takes a refusal for the ciphertext's fault: the self-test opens a sound one just before.
-func (s *sessionToken) DecryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
-	out, err := s.reader.api.DecryptGCM(time.Time{}, s.reader.session, s.keys.byID[id].handle, nonce[:], associated, sealed)
-	if err != nil && classOf(err) == classData {
-		if err := s.reader.replace(); err != nil {
-			return nil, err
-		}
-		return nil, fmt.Errorf("%w: %w", envelope.ErrUnauthentic, err)
-	}
-	return out, err
-}
-
-func (s *sessionToken) MAC(_ context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
-	out, err := s.reader.api.HMAC(time.Time{}, s.reader.session, s.keys.byID[id].handle, data)
-	if err != nil {
-		return mac, err
-	}
-	defer clear(out)
-	if len(out) != len(mac) {
-		return mac, fmt.Errorf("%w: an HMAC of %d bytes", envelope.ErrSelfTest, len(out))
-	}
-	return [envelope.MACSize]byte(out), nil
 }

@@ -24,8 +24,8 @@ func described() []uint {
 // describe asks for all of them at once: on a network HSM each request is two round trips, and a start waits for those
 // of every key of the ring. A token that does not tell one attribute fails the whole request; then each is asked for by
 // itself.
-func (r *keyReader) describe(handle p11.Object) (description, error) {
-	told, err := r.api.Attributes(r.session, handle, described())
+func (r *keyReader) describe(s p11.Session, handle p11.Object) (description, error) {
+	told, err := r.api.Attributes(s, handle, described())
 	if err == nil {
 		return told, nil
 	}
@@ -34,7 +34,7 @@ func (r *keyReader) describe(handle p11.Object) (description, error) {
 	}
 	told = description{}
 	for _, attribute := range described() {
-		value, err := r.api.Attribute(r.session, handle, attribute)
+		value, err := r.api.Attribute(s, handle, attribute)
 		switch {
 		case err == nil:
 			told[attribute] = value

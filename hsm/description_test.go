@@ -66,7 +66,7 @@ func TestDescribe(t *testing.T) {
 	} {
 		token := &teller{values: sound(), fails: tc.fails}
 		reader := &keyReader{api: token, ring: "ring", profile: envelope.AESGCM}
-		told, err := reader.describe(1)
+		told, err := reader.describe(0, 1)
 		if err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
@@ -96,7 +96,7 @@ func TestDescribeFails(t *testing.T) {
 		{map[uint]p11.RV{pkcs11.CKA_ID: pkcs11.CKR_ATTRIBUTE_TYPE_INVALID}, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID},
 		{map[uint]p11.RV{pkcs11.CKA_PRIVATE: pkcs11.CKR_ATTRIBUTE_SENSITIVE, pkcs11.CKA_LOCAL: pkcs11.CKR_SESSION_CLOSED}, pkcs11.CKR_SESSION_CLOSED},
 	} {
-		told, err := (&keyReader{api: &teller{values: sound(), fails: tc.fails}, ring: "ring"}).describe(1)
+		told, err := (&keyReader{api: &teller{values: sound(), fails: tc.fails}, ring: "ring"}).describe(0, 1)
 		if !hasRV(err, tc.want) {
 			t.Errorf("%v: told %v, %v", slices.Collect(maps.Keys(tc.fails)), told, err)
 		}

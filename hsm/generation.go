@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
@@ -19,6 +20,8 @@ type generation struct {
 	loggedIn bool        // false on a token that needs no login
 	admin    p11.Session // keeps the login, reads the ring; belongs to the holder of Token.admin
 	table    atomic.Pointer[table]
+	madeAt   time.Time   // when the ring had been read
+	given    atomic.Bool // what was read then was asked for
 
 	mu          sync.Mutex
 	idle        []p11.Session

@@ -3,11 +3,13 @@ package hsm
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/hmac"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -29,10 +31,12 @@ type table struct {
 // newest are the keys with which the token is tried, the latest first: a few, because one bad key must not condemn the
 // token, and what ails the token shows with each.
 func (t *table) newest() []*heldKey {
-	keys := slices.SortedFunc(maps.Values(t.byID), func(a, b *heldKey) int {
-		return cmp.Or(b.key.Activation.Compare(a.key.Activation), bytes.Compare(b.key.CKAID, a.key.CKAID))
-	})
+	keys := slices.SortedFunc(maps.Values(t.byID), newestFirst)
 	return keys[:min(len(keys), triedKeys)]
+}
+
+func newestFirst(a, b *heldKey) int {
+	return cmp.Or(b.key.Activation.Compare(a.key.Activation), bytes.Compare(b.key.CKAID, a.key.CKAID))
 }
 
 // triedKeys is with how many keys the token is tried before it is given up.
@@ -52,12 +56,15 @@ func (k *heldKey) refuse(format string, args ...any) {
 	k.key.Refused, k.key.ID.Fingerprint = fmt.Sprintf(format, args...), [envelope.FingerprintSize]byte{}
 }
 
-// keyReader reads the ring on one session. A session on which something failed is replaced, because a failed
-// operation may leave it unusable.
+// keyReader reads the ring: on one session, and on more at once where it has them. A session on which something failed is
+// replaced, because a failed operation may leave it unusable.
 type keyReader struct {
 	api      p11.API
 	slot     uint
 	session  p11.Session
+	beside   []p11.Session               // more of them; the caller's when the reading has ended
+	room     int                         // how many more may be opened
+	open     func() (p11.Session, error) // opens one of these
 	ring     string
 	profile  envelope.Profile
 	allow    bool    // imported keys
@@ -65,61 +72,141 @@ type keyReader struct {
 	leftOpen bool    // a session was left open
 }
 
-// replace opens a new session before it closes the old one: when the last one closes, the login goes with it.
-func (r *keyReader) replace() error {
-	s, err := r.api.OpenSession(r.slot, false)
-	if err != nil {
-		return fmt.Errorf("replacing session: %w", err)
-	}
-	old := r.session
-	r.session = s
-	if err := closeSession(r.api, old); err != nil {
-		r.leftOpen = true
-		return err
-	}
-	return nil
-}
-
 // read makes the table; what old knows of an unchanged object is not asked again.
 func (r *keyReader) read(old *table) (*table, error) {
-	handles, err := r.api.FindSecretKeys(r.session, r.ring, maxRingKeys+1)
+	return r.readWith(old, nil)
+}
+
+// readWith is read, with f called beside it for the newest key as soon as that has its fingerprint. It calls f at most once.
+func (r *keyReader) readWith(old *table, f func(p *readPool, newest *heldKey)) (t *table, err error) {
+	p := r.pool()
+	defer func() {
+		if closeErr := p.close(); err == nil && closeErr != nil {
+			t, err = nil, closeErr
+		}
+	}()
+	if f != nil {
+		p.grow(testSessions)
+	}
+	var handles []p11.Object
+	err = p.on(func(s *readSession) error {
+		handles, err = r.api.FindSecretKeys(s.Session, r.ring, maxRingKeys+1)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("finding the keys of ring %s: %w", r.ring, err)
 	}
 	if len(handles) > maxRingKeys {
 		return nil, fmt.Errorf("finding the keys of ring %s: %w: more than %d objects bear its label", r.ring, envelope.ErrAmbiguous, maxRingKeys)
 	}
-	t := &table{byID: map[envelope.KeyID]*heldKey{}, byHandle: map[p11.Object]*heldKey{}}
-	var failed error
-	for _, handle := range handles {
-		held, err := r.inspect(handle, old)
-		switch {
-		case err == nil:
-		case held == nil || classOf(err) != classData:
-			return nil, err
-		default: // it may be this key alone that the token cannot use just now
-			failed = errors.Join(failed, err)
-			held.refuse("the token cannot use it now: %v", err)
-			if err := r.replace(); err != nil {
-				return nil, err
-			}
-		}
-		t.byHandle[handle] = held
-		t.keys = append(t.keys, held.key)
-		if held.key.Refused == "" {
-			t.byID[held.key.ID] = held
-		}
+	p.grow(len(handles))
+	all := make([]*heldKey, len(handles))
+	if err := p.each(len(all), func(s *readSession, i int) (err error) {
+		all[i], err = r.inspect(s.Session, handles[i], old)
+		return err
+	}); err != nil {
+		return nil, err
 	}
-	if failed != nil && len(t.byID) == 0 {
+	failed, err := r.fingerprintAll(p, all, f)
+	if err != nil {
+		return nil, err
+	}
+	if t = tableOf(all); failed != nil && len(t.byID) == 0 {
 		return nil, failed
 	}
 	return t, nil
 }
 
-// inspect reads one object and takes its fingerprint.
-func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
+// fingerprintAll takes the fingerprints that are missing, those of the newest keys first. failed is what it said of keys that it
+// refuses therefore; err is not one key's.
+func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPool, newest *heldKey)) (failed, err error) {
+	var missing []*heldKey
+	for _, held := range all {
+		if held.key.Refused == "" && held.proof == nil {
+			missing = append(missing, held)
+		}
+	}
+	slices.SortStableFunc(missing, newestFirst)
+	said := make([]error, len(missing))
+	var beside sync.WaitGroup
+	err = p.each(len(missing), func(s *readSession, i int) error {
+		held := missing[i]
+		err := r.fingerprint(p, s, held)
+		if err != nil && classOf(err) == classData { // it may be this key alone that the token cannot use just now
+			said[i] = err
+			held.refuse("the token cannot use it now: %v", err)
+			return p.replace(s)
+		}
+		if err == nil && held.key.Refused == "" && i == 0 && f != nil {
+			beside.Go(func() { f(p, held) })
+		}
+		return err
+	})
+	beside.Wait()
+	return errors.Join(said...), err
+}
+
+// tableOf makes a table of what was read.
+func tableOf(all []*heldKey) *table {
+	t := &table{byID: map[envelope.KeyID]*heldKey{}, byHandle: map[p11.Object]*heldKey{}}
+	for _, held := range all {
+		t.byHandle[held.handle] = held
+		t.keys = append(t.keys, held.key)
+		if held.key.Refused == "" {
+			t.byID[held.key.ID] = held
+		}
+	}
+	return t
+}
+
+// testSessions is how many sessions the self-test can use at once.
+const testSessions = 4
+
+// readAndTest reads the ring and proves the profile beside it, with the newest key that passes.
+func (r *keyReader) readAndTest(ctx context.Context) (*table, error) {
+	tested := false
+	var testErr error
+	keys, err := r.readWith(nil, func(p *readPool, newest *heldKey) {
+		tested, testErr = true, selfTest(ctx, p, newest)
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case tested && !errors.Is(testErr, envelope.ErrSelfTest):
+		return keys, testErr
+	}
+	return keys, r.testNewest(ctx, keys)
+}
+
+// testNewest proves the profile with one key after the other.
+func (r *keyReader) testNewest(ctx context.Context, keys *table) (err error) {
+	p := r.pool()
+	defer func() { err = cmp.Or(err, p.close()) }()
+	var failed error
+	for _, held := range keys.newest() {
+		err := selfTest(ctx, p, held)
+		if err == nil {
+			return nil
+		}
+		if failed = errors.Join(failed, err); !errors.Is(err, envelope.ErrSelfTest) {
+			break
+		}
+	}
+	return failed
+}
+
+func selfTest(ctx context.Context, p *readPool, held *heldKey) error {
+	id := held.key.ID
+	if err := envelope.SelfTest(ctx, &sessionToken{pool: p, held: held}, p.r.profile, id); err != nil {
+		return fmt.Errorf("trying %s: %w", id, err)
+	}
+	return nil
+}
+
+// inspect reads one object, but for its fingerprint.
+func (r *keyReader) inspect(s p11.Session, handle p11.Object, old *table) (*heldKey, error) {
 	if old != nil {
-		ckaID, err := r.api.Attribute(r.session, handle, pkcs11.CKA_ID)
+		ckaID, err := r.api.Attribute(s, handle, pkcs11.CKA_ID)
 		if err != nil {
 			return nil, fmt.Errorf("reading CKA_ID of a key of ring %s: %w", r.ring, err)
 		}
@@ -128,7 +215,7 @@ func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
 			return known, nil
 		}
 	}
-	told, err := r.describe(handle)
+	told, err := r.describe(s, handle)
 	if err != nil {
 		return nil, err
 	}
@@ -142,10 +229,8 @@ func (r *keyReader) inspect(handle p11.Object, old *table) (*heldKey, error) {
 		key.Refused = err.Error()
 		return held, nil
 	}
-	if key.Refused = r.refusal(told, key.Attributes); key.Refused != "" {
-		return held, nil
-	}
-	return held, r.fingerprint(held)
+	key.Refused = r.refusal(told, key.Attributes)
+	return held, nil
 }
 
 func (r *keyReader) fits(kind uint64) bool {
@@ -157,15 +242,15 @@ func (r *keyReader) fits(kind uint64) bool {
 
 // fingerprint sets key_id and proof. A token that will not use the key so makes the key refused; any other
 // failure is the token's.
-func (r *keyReader) fingerprint(held *heldKey) error {
-	proof, fingerprint, err := held.fingerprint(r.api, r.session, r.profile)
+func (r *keyReader) fingerprint(p *readPool, s *readSession, held *heldKey) error {
+	proof, fingerprint, err := held.fingerprint(r.api, s.Session, r.profile)
 	if err == nil {
 		held.proof, held.key.ID.Fingerprint = proof, fingerprint
 		if r.profile == envelope.HMACKDF {
 			return nil
 		}
 		// A key that can only encrypt would take the token with it when it is exercised.
-		if err = held.reopen(r.api, r.session); err == nil {
+		if err = held.reopen(r.api, s.Session); err == nil {
 			return nil
 		}
 		if rv, isCKR := p11.RVOf(err); classOf(err) == classData && !(isCKR && keyCannot(rv)) {
@@ -176,7 +261,7 @@ func (r *keyReader) fingerprint(held *heldKey) error {
 		return fmt.Errorf("taking the fingerprint of %s: %w", held.key.ID.Version, err)
 	}
 	held.refuse("the token does not use it as %s: %v", r.profile, err)
-	return r.replace()
+	return p.replace(s)
 }
 
 // keyCannot tells the return values that speak of this key or mechanism, and not of the token's health.

@@ -85,7 +85,7 @@ func (m *maker) try(ctx context.Context, profile envelope.Profile) (from int, er
 	case len(table.byID) == 0:
 		return 0, incapable{fmt.Errorf("of a session key: %s", table.keys[0].Refused)}
 	}
-	if err := selfTest(ctx, reader, table); err != nil {
+	if err := reader.testNewest(ctx, table); err != nil {
 		return 0, fmt.Errorf("trying a session key: %w", err)
 	}
 	return from, nil

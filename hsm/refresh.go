@@ -4,10 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
+
+// freshReading is how old the reading with which a connection was made may be, and be given to the first who asks for one. A
+// made-up key_id causes a reading no more often.
+const freshReading = time.Second
+
+// firstReading is the ring as the connection was made with; nil: somebody has asked for it, or it is too old.
+func (g *generation) firstReading() []envelope.Key {
+	if g.given.Swap(true) || time.Since(g.madeAt) > freshReading {
+		return nil
+	}
+	return g.table.Load().keys
+}
 
 // Keys implements envelope.Token. It reads the ring on the admin session and replaces the table of the
 // present generation.
@@ -18,11 +31,16 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	var keys []envelope.Key
+	keys := gen.firstReading()
+	if keys != nil {
+		return keys, nil
+	}
 	err = t.onAdmin(ctx, "reading the ring", gen, func(api p11.API) error {
 		reader := t.reader(api, gen.slot, gen.admin)
 		old := gen.table.Load()
+		done := t.lendSessions(ctx, reader, gen)
 		read, err := reader.read(old)
+		done(err)
 		gen.admin = reader.session
 		if reader.leftOpen {
 			t.requireNewWorker()

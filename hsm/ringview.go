@@ -22,7 +22,9 @@ func (t *Token) viewRing(ctx context.Context) (*ringView, error) {
 	result := make(chan *ringView, 1)
 	err := t.onOwnSession(ctx, "looking at the ring", false, func(api p11.API, gen *generation, s *p11.Session) error {
 		reader := t.reader(api, gen.slot, *s)
+		done := t.lendSessions(ctx, reader, gen)
 		seen, err := t.viewOn(reader, gen)
+		done(err)
 		*s = reader.session
 		result <- seen
 		return err

@@ -42,6 +42,58 @@ func (t *Token) openSession(ctx context.Context, until time.Time, gen *generatio
 	return s, err
 }
 
+// roomToRead is how many working sessions the first reading of a connection may open: those that no other connection has.
+func (t *Token) roomToRead() int { return max(0, t.cfg.MaxSessions-t.Sessions()) }
+
+// keysPerSession is how many keys are worth another session when a ring is read again.
+const keysPerSession = 4
+
+// lendSessions lets a reader open working sessions, at most half of those that no operation needs now. They are new: one
+// that stood idle may hang. done takes them back.
+func (t *Token) lendSessions(ctx context.Context, r *keyReader, gen *generation) (done func(err error)) {
+	want := min(readSessions-1, len(gen.table.Load().keys)/keysPerSession, (cap(t.permits)-len(t.permits))/2)
+	for r.room < want && t.tryPermit() {
+		r.room++
+	}
+	idle := gen.idleSessions()
+	r.open = func() (p11.Session, error) { return t.session(ctx, time.Now().Add(t.cfg.CallTimeout), gen, true) }
+	return func(err error) {
+		for _, s := range r.beside {
+			t.putBack(gen, s, err)
+		}
+		for range r.room {
+			t.releasePermit()
+		}
+		go t.closeSpare(gen, idle)
+	}
+}
+
+// closeSpare closes idle sessions until there are no more than keep, one at least: where many plugins share an HSM, its
+// sessions end first. An operation that needs one meanwhile goes first.
+func (t *Token) closeSpare(gen *generation, keep int) {
+	for gen.idleSessions() > max(keep, 1) && t.tryPermit() {
+		if s, ok := gen.takeIdle(); ok {
+			t.discard(gen, s)
+		}
+		t.releasePermit()
+	}
+}
+
+func (g *generation) idleSessions() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.idle)
+}
+
+func (t *Token) tryPermit() bool {
+	select {
+	case t.permits <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 func (g *generation) takeIdle() (s p11.Session, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -130,10 +182,8 @@ func (t *Token) takeOne(ctx context.Context, until time.Time) (release func(), e
 
 // takePermit waits for a working session to be free.
 func (t *Token) takePermit(ctx context.Context, until time.Time) error {
-	select {
-	case t.permits <- struct{}{}:
+	if t.tryPermit() {
 		return nil
-	default:
 	}
 	if int(t.waiting.Add(1)) > t.common.MaxWaiting {
 		t.waiting.Add(-1)

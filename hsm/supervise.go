@@ -217,7 +217,8 @@ func (t *Token) publish(gen *generation) {
 	if old != nil && old.worker != gen.worker {
 		t.endInBackground(old.worker)
 	}
-	go func() { // a worker that dies while nobody asks it is noticed too
+	go t.closeSpare(gen, 1) // those of the reading
+	go func() {             // a worker that dies while nobody asks it is noticed too
 		<-gen.worker.Ended()
 		if !gen.ended() {
 			t.suspected(gen, classModule, gen.worker.Why())
@@ -231,10 +232,21 @@ func (t *Token) failedAttempt(err error) {
 		if t.gen != nil {
 			return // the old connection still serves
 		}
-		t.cause = err
+		t.cause = ofAttempt{err}
 		t.dedup.failed(t.log, err)
 	})
 }
+
+// ofAttempt is an error of an attempt to connect. That its time is up says nothing of the time of the caller who is told.
+type ofAttempt struct{ error }
+
+// Is reports whether it wraps target, but for a context's error.
+func (e ofAttempt) Is(target error) bool {
+	return target != context.DeadlineExceeded && target != context.Canceled && errors.Is(e.error, target)
+}
+
+// As is errors.As.
+func (e ofAttempt) As(target any) bool { return errors.As(e.error, target) }
 
 func (t *Token) noteTried() {
 	select {

@@ -25,10 +25,10 @@ type Values struct {
 	HTTPAddress string // host:port; "": off
 	// AllowPodVolumes: the configuration takes volumes of a pod for the socket's folder and StateDir.
 	AllowPodVolumes bool
-	Tokens      []Token
-	Version     string // of the program
-	Cluster     string // label of what is scraped
-	Hostname    string // of this machine
+	Tokens          []Token
+	Version         string // of the program
+	Cluster         string // label of what is scraped
+	Hostname        string // of this machine
 
 	Image            string   // of the pod
 	Container        string   // that runs a hosted kube-apiserver

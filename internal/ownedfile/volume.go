@@ -10,21 +10,21 @@ import (
 
 // WithoutVolumes returns the openings without those of a folder that is a mount point of its own, belongs to root or our own
 // user, and is open by its mode alone: kubelet makes an emptyDir like that. Who can write there is in the same pod. A
-// folder below such a volume, or a plain folder, stays in the list. Where mount points cannot be read, all stay.
+// folder below such a volume, or a plain folder, stays in the list.
 func WithoutVolumes(openings []Opening) []Opening {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return openings
-	}
-	return withoutVolumes(openings, string(mounts))
+	return slices.DeleteFunc(slices.Clone(openings), func(o Opening) bool { return IsVolume(o.Path) })
 }
 
-func withoutVolumes(openings []Opening, mountinfo string) []Opening {
-	points := mountPoints(mountinfo)
-	return slices.DeleteFunc(slices.Clone(openings), func(o Opening) bool {
-		info, link, err := Lstat(o.Path)
-		return err == nil && !link && !info.Regular && info.OwnerTrusted() && info.acl == aclNone && slices.Contains(points, o.Path)
-	})
+// IsVolume reports whether the folder at path is a mount point, belongs to root or our own user, and has no access control
+// list. Where mount points cannot be read it is none.
+func IsVolume(path string) bool {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	return err == nil && isVolume(path, string(mounts))
+}
+
+func isVolume(path, mountinfo string) bool {
+	info, link, err := Lstat(path)
+	return err == nil && !link && !info.Regular && info.OwnerTrusted() && info.acl == aclNone && slices.Contains(mountPoints(mountinfo), path)
 }
 
 var octal = regexp.MustCompile(`\\[0-7]{3}`)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A volume is excused, and nothing else: not a folder below it, not a plain folder, not one of another user.
-func TestWithoutVolumes(t *testing.T) {
+// A volume is one, and nothing else is: not a folder below it, not a plain folder, not one of another user.
+func TestIsVolume(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	volume, below, plain, another := filepath.Join(dir, "a volume"), filepath.Join(dir, "a volume", "below"), filepath.Join(dir, "plain"), filepath.Join(dir, "another")
@@ -32,17 +32,9 @@ func TestWithoutVolumes(t *testing.T) {
 			mountinfo += fmt.Sprintf("23 22 0:22 / %s rw,relatime - tmpfs tmpfs rw\n", strings.ReplaceAll(point, " ", `\040`))
 		}
 	}
-	for path, want := range map[string][]string{volume: nil, below: {below}, plain: {plain}, another: {another}} {
-		openings, _, err := Others(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var left []string
-		for _, o := range withoutVolumes(openings, mountinfo) {
-			left = append(left, o.Path)
-		}
-		if fmt.Sprint(left) != fmt.Sprint(want) {
-			t.Errorf("%s: left are %q, want %q", path, left, want)
+	for path, want := range map[string]bool{volume: true, below: false, plain: false, another: false, dir + "/none": false} {
+		if got := isVolume(path, mountinfo); got != want {
+			t.Errorf("%s: %t, want %t", path, got, want)
 		}
 	}
 	if points := mountPoints("short line\n\n1 2 3:4 / /a\\134b rw\n"); len(points) != 1 || points[0] != `/a\b` {

@@ -250,7 +250,7 @@ func TestBeside(t *testing.T) {
 	path := trail(t)
 	w := open(t, path)
 	defer closeIt(t, w)
-	beside, err := OpenBeside(path, "etcd-get", nil)
+	beside, err := OpenBeside(path, "etcd-get", false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func openOrNew(path string) (*os.File, error) {
 func openNew(path string) (*os.File, error) { return ownedfile.Make(path, writeFlags, 0o600) }
 
 // checkFolder refuses a folder in which anybody may rename the trail away and put another in its place.
-func checkFolder(path string) error {
+func checkFolder(path string, podVolume bool) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return hint.Wrap(fmt.Errorf("opening the audit trail's folder: %w", err), "make the folder "+path+" for the plugin's user, mode 0750")
@@ -46,7 +46,7 @@ func checkFolder(path string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("opening the audit trail's folder: %s is not a folder", path)
 	}
-	if info.Mode().Perm()&0o002 != 0 {
+	if info.Mode().Perm()&0o002 != 0 && !(podVolume && ownedfile.IsVolume(path)) {
 		return hint.Wrap(fmt.Errorf("opening the audit trail's folder: anybody may write to %s", path), "chmod o-w "+path+", or set audit.path to a folder of its own")
 	}
 	return nil

@@ -89,3 +89,29 @@ func TestLongestRecord(t *testing.T) {
 		t.Fatal("not a record")
 	}
 }
+
+// A volume of the pod is open to all, as kubelet makes an emptyDir. Only an opt-in takes it, and only a mount point.
+func TestOpenInAVolumeOfThePod(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=2777,size=1m"); err != nil {
+		t.Skipf("mounting a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	plain := filepath.Join(dir, "plain")
+	if err := errors.Join(os.Mkdir(plain, 0o700), os.Chmod(plain, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		dir       string
+		allow, ok bool
+	}{{dir, false, false}, {dir, true, true}, {plain, true, false}} {
+		w, err := Open(Options{Path: filepath.Join(c.dir, "audit.log"), PodVolume: c.allow})
+		if c.ok != (err == nil) {
+			t.Errorf("%s, PodVolume %t: %v", c.dir, c.allow, err)
+		}
+		if err == nil {
+			closeIt(t, w)
+		}
+	}
+}

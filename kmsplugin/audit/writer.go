@@ -17,11 +17,13 @@ import (
 
 // Options say where a trail is, and how much it matters.
 type Options struct {
-	Path     string        // in a folder that exists and that not everybody may write to
-	Required bool          // an operation that cannot be recorded is an error; else it is counted
-	MaxBytes int64         // the file is rotated when it has that size; 0: never
-	LockWait time.Duration // how long to wait for another writer; 0: half a second
-	Logger   *slog.Logger  // told of changes of state, once each; nil: nobody
+	Path     string // in a folder that exists and that not everybody may write to
+	Required bool   // an operation that cannot be recorded is an error; else it is counted
+	// PodVolume: the folder may be a volume of the plugin's pod, which everybody may write to.
+	PodVolume bool
+	MaxBytes  int64         // the file is rotated when it has that size; 0: never
+	LockWait  time.Duration // how long to wait for another writer; 0: half a second
+	Logger    *slog.Logger  // told of changes of state, once each; nil: nobody
 
 	sync func(*os.File) error // for tests; nil: fsync
 }
@@ -70,7 +72,7 @@ func Open(opts Options) (*Writer, error) {
 	if err != nil || opts.Path == "" {
 		return nil, errors.Join(errors.New("opening the audit trail: no path is given"), err)
 	}
-	if err := checkFolder(filepath.Dir(path)); err != nil {
+	if err := checkFolder(filepath.Dir(path), opts.PodVolume); err != nil {
 		return nil, err
 	}
 	if opts.Logger == nil {

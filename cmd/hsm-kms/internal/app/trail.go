@@ -19,7 +19,7 @@ func OpenTrailBeside(cfg *config.Config, name string) (*audit.Writer, error) {
 	if err := PrepareAuditFolder(cfg.Audit.Path); err != nil {
 		return nil, err
 	}
-	return audit.OpenBeside(cfg.Audit.Path, name, nil)
+	return audit.OpenBeside(cfg.Audit.Path, name, cfg.AllowPodVolumes)
 }
 
 // PrepareAuditFolder makes the folder of the audit trail if it is missing.

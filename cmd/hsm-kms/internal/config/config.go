@@ -56,7 +56,7 @@ type Config struct {
 	// AllowUnsafeModulePath loads a module although somebody but root and our own user could change its file or a
 	// folder on its path. Default false. With true, that user runs code in the plugin and has the PIN.
 	AllowUnsafeModulePath bool `yaml:"allowUnsafeModulePath"`
-	// AllowPodVolumes lets the folder of socket.path and stateDir be volumes of the plugin's pod (emptyDir), which kubelet
+	// AllowPodVolumes lets the folders of socket.path and audit.path, and stateDir, be volumes of the plugin's pod (emptyDir), which kubelet
 	// leaves open to every user. Default false. It counts only for a folder that is a mount point of its own. With true,
 	// each container that mounts the volume can replace the socket: mount it in kube-apiserver's, read-only, and no other.
 	AllowPodVolumes bool `yaml:"allowPodVolumes"`

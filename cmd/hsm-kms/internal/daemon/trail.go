@@ -35,7 +35,7 @@ func openTrail(ctx context.Context, cfg *config.Config, log *slog.Logger, count 
 		return nil, err
 	}
 	writer, err := audit.Open(audit.Options{
-		Path: cfg.Audit.Path, Required: cfg.Audit.Required, MaxBytes: cfg.Audit.MaxBytes(), Logger: log,
+		Path: cfg.Audit.Path, Required: cfg.Audit.Required, PodVolume: cfg.AllowPodVolumes, MaxBytes: cfg.Audit.MaxBytes(), Logger: log,
 	})
 	if err != nil {
 		return nil, err

@@ -47,7 +47,7 @@ func sound() *Plan {
 // trailIn is a trail in a folder, and the records that it has, as "OPERATION CODE OBJECT REASON".
 func trailIn(dir string) (trail Trail, records func(t *testing.T) []string) {
 	path := filepath.Join(dir, "audit.log")
-	trail = Trail{User: "root", Open: func() (*audit.Writer, error) { return audit.OpenBeside(path, TrailName, nil) }}
+	trail = Trail{User: "root", Open: func() (*audit.Writer, error) { return audit.OpenBeside(path, TrailName, false) }}
 	return trail, func(t *testing.T) []string {
 		t.Helper()
 		text, err := os.ReadFile(audit.Beside(path, TrailName))

@@ -64,10 +64,10 @@ soak: need build ## load and faults mixed for MINUTES (1); SEED of an earlier ru
 	@exec bin/soak -bin bin/hsm-kms -minutes $(MINUTES) -seed $(SEED)
 
 # A program of its own and not `go test`, so that Ctrl-C reaches it alone and it clears up.
-cluster: need build ## installs hsm-kms on nodes with systemd, kubelet and kubeadm, as root; RUN=TestSystemd for one part
+cluster: need build ## installs hsm-kms on nodes with systemd, kubelet and kubeadm, as root; RUN=TestSystemd for one part, FULL=1 for three nodes too
 	@test/tools/need.sh cluster
 	@$(GO) test -tags e2e -c -o bin/cluster ./test/cluster
-	@cd test/cluster && HSM_KMS_CLUSTER=1 HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms exec $(CURDIR)/bin/cluster -test.v -test.timeout 60m -test.run '$(RUN)'
+	@cd test/cluster && HSM_KMS_CLUSTER='$(or $(WHERE),1)' HSM_KMS_CLUSTER_FULL='$(FULL)' HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms exec $(CURDIR)/bin/cluster -test.v -test.timeout 60m -test.run '$(RUN)'
 
 lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 	@GO=$(GO) test/tools/lint.sh

@@ -100,13 +100,7 @@ func (n *node) ready(t *testing.T) {
 func TestKubeadm(t *testing.T) {
 	n := newNode(t, shared, "node-2", 2)
 	n.withKubelet(t)
-	n.configure(t)
-	n.sh(t, "softhsm2-util --init-token --free --label k8s --so-pin "+pin+" --pin "+pin)
-	if out, _ := n.try(t, n.world.block(t, "doctor")); strings.Count(out, "FAIL") != 1 || !strings.Contains(out, "the key ring is empty") {
-		t.Errorf("doctor finds more than an empty ring:\n%s", out)
-	}
-	// The document: leave it out where the cluster does not run yet.
-	n.sh(t, strings.Replace(n.world.block(t, "key"), " --kubeconfig /etc/kubernetes/admin.conf", "", 1))
+	n.withFirstKey(t)
 	for _, part := range []struct {
 		name string
 		test func(*testing.T, *node)
@@ -120,16 +114,21 @@ func TestKubeadm(t *testing.T) {
 	}
 }
 
+// withFirstKey prepares the node, and the first key for a cluster that does not run yet.
+func (n *node) withFirstKey(t *testing.T) {
+	t.Helper()
+	n.configure(t)
+	n.sh(t, "softhsm2-util --init-token --free --label k8s --so-pin "+pin+" --pin "+pin)
+	if out, _ := n.try(t, n.world.block(t, "doctor")); strings.Count(out, "FAIL") != 1 || !strings.Contains(out, "the key ring is empty") {
+		t.Errorf("doctor finds more than an empty ring:\n%s", out)
+	}
+	// The document: leave it out where the cluster does not run yet.
+	n.sh(t, strings.Replace(n.world.block(t, "key"), " --kubeconfig /etc/kubernetes/admin.conf", "", 1))
+}
+
 // testNewCluster: kubeadm init with the printed configuration; a Secret is under the key from the first.
 func testNewCluster(t *testing.T, n *node) {
-	n.document(t, "pod")
-	printed := n.document(t, "new-cluster")
-	_, cluster, found := strings.Cut(printed, "apiVersion: kubeadm.k8s.io/v1beta4")
-	if !found {
-		t.Fatalf("no ClusterConfiguration is printed:\n%s", printed)
-	}
-	n.initialise(t, "apiVersion: kubeadm.k8s.io/v1beta4"+cluster+"kubernetesVersion: "+n.world.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n")
-	n.document(t, "new-cluster-check")
+	n.newCluster(t, "")
 	n.sh(t, "kubectl create secret generic canary --from-literal=a=topsecret")
 	n.sh(t, "hsm-kms etcd report --require-key current")
 	if out := n.sh(t, "not grep -rq topsecret /var/lib/etcd; kubectl get secret canary -o jsonpath='{.data.a}'"); out != "dG9wc2VjcmV0" {
@@ -138,6 +137,19 @@ func testNewCluster(t *testing.T, n *node) {
 	n.checkPod(t)
 	// As docs/audit.md says: a pod has pids of its own.
 	n.sh(t, `grep -q '"operation":"Encrypt".*"peer":{"pid":0,"uid":0,"executable":""}' /var/log/hsm-kms/audit.log`)
+}
+
+// newCluster makes a cluster as documented, with more lines for its ClusterConfiguration.
+func (n *node) newCluster(t *testing.T, more string) {
+	t.Helper()
+	n.document(t, "pod")
+	printed := n.document(t, "new-cluster")
+	_, cluster, found := strings.Cut(printed, "apiVersion: kubeadm.k8s.io/v1beta4")
+	if !found {
+		t.Fatalf("no ClusterConfiguration is printed:\n%s", printed)
+	}
+	n.initialise(t, "apiVersion: kubeadm.k8s.io/v1beta4"+cluster+"kubernetesVersion: "+n.world.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n"+more)
+	n.document(t, "new-cluster-check")
 }
 
 // checkPod holds the running pod against what the manifest promises.

@@ -102,15 +102,23 @@ func testCredential(t *testing.T, n *node) {
 	}
 }
 
-// testRestartGap: from the death of the process to the next answer, as kube-apiserver feels it. An orderly restart, which
-// has no pause in it, shows how fast the machine is at that moment: on one that needs half a second for it nothing is proven.
+// testRestartGap: from the death of the process to the next answer, as kube-apiserver feels it. An orderly restart has no
+// pause in it and shows how fast the machine is at that moment. A pause of the unit (RestartSec) is between the two; a gap
+// that is as long without one proves nothing but a busy machine.
 func testRestartGap(t *testing.T, n *node) {
-	orderly, _ := n.outage(t, "systemctl restart hsm-kms.service")
-	gap, longest := n.outage(t, `kill -9 "$(systemctl show hsm-kms.service -p MainPID --value)"`)
-	t.Logf("without an answer after SIGKILL: median %s, longest %s; with an orderly restart: median %s", gap, longest, orderly)
+	const rounds = 11
+	var orderly, killed []time.Duration
+	for range rounds { // in turn, so that the machine is as busy for both
+		orderly = append(orderly, n.outage(t, "systemctl restart hsm-kms.service"))
+		killed = append(killed, n.outage(t, `kill -9 "$(systemctl show hsm-kms.service -p MainPID --value)"`))
+	}
+	slices.Sort(orderly)
+	slices.Sort(killed)
+	gap, restart := killed[rounds/2], orderly[rounds/2]
+	t.Logf("without an answer after SIGKILL: median %s, longest %s; with an orderly restart: median %s", gap, killed[rounds-1], restart)
 	switch {
 	case gap < time.Second:
-	case orderly >= 500*time.Millisecond:
+	case gap-restart < 500*time.Millisecond:
 		t.Log("NOT PROVEN: a gap below 1 s; this machine is too busy now")
 	default:
 		t.Errorf("half of the gaps are %s or more, want less than 1 s", gap)
@@ -118,22 +126,16 @@ func testRestartGap(t *testing.T, n *node) {
 	n.sh(t, "hsm-kms audit verify /var/log/hsm-kms/audit.log")
 }
 
-// outage measures from the begin of a command to the next answer, a few times.
-func (n *node) outage(t *testing.T, command string) (median, longest time.Duration) {
+// outage measures from the begin of a command to the next answer.
+func (n *node) outage(t *testing.T, command string) time.Duration {
 	t.Helper()
-	const rounds = 11
-	var gaps []time.Duration
-	for range rounds {
-		n.healthy(t)
-		out := n.sh(t, "begin=$(date +%s%N); "+command+"; until hsm-kms status >/dev/null 2>&1; do :; done; echo $(($(date +%s%N) - begin))")
-		gap, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		gaps = append(gaps, time.Duration(gap).Round(time.Millisecond))
+	n.healthy(t)
+	out := n.sh(t, "begin=$(date +%s%N); "+command+"; until hsm-kms status >/dev/null 2>&1; do :; done; echo $(($(date +%s%N) - begin))")
+	gap, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil {
+		t.Fatal(err)
 	}
-	slices.Sort(gaps)
-	return gaps[rounds/2], gaps[rounds-1]
+	return time.Duration(gap).Round(time.Millisecond)
 }
 
 // testWrongPIN: a refused PIN is tried once over all restarts, and the documented way back works.
@@ -179,7 +181,7 @@ func testRotationAsPlugin(t *testing.T, n *node) {
 func (n *node) activated(t *testing.T) {
 	t.Helper()
 	const keyID = "hsm-kms status | awk '$1 == \"key_id\" {print $2}'"
-	before := strings.TrimSpace(n.sh(t, keyID))
+	before := n.currentKey(t)
 	n.until(t, "the new key is in use", "now=$("+keyID+"); test -n \"$now\" -a \"$now\" != '"+before+"'")
 }
 

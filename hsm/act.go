@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // Outcome is what became of an act on a token that cannot be taken back.
@@ -88,7 +87,7 @@ var errPending = errors.New("the call has not returned, and the token does not s
 //
 // It looks. Where that does not tell, it ends the worker, so that the act can no longer take effect in it, and looks through
 // the one that the supervisor starts. A worker that is inside the call itself cannot be ended in time.
-func (t *Token) settle(right *claim, in *worker.Client, isDone func(context.Context) (bool, error)) (bool, error) {
+func (t *Token) settle(right *claim, in workerProcess, isDone func(context.Context) (bool, error)) (bool, error) {
 	done, err := t.lookOnce(right, in, isDone)
 	if err == nil {
 		return done, nil
@@ -113,7 +112,7 @@ func (t *Token) settle(right *claim, in *worker.Client, isDone func(context.Cont
 }
 
 // lookOnce looks at the token. What it does not show may still come while the call is under way in a worker that lives.
-func (t *Token) lookOnce(right *claim, in *worker.Client, isDone func(context.Context) (bool, error)) (bool, error) {
+func (t *Token) lookOnce(right *claim, in workerProcess, isDone func(context.Context) (bool, error)) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
 	defer cancel()
 	final := !right.pending() || hasEnded(in) // before the look

@@ -11,7 +11,6 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // A ring belongs to one cluster: what one cluster no longer needs, another may. The token says to which one, in a data
@@ -167,7 +166,7 @@ func (s *Set) Bind(ctx context.Context, uid string) ([]Bound, error) {
 // bind makes the object and looks for it.
 func (t *Token) bind(ctx context.Context, uid string) (Outcome, error) {
 	right := &claim{}
-	var in *worker.Client
+	var in workerProcess
 	var refused error
 	err := t.onOwnSession(ctx, "binding the ring", true, func(api p11.API, gen *generation, s *p11.Session) error {
 		in = gen.worker

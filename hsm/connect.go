@@ -15,7 +15,6 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/filelock"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -26,7 +25,7 @@ var errVanished = errors.New("all keys have vanished from the token")
 
 // connect makes a generation in w: slot, session, login, keys, self-test; all of it until ctx ends, but for C_Login.
 // isNew: nothing was done in w before.
-func (t *Token) connect(ctx context.Context, w *worker.Client, isNew bool) (*generation, error) {
+func (t *Token) connect(ctx context.Context, w workerProcess, isNew bool) (*generation, error) {
 	api := w.For(ctx, t.cfg.ConnectTimeout)
 	if isNew {
 		if err := t.initialize(api); err != nil {
@@ -60,7 +59,7 @@ func (t *Token) initialize(api p11.API) error {
 }
 
 // openAdmin opens the admin session and logs in, under the login lock.
-func (t *Token) openAdmin(ctx context.Context, w *worker.Client, api p11.API) (*keyReader, pkcs11.TokenInfo, bool, error) {
+func (t *Token) openAdmin(ctx context.Context, w workerProcess, api p11.API) (*keyReader, pkcs11.TokenInfo, bool, error) {
 	unlock, err := t.lockLogin(ctx)
 	if err != nil {
 		return nil, pkcs11.TokenInfo{}, false, err

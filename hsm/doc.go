@@ -4,7 +4,7 @@
 //	Set            several tokens: the first that is healthy and holds the key does the work
 //	Token          one token: operations with a deadline, retries, and recovery in the background
 //	generation     one connection of a token: worker, slot, login, sessions and key handles, which live and die together
-//	worker.Client  the token's library, in a process of its own (package worker), seen as p11.API
+//	workerProcess  the token's library, in a process of its own (package worker), seen as p11.API
 //
 // # How it fits together
 //

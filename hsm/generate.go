@@ -45,7 +45,7 @@ type maker struct {
 	t      *Token
 	ckaID  []byte
 	right  claim
-	worker *worker.Client
+	worker workerProcess
 	api    p11.API
 	gen    *generation
 	before *ringView

@@ -7,13 +7,12 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // generation is one connection: worker, slot, login, sessions and handles, which live and die together.
 type generation struct {
 	number   uint64
-	worker   *worker.Client
+	worker   workerProcess
 	api      p11.API // of worker, for working sessions
 	slot     uint
 	serial   string      // of the token, as it says itself

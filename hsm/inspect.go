@@ -11,7 +11,6 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // Inspection is what a token tells without a login. It is made in a worker of its own with C_Initialize, C_GetSlotList,
@@ -56,7 +55,7 @@ func Inspect(ctx context.Context, common Config, tokens []TokenConfig) []Inspect
 
 // inspect makes the calls of Inspect, each within callTimeout, but for C_Initialize.
 func (t *Token) inspect(ctx context.Context) (seen Inspection) {
-	err := t.withoutLogin(ctx, func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error {
+	err := t.withoutLogin(ctx, func(w workerProcess, api p11.API, slot uint, info pkcs11.TokenInfo) error {
 		seen = Inspection{
 			Slot: slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
 			Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model), PIN: pinState(info.Flags),
@@ -74,7 +73,7 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 }
 
 // withoutLogin finds the token in a worker of its own, and has f look at it.
-func (t *Token) withoutLogin(ctx context.Context, f func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
+func (t *Token) withoutLogin(ctx context.Context, f func(w workerProcess, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
 	err := t.inOneWorker(ctx, f)
 	if errors.Is(err, ErrTokenAbsent) {
 		time.Sleep(secondLookPause)
@@ -83,7 +82,7 @@ func (t *Token) withoutLogin(ctx context.Context, f func(w *worker.Client, api p
 	return err
 }
 
-func (t *Token) inOneWorker(ctx context.Context, f func(w *worker.Client, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
+func (t *Token) inOneWorker(ctx context.Context, f func(w workerProcess, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
 	w, err := t.startWorker(ctx)
 	if err != nil {
 		return err
@@ -133,7 +132,7 @@ func offers(api p11.API, slot uint, profile envelope.Profile) (lacks []string, c
 // envelope.ErrPINLocked or envelope.ErrPINRefused, when the token itself says that its PIN is locked or that a wrong one would lock it.
 func AllowPIN(ctx context.Context, common Config, cfg TokenConfig) error {
 	t := Open(common, []TokenConfig{cfg}).tokens[0]
-	err := t.withoutLogin(ctx, func(w *worker.Client, _ p11.API, _ uint, info pkcs11.TokenInfo) error {
+	err := t.withoutLogin(ctx, func(w workerProcess, _ p11.API, _ uint, info pkcs11.TokenInfo) error {
 		if err := mayLogin(info); err != nil {
 			return err
 		}

@@ -12,13 +12,12 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
 // one C_Login is made, under the attempt guard, through patient.
-func (t *Token) login(ctx context.Context, api p11.API, w *worker.Client, patient p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
+func (t *Token) login(ctx context.Context, api p11.API, w workerProcess, patient p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
 	if in, err := isLoggedIn(api, s); err != nil || in {
 		return in, err
 	}
@@ -33,7 +32,7 @@ func (t *Token) login(ctx context.Context, api p11.API, w *worker.Client, patien
 }
 
 // tryPIN calls login at most once, under the attempt guard. Everything that logs in comes through here.
-func (t *Token) tryPIN(ctx context.Context, api p11.API, w *worker.Client, slot uint, info pkcs11.TokenInfo, login func(pinfile.Identity) error) error {
+func (t *Token) tryPIN(ctx context.Context, api p11.API, w workerProcess, slot uint, info pkcs11.TokenInfo, login func(pinfile.Identity) error) error {
 	if err := mayLogin(info); err != nil {
 		return err
 	}
@@ -66,7 +65,7 @@ type pinLook struct {
 	at   func(key []byte) (pinfile.Look, error)
 }
 
-func (t *Token) pin(ctx context.Context, w *worker.Client, file pinfile.Identity) *pinLook {
+func (t *Token) pin(ctx context.Context, w workerProcess, file pinfile.Identity) *pinLook {
 	return &pinLook{path: file.Path, at: func(key []byte) (pinfile.Look, error) {
 		return w.For(ctx, t.cfg.CallTimeout).LookAtPIN(file, key)
 	}}

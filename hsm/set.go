@@ -27,6 +27,9 @@ func Open(common Config, tokens []TokenConfig) *Set {
 	if common.MaxWaiting == 0 {
 		common.MaxWaiting = defaultMaxWaiting
 	}
+	if common.launch == nil {
+		common.launch = launch
+	}
 	s := &Set{common: common}
 	for _, cfg := range tokens {
 		s.tokens = append(s.tokens, newToken(cfg, &s.common))

@@ -47,7 +47,8 @@ type Config struct {
 	Observer          envelope.Observer // nil: nobody counts
 	Log               *slog.Logger      // nil: slog.Default()
 
-	clock func() time.Time // of the attempt guard; nil: time.Now
+	clock  func() time.Time                                            // of the attempt guard; nil: time.Now
+	launch func(context.Context, worker.Config) (workerProcess, error) // of workers; nil: launch
 }
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
@@ -61,7 +62,7 @@ type Token struct {
 	starts atomic.Uint64 // of workers
 	deaths atomic.Uint64 // of workers, by themselves
 
-	worker *worker.Client // the present one; nil: none. It belongs to the attempt that is under way, or to run.
+	worker workerProcess // the present one; nil: none. It belongs to the attempt that is under way, or to run.
 	// loginFailed is what the last login failed with; nil: none has. It belongs to the attempt as well.
 	loginFailed error
 
@@ -76,20 +77,20 @@ type Token struct {
 	tried   chan struct{} // closed after the first attempt to connect
 
 	mu        sync.Mutex
-	gen       *generation                 // nil: not connected
-	since     time.Time                   // when the last generation was made
-	number    uint64                      // of the last generation
-	suspect   *suspicion                  // of gen, until the supervisor has looked into it; nil: none
-	cause     error                       // why gen is nil, once an attempt has failed; nil: an attempt is under way
-	dedup     logDeduplicator             // what the log was told
-	changed   chan struct{}               // closed and replaced at each change of the above
-	retired   []*generation               // dropped, and their idle sessions not closed yet
-	ends      []chan struct{}             // of workers that are being ended; each is closed when one has
-	forgiven  int                         // hanging calls that a half-open check has shown to be of no weight
-	burned    int                         // permits taken out because the token itself refused that many sessions
-	newWorker bool                        // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
-	hadKeys   bool                        // the last generation that was believed held keys
-	running   map[*worker.Client]struct{} // workers that have not ended
+	gen       *generation                // nil: not connected
+	since     time.Time                  // when the last generation was made
+	number    uint64                     // of the last generation
+	suspect   *suspicion                 // of gen, until the supervisor has looked into it; nil: none
+	cause     error                      // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	dedup     logDeduplicator            // what the log was told
+	changed   chan struct{}              // closed and replaced at each change of the above
+	retired   []*generation              // dropped, and their idle sessions not closed yet
+	ends      []chan struct{}            // of workers that are being ended; each is closed when one has
+	forgiven  int                        // hanging calls that a half-open check has shown to be of no weight
+	burned    int                        // permits taken out because the token itself refused that many sessions
+	newWorker bool                       // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
+	hadKeys   bool                       // the last generation that was believed held keys
+	running   map[workerProcess]struct{} // workers that have not ended
 }
 
 type suspicion struct {
@@ -112,7 +113,7 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 		wake:    make(chan struct{}, 1),
 		tried:   make(chan struct{}),
 		changed: make(chan struct{}),
-		running: map[*worker.Client]struct{}{},
+		running: map[workerProcess]struct{}{},
 	}
 	t.hook = func(function string, rv p11.RV, took time.Duration) {
 		if rv == 0 {

@@ -7,18 +7,58 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
+	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
+// workerProcess is a worker as this package uses it: the seam at which a fake takes its place in tests of recovery. For says how
+// long its calls may take; the other methods are those of worker.Client.
+type workerProcess interface {
+	For(ctx context.Context, limit time.Duration) workerCalls
+	Hanging(limit time.Duration) (n int, since time.Time)
+	Ended() <-chan struct{}
+	Why() error
+	Died() bool
+	Resident() uint64
+	End()
+	EndNow(ctx context.Context) bool
+}
+
+// workerCalls are the calls that a worker makes.
+type workerCalls interface {
+	p11.API
+	LookAtPIN(file pinfile.Identity, key []byte) (pinfile.Look, error)
+	OpenMaker(slot uint, pin pinfile.Identity) error
+	Make(secret worker.Secret) error
+}
+
+// launch starts a process of this program as a worker.
+func launch(ctx context.Context, cfg worker.Config) (workerProcess, error) {
+	c, err := worker.Start(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return launched{c}, nil
+}
+
+type launched struct{ *worker.Client }
+
+// For implements workerProcess.
+func (l launched) For(ctx context.Context, limit time.Duration) workerCalls {
+	return l.Client.For(ctx, limit)
+}
+
 // startWorker starts a worker for the token's module.
-func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
+func (t *Token) startWorker(ctx context.Context) (workerProcess, error) {
 	env, _ := worker.Environment(os.Environ(), t.cfg.PassEnv)
 	for _, name := range slices.Sorted(maps.Keys(t.cfg.Env)) {
 		env = append(env, name+"="+t.cfg.Env[name]) // the last one counts
 	}
-	w, err := worker.Start(ctx, worker.Config{
+	w, err := t.common.launch(ctx, worker.Config{
 		Token: t.cfg.Name, Module: t.cfg.Module, Reserved: t.cfg.Reserved, Environment: env,
 		ConnectTimeout: t.cfg.ConnectTimeout, Generation: t.starts.Add(1), Hook: t.hook, Log: t.log,
 		Group: t.common.Workers,
@@ -34,7 +74,7 @@ func (t *Token) startWorker(ctx context.Context) (*worker.Client, error) {
 }
 
 // watchWorker keeps a worker among those that run until it has ended.
-func (t *Token) watchWorker(w *worker.Client) {
+func (t *Token) watchWorker(w workerProcess) {
 	t.mu.Lock()
 	t.running[w] = struct{}{}
 	t.mu.Unlock()
@@ -61,7 +101,7 @@ func (t *Token) Workers() (running int, resident, started, died uint64) {
 	return len(all), resident, t.starts.Load(), t.deaths.Load()
 }
 
-func hasEnded(w *worker.Client) bool {
+func hasEnded(w workerProcess) bool {
 	select {
 	case <-w.Ended():
 		return true
@@ -71,7 +111,7 @@ func hasEnded(w *worker.Client) bool {
 }
 
 // endInBackground ends a worker. That may take connectTimeout, if a call hangs that must not be interrupted.
-func (t *Token) endInBackground(w *worker.Client) {
+func (t *Token) endInBackground(w workerProcess) {
 	done := make(chan struct{})
 	t.mu.Lock()
 	t.ends = append(t.ends, done)

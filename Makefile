@@ -19,7 +19,7 @@ CHECKERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hsm-kms/checkers
 export PATH := $(PATH):$(CHECKERS)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak cluster lint fuzz release image tools need tokens
+.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak cluster compat lint fuzz release image tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -36,6 +36,7 @@ demo: need build ## the whole story on this machine: token, key, plugin, API ser
 
 test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
 test: tokens unit e2e ## every test
+	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms GO=$(GO) test/tools/compat.sh -cached
 	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
 
 unit: need ## the quick tests: race detector, random order
@@ -68,6 +69,9 @@ cluster: need build ## installs hsm-kms on nodes with systemd, kubelet and kubea
 	@test/tools/need.sh cluster
 	@$(GO) test -tags e2e -c -o bin/cluster ./test/cluster
 	@cd test/cluster && HSM_KMS_CLUSTER='$(or $(WHERE),1)' HSM_KMS_CLUSTER_FULL='$(FULL)' HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms exec $(CURDIR)/bin/cluster -test.v -test.timeout 60m -test.run '$(RUN)'
+
+compat: need build ## the core of e2e on kube-apiserver of RELEASE (1.31); without it on all, 1.30 to 1.37, built first if need be
+	@HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms GO=$(GO) test/tools/compat.sh $(RELEASE)
 
 lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 	@GO=$(GO) test/tools/lint.sh

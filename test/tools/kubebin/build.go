@@ -21,6 +21,7 @@ type builder struct {
 	source   string // folder of the module
 	version  string // of Kubernetes, stamped into its programs
 	programs []program
+	beside   *Set   // whose etcd, etcdctl and etcdutl are linked into the folder; nil: none
 	effort   string // what a person is told before it begins
 	log      io.Writer
 }
@@ -44,6 +45,11 @@ func serverPrograms() []program {
 		{"etcdutl", "go.etcd.io/etcd/etcdutl/v3"},
 		{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
 	}
+}
+
+// apiServer is what Release builds of an older release.
+func apiServer() []program {
+	return []program{{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"}}
 }
 
 // nodePrograms are what a control-plane node has beside them.

@@ -1,6 +1,7 @@
 // Package kubebin finds the kube-apiserver and etcd that the tests and the demo run, or builds them from their Go
-// modules (test/tools/kube) into a cache, and likewise what a whole control-plane node needs (Node). Only the search and
-// the build may live here; test/kube and test/cluster run them.
+// modules (test/tools/kube) into a cache, likewise what a whole control-plane node needs (Node), and the kube-apiserver of
+// older releases (Release; their modules are the folders of test/tools/kube). Only the search and the build may live
+// here; test/kube and test/cluster run them.
 //
 // Search order: $KUBEBUILDER_ASSETS, PATH, the cache. The cache is
 // ${XDG_CACHE_HOME:-$HOME/.cache}/hsm-kms/<kubernetes version>/bin; it appears there by a rename, so that it is
@@ -19,6 +20,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -78,7 +80,7 @@ type NodeSet struct {
 // Node gives the programs of a control-plane node, building what the cache lacks: 5 CPU minutes more than Find. A user's
 // own kube-apiserver is not used, because all must be of one release.
 func Node(ctx context.Context, log io.Writer) (NodeSet, error) {
-	source, version, err := sources(ctx)
+	source, version, err := sources(ctx, "")
 	if err != nil {
 		return NodeSet{}, err
 	}
@@ -95,13 +97,87 @@ func Node(ctx context.Context, log io.Writer) (NodeSet, error) {
 	return NodeSet{Server: server, Node: node, Version: version}, err
 }
 
-// cached gives the cache's kube-apiserver and etcd, built first if need be.
-func cached(ctx context.Context, log io.Writer) (Set, error) {
-	source, version, err := sources(ctx)
+// ErrNotCached says that the programs of a release are not built yet.
+var ErrNotCached = errors.New("not built yet")
+
+// Releases are the releases of Kubernetes (1.30) that Release knows, oldest first. The last one is what Find builds.
+func Releases(ctx context.Context) ([]string, error) {
+	source, version, err := sources(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(source)
+	if err != nil {
+		return nil, fmt.Errorf("listing the releases of Kubernetes: %w", err)
+	}
+	var releases []string
+	for _, entry := range entries {
+		if entry.IsDir() {
+			releases = append(releases, entry.Name())
+		}
+	}
+	return append(releases, minor(version)), nil
+}
+
+// minor is the release of a version: 1.37 of v1.37.2.
+func minor(version string) string {
+	return strings.TrimPrefix(version[:strings.LastIndex(version, ".")], "v")
+}
+
+// Release gives the kube-apiserver of a release (1.31), with the etcd of Find beside it. What the cache lacks is built, 4
+// CPU minutes, or is ErrNotCached with onlyCached.
+func Release(ctx context.Context, log io.Writer, release string, onlyCached bool) (Set, error) {
+	releases, err := Releases(ctx)
 	if err != nil {
 		return Set{}, err
 	}
-	b := builder{source: source, version: version, programs: serverPrograms(), effort: "about 13 CPU minutes", log: log}
+	if !slices.Contains(releases, release) {
+		return Set{}, fmt.Errorf("there is no release %q: %s are known", release, strings.Join(releases, ", "))
+	}
+	newest, err := newest(ctx, log)
+	if err != nil {
+		return Set{}, err
+	}
+	set, err := newest.get(ctx, "bin", onlyCached)
+	if err != nil || release == releases[len(releases)-1] {
+		return set, err
+	}
+	source, version, err := sources(ctx, release)
+	if err != nil {
+		return Set{}, err
+	}
+	b := builder{source: source, version: version, programs: apiServer(), beside: &set, effort: "about 4 CPU minutes", log: log}
+	key, err := b.key()
+	if err != nil {
+		return Set{}, err
+	}
+	return b.get(ctx, "apiserver-"+key, onlyCached)
+}
+
+// get gives the folder of that name, built first if need be and not onlyCached.
+func (b builder) get(ctx context.Context, name string, onlyCached bool) (Set, error) {
+	set, err := b.place(name)
+	if err == nil && onlyCached && !b.complete(set.Dir) {
+		err = ErrNotCached
+	}
+	if err != nil {
+		return Set{}, err
+	}
+	return build(ctx, b, name)
+}
+
+// newest builds the kube-apiserver and etcd of the newest release.
+func newest(ctx context.Context, log io.Writer) (builder, error) {
+	source, version, err := sources(ctx, "")
+	return builder{source: source, version: version, programs: serverPrograms(), effort: "about 13 CPU minutes", log: log}, err
+}
+
+// cached gives the cache's kube-apiserver and etcd, built first if need be.
+func cached(ctx context.Context, log io.Writer) (Set, error) {
+	b, err := newest(ctx, log)
+	if err != nil {
+		return Set{}, err
+	}
 	return build(ctx, b, "bin")
 }
 
@@ -119,15 +195,20 @@ func (b builder) key() (string, error) {
 	return hex.EncodeToString(h.Sum(nil))[:12], nil
 }
 
-// build gives the folder of that name in the cache of b's release, filled first if need be.
-func build(ctx context.Context, b builder, name string) (Set, error) {
+// place is the folder of that name in the cache of b's release, whether or not it is there.
+func (b builder) place(name string) (Set, error) {
 	root, err := CacheRoot()
 	if err != nil {
 		return Set{}, err
 	}
-	set := Set{Dir: filepath.Join(root, b.version, name), Source: "built from source, cached"}
-	if b.complete(set.Dir) {
-		return set, nil
+	return Set{Dir: filepath.Join(root, b.version, name), Source: "built from source, cached"}, nil
+}
+
+// build gives the folder of that name in the cache of b's release, filled first if need be.
+func build(ctx context.Context, b builder, name string) (Set, error) {
+	set, err := b.place(name)
+	if err != nil || b.complete(set.Dir) {
+		return set, err
 	}
 	parent := filepath.Dir(set.Dir)
 	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // programs, nothing secret
@@ -149,12 +230,19 @@ func build(ctx context.Context, b builder, name string) (Set, error) {
 
 // complete reports whether a folder of the cache has all programs.
 func (b builder) complete(dir string) bool {
+	names := b.linked()
 	for _, p := range b.programs {
-		if isProgram(dir, p.name) != nil {
-			return false
-		}
+		names = append(names, p.name)
 	}
-	return true
+	return !slices.ContainsFunc(names, func(name string) bool { return isProgram(dir, name) != nil })
+}
+
+// linked are the programs that b takes from the folder beside it.
+func (b builder) linked() []string {
+	if b.beside == nil {
+		return nil
+	}
+	return []string{"etcd", "etcdctl", "etcdutl"}
 }
 
 // fill builds into a temporary folder beside dir and renames it to dir. Under the lock.
@@ -179,6 +267,11 @@ func fill(ctx context.Context, b builder, dir string) error {
 	}
 	if err := b.build(ctx, temp); err != nil {
 		return fmt.Errorf("building %s %s: %w", b.names(), b.version, err)
+	}
+	for _, name := range b.linked() {
+		if err := os.Symlink(b.beside.Path(name), filepath.Join(temp, name)); err != nil {
+			return fmt.Errorf("linking %s: %w", name, err)
+		}
 	}
 	if err := os.Rename(temp, dir); err != nil {
 		return fmt.Errorf("putting the build in its place: %w", err)
@@ -242,21 +335,21 @@ func CacheRoot() (string, error) {
 	return filepath.Join(home, ".cache", "hsm-kms"), nil
 }
 
-// sources finds the module test/tools/kube and the Kubernetes version that it asks for.
-func sources(ctx context.Context) (dir, version string, err error) {
+// sources finds the module test/tools/kube, or that of an older release below it, and the Kubernetes version that it asks for.
+func sources(ctx context.Context, release string) (dir, version string, err error) {
 	const module = "github.com/hsm-kms/hsm-kms"
 	out, err := proc.Command(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
 	if err != nil {
 		return "", "", fmt.Errorf("looking for the source folder of hsm-kms: %w (run it inside a clone, with Go in PATH)", err)
 	}
-	dir = filepath.Join(strings.TrimSpace(string(out)), "test", "tools", "kube")
+	dir = filepath.Join(strings.TrimSpace(string(out)), "test", "tools", "kube", release)
 	data, err := os.ReadFile(filepath.Join(dir, "go.mod")) //nolint:gosec // our own source
 	if err != nil {
 		return "", "", fmt.Errorf("reading the module of the tools: %w", err)
 	}
 	match := regexp.MustCompile(`(?m)^\s*k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(data)
 	if match == nil {
-		return "", "", errors.New("test/tools/kube/go.mod requires no k8s.io/kubernetes")
+		return "", "", fmt.Errorf("%s/go.mod requires no k8s.io/kubernetes", dir)
 	}
 	return dir, string(match[1]), nil
 }

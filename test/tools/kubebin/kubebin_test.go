@@ -28,7 +28,7 @@ func programsIn(t *testing.T, version string) string {
 // cacheWith makes a cache that is complete, so that nothing is built.
 func cacheWith(t *testing.T) (root, bin string) {
 	t.Helper()
-	_, version, err := sources(t.Context())
+	_, version, err := sources(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestInterruptedBuildLeavesNothing(t *testing.T) {
 	root := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	source, version, err := sources(ctx)
+	source, version, err := sources(ctx, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,5 +170,53 @@ func TestKeyChangesWithModulesAndPrograms(t *testing.T) {
 	}
 	if key(b) == first {
 		t.Error("other checksums have the same key")
+	}
+}
+
+// An older release has a folder of its own, with the newest etcd beside its kube-apiserver, and is not built when only what is cached
+// is asked for.
+func TestRelease(t *testing.T) {
+	root, newest := cacheWith(t)
+	t.Setenv("XDG_CACHE_HOME", root)
+	releases, err := Releases(t.Context())
+	if err != nil || len(releases) != 8 || releases[0] != "1.30" || releases[7] != "1.37" {
+		t.Fatalf("releases %q, %v", releases, err)
+	}
+	if set, err := Release(t.Context(), t.Output(), "1.37", true); err != nil || set.Dir != newest {
+		t.Errorf("the newest is %q, %v; want %q", set.Dir, err, newest)
+	}
+	if _, err := Release(t.Context(), t.Output(), "1.31", true); !errors.Is(err, ErrNotCached) {
+		t.Errorf("a release that is not built: %v", err)
+	}
+	if _, err := Release(t.Context(), t.Output(), "1.29", true); err == nil || !strings.Contains(err.Error(), "1.30, 1.31") {
+		t.Errorf("a release that is not known: %v", err)
+	}
+
+	source, version, err := sources(t.Context(), "1.31")
+	if err != nil || !strings.HasPrefix(version, "v1.31.") {
+		t.Fatalf("%s, %v", version, err)
+	}
+	b := builder{source: source, version: version, programs: apiServer(), beside: &Set{Dir: newest}}
+	key, err := b.key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, "hsm-kms", version, "apiserver-"+key)
+	if err := os.CopyFS(dir, os.DirFS(programsIn(t, version))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "etcd")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Release(t.Context(), t.Output(), "1.31", true); !errors.Is(err, ErrNotCached) {
+		t.Errorf("a release without etcd: %v", err)
+	}
+	for _, name := range b.linked() {
+		if err := os.Symlink(b.beside.Path(name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if set, err := Release(t.Context(), t.Output(), "1.31", true); err != nil || set.Dir != dir {
+		t.Errorf("found %q, %v; want %q", set.Dir, err, dir)
 	}
 }

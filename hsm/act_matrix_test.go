@@ -25,8 +25,8 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 // The matrix: each PKCS#11 call that an act makes x each fault x what is told x what is true on the token when all has
@@ -51,13 +51,10 @@ type told struct {
 const errandMark = "HSM_KMS_TEST_ACT"
 
 func TestMain(m *testing.M) {
-	if worker.Asked(os.Args) {
-		fmt.Fprintln(os.Stderr, worker.Main())
-		os.Exit(2)
-	}
+	testworker.Main()
 	text := os.Getenv(errandMark)
 	if text == "" {
-		os.Exit(m.Run())
+		os.Exit(testworker.Run(m))
 	}
 	var e errand
 	if err := json.Unmarshal([]byte(text), &e); err != nil {

@@ -24,8 +24,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 // The scripts in testdata/script run the program as its user does, each in a folder of its own with SoftHSM tokens of its
@@ -66,6 +66,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("MODULE", module)
+			env.Setenv(testworker.Reports, os.Getenv(testworker.Reports))
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command waits a second for data races
 			env.Setenv("TRANSCRIPT", filepath.Join(env.WorkDir, ".transcript"))
 			env.Setenv("SOFTHSM2_CONF", filepath.Join(env.WorkDir, "hsm", "softhsm2.conf"))
@@ -85,12 +86,15 @@ func TestScripts(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
-	if worker.Asked(os.Args) {
-		fmt.Fprintln(os.Stderr, worker.Main())
-		os.Exit(exitUsage)
-	}
-	testscript.Main(m, map[string]func(){"hsm-kms": transcribed, "plant": plant})
+	testworker.Main()
+	testscript.Main(tests{m}, map[string]func(){"hsm-kms": transcribed, "plant": plant})
 }
+
+// tests are those of the package, and the workers in them.
+type tests struct{ *testing.M }
+
+// Run implements testscript.TestingM.
+func (t tests) Run() int { return testworker.Run(t.M) }
 
 // transcribed is main, with all output and the exit code kept beside for the script.
 func transcribed() {

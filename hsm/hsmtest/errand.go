@@ -11,7 +11,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 // errand is what another process of the test binary is to do for this one.
@@ -35,13 +35,10 @@ const errandMark = "HSM_KMS_TEST_ERRAND"
 
 // Main does the errand that this process was started for, or is a worker, if any, and ends it; else it runs the tests.
 func Main(m *testing.M) {
-	if worker.Asked(os.Args) {
-		fmt.Fprintln(os.Stderr, worker.Main())
-		os.Exit(2)
-	}
+	testworker.Main()
 	text := os.Getenv(errandMark)
 	if text == "" {
-		os.Exit(m.Run())
+		os.Exit(testworker.Run(m))
 	}
 	var e errand
 	err := json.Unmarshal([]byte(text), &e)

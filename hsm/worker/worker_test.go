@@ -23,17 +23,15 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 func TestMain(m *testing.M) {
-	if worker.Asked(os.Args) {
-		fmt.Fprintln(os.Stderr, worker.Main())
-		os.Exit(2)
-	}
+	testworker.Main()
 	if module := os.Getenv(starterMark); module != "" {
 		starter(module)
 	}
-	os.Exit(m.Run())
+	os.Exit(testworker.Run(m))
 }
 
 const (

@@ -2,7 +2,6 @@ package versions
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -13,9 +12,9 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 const ringName = "kube-secrets"
@@ -250,9 +249,6 @@ func BenchmarkDecrypt(b *testing.B) {
 
 // TestMain lets this binary be the worker of its own tests.
 func TestMain(m *testing.M) {
-	if worker.Asked(os.Args) {
-		fmt.Fprintln(os.Stderr, worker.Main())
-		os.Exit(2)
-	}
-	os.Exit(m.Run())
+	testworker.Main()
+	os.Exit(testworker.Run(m))
 }

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -9,17 +8,14 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
-	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 func TestMain(m *testing.M) {
-	if worker.Asked(os.Args) {
-		fmt.Fprintln(os.Stderr, worker.Main())
-		os.Exit(2)
-	}
-	os.Exit(m.Run())
+	testworker.Main()
+	os.Exit(testworker.Run(m))
 }
 
 // What is counted is what a module sees: each call is a round trip to an HSM behind a network.

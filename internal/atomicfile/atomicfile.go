@@ -24,7 +24,18 @@ import (
 // the plugin under its own user can read and replace it. A link at path is replaced, not followed. Safe for concurrent
 // use, also between processes: the last one wins. Errors name the file and mostly have a hint.
 func WriteState(path string, data []byte) error {
-	return write(path, data, ownedfile.HandOver)
+	return write(path, data, ownedfile.HandOver, os.Rename)
+}
+
+// Create makes a file that a person has named and that does not exist: mode 0600, of the user that runs this. Where it does
+// exist the error wraps fs.ErrExist. Otherwise it is as WriteState.
+func Create(path string, data []byte) error {
+	return write(path, data, func(*os.File) error { return nil }, func(from, to string) error {
+		if err := os.Link(from, to); err != nil { // unlike a rename it replaces nothing
+			return err
+		}
+		return os.Remove(from)
+	})
 }
 
 // Replace replaces or makes a file that a person has named: what is replaced keeps its owner, group and mode, and a link
@@ -33,7 +44,7 @@ func WriteState(path string, data []byte) error {
 func Replace(path string, data []byte, perm fs.FileMode) error {
 	real, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return write(path, data, func(file *os.File) error { return errors.Join(file.Chmod(perm), ownedfile.HandOver(file)) })
+		return write(path, data, func(file *os.File) error { return errors.Join(file.Chmod(perm), ownedfile.HandOver(file)) }, os.Rename)
 	}
 	if err != nil {
 		return failure(path, err)
@@ -45,7 +56,7 @@ func Replace(path string, data []byte, perm fs.FileMode) error {
 	if err != nil {
 		return failure(path, err)
 	}
-	return write(real, data, func(file *os.File) error { return keep(file, old) })
+	return write(real, data, func(file *os.File) error { return keep(file, old) }, os.Rename)
 }
 
 // keep gives the file the owner and mode of the one that it replaces. A process that is not root may be unable to keep
@@ -63,7 +74,8 @@ func keep(file *os.File, old ownedfile.Info) error {
 	return unix.Fchmod(int(file.Fd()), uint32(perm)) // all twelve bits, which File.Chmod has elsewhere
 }
 
-func write(path string, data []byte, own func(*os.File) error) error {
+// write writes the file beside, has own give it an owner and a mode, and place put it at path.
+func write(path string, data []byte, own func(*os.File) error, place func(from, to string) error) error {
 	removeLeftOvers(path)
 	file, err := create(path)
 	if err != nil {
@@ -77,7 +89,7 @@ func write(path string, data []byte, own func(*os.File) error) error {
 		err = file.Sync()
 	}
 	if err == nil {
-		err = os.Rename(file.Name(), path)
+		err = place(file.Name(), path)
 	}
 	if err != nil {
 		_ = os.Remove(file.Name())

@@ -92,6 +92,30 @@ func TestWriteState(t *testing.T) {
 	}
 }
 
+// A file that is to be new is whole and for its owner alone; one that is there stays as it is, and a link too.
+func TestCreate(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "secret.yaml")
+	if err := atomicfile.Create(path, contents[0]); err != nil {
+		t.Fatal(err)
+	}
+	only(t, path, contents[0])
+	if _, _, perm := info(t, path); perm != 0o600 {
+		t.Errorf("mode %#o", perm)
+	}
+	if err := atomicfile.Create(path, contents[1]); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("a second time: %v", err)
+	}
+	only(t, path, contents[0])
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path+".other", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.Create(link, contents[1]); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over a link: %v", err)
+	}
+}
+
 // A writer that is killed at any moment leaves a whole file, and the next write removes what it left beside.
 func TestKilledWriter(t *testing.T) {
 	t.Parallel()

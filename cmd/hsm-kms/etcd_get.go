@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -13,8 +14,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/breakglass"
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
-	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
 type getFlags struct {
@@ -73,6 +74,7 @@ func (c *command) runGet(ctx context.Context, f *getFlags, key string) error {
 		}
 		return nil
 	}
+	a.Acting(ctx) // a signal from here on comes too late
 	return writeNew(f.to, text)
 }
 
@@ -102,16 +104,14 @@ func (f *getFlags) check() error {
 	return nil
 }
 
-// writeNew writes a file that did not exist, for its owner alone.
+// writeNew writes a file that did not exist, for its owner alone. No part of the object must pass for the whole.
 func writeNew(path string, text []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator names it
-	if err != nil {
-		return hint.Wrap(fmt.Errorf("writing the object: %w", err), "--to names a file that must not exist yet")
+	err := atomicfile.Create(path, text)
+	if errors.Is(err, fs.ErrExist) {
+		err = hint.Wrap(err, "--to names a file that must not exist yet")
 	}
-	_, err = file.Write(text)
-	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
-		// A part of the object must not pass for the whole, nor be in the way of the next attempt.
-		return fmt.Errorf("writing the object: %w", ownedfile.Explain(path, errors.Join(err, os.Remove(path))))
+	if err != nil {
+		return fmt.Errorf("writing the object: %w", err)
 	}
 	return nil
 }

@@ -35,6 +35,11 @@ func (r *retireRig) startCommand(ctx context.Context, args ...string) (cmd *exec
 	r.t.Helper()
 	cmd = exec.CommandContext(ctx, os.Args[0], append(args, "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
 	cmd.Args[0] = "hsm-kms"
+	if r.ignores != "" { // only a shell can start a process so
+		link := filepath.Join(r.dir, "hsm-kms")
+		r.must(os.Symlink(os.Args[0], link))
+		cmd = exec.CommandContext(ctx, "sh", append([]string{"-c", "trap '' " + r.ignores + `; exec "$0" "$@"`, link}, cmd.Args[1:]...)...) //nolint:gosec // ourselves
+	}
 	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"), "GORACE=atexit_sleep_ms=0")
 	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
 	cmd.Stdout, cmd.Stderr = stdout, stderr

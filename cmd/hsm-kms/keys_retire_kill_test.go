@@ -29,6 +29,7 @@ type retireRig struct {
 	old, new string // key_ids
 	report   string // file
 	sole     bool   // somebody says that no other cluster uses the ring
+	ignores  string // a signal that commands are started with as ignored: INT
 }
 
 func newRetireRig(t *testing.T) *retireRig {

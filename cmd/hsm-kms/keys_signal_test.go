@@ -85,6 +85,38 @@ func TestKeysRotateTellsTheOutcomeAfterASignal(t *testing.T) {
 	}
 }
 
+// Nor does it when the key is made and is looked at once more.
+func TestKeysRotateTellsTheOutcomeAfterALateSignal(t *testing.T) {
+	t.Parallel()
+	r := newMakeRig(t)
+	r.tokens[0].faults.HangCall("C_Login").After(2).Once() // after the look before, and the login that makes the key
+	out, errOut, code := r.signalIn(r.tokens[0], "C_Login", unix.SIGTERM, "keys", "rotate", "--activate-in", "1h", "-o", "json")
+	var said keyJSON
+	err := json.Unmarshal([]byte(out), &said)
+	keys := r.keys()
+	if err != nil || len(keys) != 2 || said.KeyID != keys[1].KeyID {
+		t.Errorf("exit %d, %v: %s%s; the ring is %+v", code, err, out, errOut, keys)
+	}
+}
+
+// A signal that is ignored, as SIGINT is in a shell's background and SIGHUP under nohup, changes nothing: neither does it end
+// the command, nor does it hold its workers.
+func TestIgnoredSignals(t *testing.T) {
+	t.Parallel()
+	for name, sig := range map[string]unix.Signal{"INT": unix.SIGINT, "HUP": unix.SIGHUP} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newMakeRig(t)
+			r.ignores = name
+			r.tokens[0].faults.HangCall("C_Login").Once()
+			out, errOut, code := r.signalIn(r.tokens[0], "C_Login", sig, "keys", "rotate", "--activate-in", "1h", "-o", "json")
+			if keys := r.keys(); code != 0 || len(keys) != 2 {
+				t.Errorf("exit %d: %s%s; the ring is %+v", code, out, errOut, keys)
+			}
+		})
+	}
+}
+
 // Before anything was begun, a signal leaves the token as it was.
 func TestKeysRotateMakesNothingAfterASignal(t *testing.T) {
 	t.Parallel()

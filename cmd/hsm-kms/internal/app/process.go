@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +16,10 @@ import (
 type Process struct {
 	Workers worker.Group   // of this process
 	signals chan os.Signal // that end the process; nil: nothing is done about them
+
+	mu  sync.Mutex         // held from a signal to the end of the process: no act begins meanwhile
+	act context.Context    // that was begun; nil: none was
+	end context.CancelFunc // of act
 }
 
 // EndBySignal ends the process by a signal as it would end anyway, but not while a worker of it logs in or makes or destroys
@@ -27,12 +32,27 @@ func (p *Process) EndBySignal() (stop func()) {
 		select {
 		case <-done:
 		case sig := <-p.signals:
-			p.Workers.Hold()
-			signal.Reset(sig)
-			_ = unix.Kill(unix.Getpid(), sig.(unix.Signal)) //nolint:forcetypeassert // it is one
+			p.endBy(sig)
 		}
 	}()
-	return func() { signal.Stop(p.signals); close(done) }
+	return func() {
+		signal.Stop(p.signals)
+		close(done)
+		if p.end != nil {
+			p.end()
+		}
+	}
+}
+
+func (p *Process) endBy(sig os.Signal) {
+	p.mu.Lock()
+	if p.act != nil { // which has got the signal too
+		p.mu.Unlock()
+		return
+	}
+	p.Workers.Hold()
+	signal.Reset(sig)
+	_ = unix.Kill(unix.Getpid(), sig.(unix.Signal)) //nolint:forcetypeassert // it is one
 }
 
 // ending are the signals that end a command: SIGTERM, and of SIGINT and SIGHUP those that are not ignored, as they are in a
@@ -55,16 +75,18 @@ func (p *Process) UntilSignal(ctx context.Context) (context.Context, context.Can
 	return signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 }
 
-// Acting is the context of an act that cannot be taken back, until stop. A signal ends it and not the process: what is not
-// begun yet is not begun, and the outcome of what is begun is told and recorded, which takes some callTimeouts at most.
-func (p *Process) Acting(ctx context.Context) (act context.Context, stop func()) {
-	act, end := signal.NotifyContext(ctx, ending()...)
+// Acting is the context of an act that cannot be taken back. From now on a signal ends that context, and no longer the process:
+// what is not begun yet is not begun, and the outcome of what is begun is said and recorded, which takes some callTimeouts at
+// most. A further act has the same context.
+func (p *Process) Acting(ctx context.Context) context.Context {
 	if p.signals == nil {
-		return act, end
+		return ctx
 	}
-	signal.Stop(p.signals)
-	return act, func() {
-		signal.Notify(p.signals, ending()...)
-		end()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.act == nil {
+		p.act, p.end = signal.NotifyContext(ctx, ending()...)
+		signal.Stop(p.signals)
 	}
+	return p.act
 }

@@ -65,9 +65,7 @@ func Bind(ctx context.Context, a *app.Context, uid string) (Bound, error) {
 func bind(ctx context.Context, a *app.Context, in *app.Tokens, uid string) (Bound, error) {
 	ring := a.Config.KeyRing
 	bound := Bound{Ring: ring, Cluster: uid}
-	act, stop := a.Acting(ctx)
-	all, err := in.Set.Bind(act, uid)
-	stop()
+	all, err := in.Set.Bind(a.Acting(ctx), uid)
 	if errors.Is(err, hsm.ErrOtherCluster) || errors.Is(err, envelope.ErrAmbiguous) {
 		return bound, app.Finding(hint.Wrap(fmt.Errorf("binding the ring %s: %w", ring, err), whoseRing))
 	}

@@ -55,9 +55,7 @@ func makeKey(ctx context.Context, a *app.Context, id []byte) (*Made, error) {
 	if err != nil {
 		return nil, err
 	}
-	act, stop := a.Acting(ctx)
-	made, err := hsm.Generate(act, common, tokens[0], id)
-	stop()
+	made, err := hsm.Generate(a.Acting(ctx), common, tokens[0], id)
 	m := &Made{Version: envelope.Version{Key: made.Key, State: envelope.Current, Tokens: []string{tokens[0].Name}}}
 	if m.Activation.After(time.Now()) {
 		m.State = envelope.Pending

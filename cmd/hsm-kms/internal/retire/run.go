@@ -87,9 +87,7 @@ func Run(ctx context.Context, a *app.Context, o Options) (*Result, error) {
 	if err := r.refused(again); err != nil {
 		return shown(again, err)
 	}
-	act, stop := a.Acting(ctx)
-	defer stop()
-	again.Outcomes, err = again.Plan.Execute(act, in.Set, r.trail(), Grounds{
+	again.Outcomes, err = again.Plan.Execute(a.Acting(ctx), in.Set, r.trail(), Grounds{
 		Settle: o.Settle, Evidence: again.Facts.Evidence, Etcd: again.Facts.Etcd, Snapshots: again.Facts.Snapshots,
 	})
 	return again, err

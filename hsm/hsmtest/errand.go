@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"testing"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
-	"github.com/hsm-kms/hsm-kms/test/testworker"
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // errand is what another process of the test binary is to do for this one.
@@ -34,11 +33,14 @@ const (
 const errandMark = "HSM_KMS_TEST_ERRAND"
 
 // Main does the errand that this process was started for, or is a worker, if any, and ends it; else it runs the tests.
-func Main(m *testing.M) {
-	testworker.Main()
+func Main(m interface{ Run() int }) {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
+		os.Exit(2)
+	}
 	text := os.Getenv(errandMark)
 	if text == "" {
-		os.Exit(testworker.Run(m))
+		os.Exit(m.Run())
 	}
 	var e errand
 	err := json.Unmarshal([]byte(text), &e)

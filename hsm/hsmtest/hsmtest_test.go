@@ -9,10 +9,19 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 	"github.com/hsm-kms/hsm-kms/test/tokens"
 )
 
-func TestMain(m *testing.M) { hsmtest.Main(m) }
+func TestMain(m *testing.M) {
+	testworker.Main()
+	hsmtest.Main(runner{m})
+}
+
+// runner is the tests of this package and the workers in them.
+type runner struct{ *testing.M }
+
+func (r runner) Run() int { return testworker.Run(r.M) }
 
 // subject is a throw-away token as the suite wants it.
 func subject(t *testing.T, token *tokens.Token) hsmtest.Subject {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -65,6 +66,9 @@ const (
 func TestSignals(t *testing.T) {
 	t.Parallel()
 	rounds := count(t, "HSM_KMS_SIGNALS", 3)
+	if signal.Ignored(unix.SIGINT) { // in a shell's background, and then in what is started here too
+		signal.Notify(make(chan os.Signal, 1), unix.SIGINT)
+	}
 	for name, prepare := range commands() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -37,6 +37,8 @@ var (
 	ErrKeyMissing = errors.New("the current key is missing from the HSM")
 	// ErrNotProven: no key of the ring has yet been sealed and opened with by this process.
 	ErrNotProven = errors.New("no key has been proven on the HSM yet")
+	// ErrNonceRepeated: the token made a nonce that was used with this key before. It seals no more with it, and still opens.
+	ErrNonceRepeated = errors.New("the HSM made a nonce that was used with this key before")
 	// ErrSelfTest: the token does not do what the profile needs, or cannot open what it sealed.
 	ErrSelfTest = errors.New("the HSM failed the self-test")
 )

@@ -39,8 +39,30 @@ func FingerprintGCM(sealed []byte) ([FingerprintSize]byte, error) {
 	if bytes.Equal(sealed[:32], make([]byte, 32)) {
 		return [FingerprintSize]byte{}, fmt.Errorf("%w: the token returned the plaintext as ciphertext", ErrSelfTest)
 	}
-	sum := sha256.Sum256(append([]byte(fingerprintDomain), sealed[:32]...))
-	return [FingerprintSize]byte(sum[:FingerprintSize]), nil
+	return fingerprintOf(sealed[:32]), nil
+}
+
+func fingerprintOf(blocks []byte) [FingerprintSize]byte {
+	sum := sha256.Sum256(append([]byte(fingerprintDomain), blocks...))
+	return [FingerprintSize]byte(sum[:FingerprintSize])
+}
+
+// FingerprintBlocks are the two counter blocks of the probe, N|00000002 and N|00000003. On a token that takes no nonce from
+// us, AES-ECB of them gives what the probe's ciphertext is elsewhere.
+func FingerprintBlocks() []byte {
+	return []byte(fingerprintDomain + "\x00\x00\x00\x02" + fingerprintDomain + "\x00\x00\x00\x03")
+}
+
+// FingerprintECB makes the fingerprint of an AES key from AES-ECB of FingerprintBlocks: the same as FingerprintGCM. The raw
+// value must not be published either.
+func FingerprintECB(encrypted []byte) ([FingerprintSize]byte, error) {
+	if len(encrypted) != 32 {
+		return [FingerprintSize]byte{}, fmt.Errorf("%w: the fingerprint's encryption gave %d bytes, not 32", ErrSelfTest, len(encrypted))
+	}
+	if bytes.Equal(encrypted, FingerprintBlocks()) {
+		return [FingerprintSize]byte{}, fmt.Errorf("%w: the token returned the plaintext as ciphertext", ErrSelfTest)
+	}
+	return fingerprintOf(encrypted), nil
 }
 
 // FingerprintMessage is what an HMAC key authenticates to show which key it is. No input of the key

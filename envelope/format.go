@@ -2,6 +2,8 @@ package envelope
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Sizes in bytes. A wrapped DEK must fit the API server's 1 kB for an encrypted DEK source
@@ -15,8 +17,8 @@ const (
 	formatVersion = 1
 )
 
-// Profile says how a ring's keys wrap a DEK. Its number is the envelope's second byte. 3 is reserved for
-// nonces made by the HSM (CloudHSM, Luna in FIPS mode), 4 for a local key hierarchy.
+// Profile says how a ring's keys wrap a DEK. Its number is the envelope's second byte. 4 is reserved for a local key
+// hierarchy.
 type Profile byte
 
 const (
@@ -25,7 +27,13 @@ const (
 	// HMACKDF: HMAC-SHA-256 in the token derives a one-time key from a random 256-bit salt; AES-256-GCM
 	// under it in software. For tokens without AES-GCM.
 	HMACKDF Profile = 2
+	// AESGCMHSMIV: AES-256-GCM in the token, under a nonce that the token makes: for tokens that take none (AWS CloudHSM,
+	// Luna in FIPS mode).
+	AESGCMHSMIV Profile = 3
 )
+
+// Profiles are all profiles that a ring can have.
+func Profiles() []Profile { return []Profile{AESGCM, HMACKDF, AESGCMHSMIV} }
 
 // String is the profile's name in the configuration.
 func (p Profile) String() string {
@@ -34,21 +42,30 @@ func (p Profile) String() string {
 		return "aes-gcm"
 	case HMACKDF:
 		return "hmac-kdf"
+	case AESGCMHSMIV:
+		return "aes-gcm-hsm-iv"
 	}
 	return fmt.Sprintf("profile %d", byte(p))
 }
 
 // ParseProfile is the inverse of Profile.String.
 func ParseProfile(name string) (Profile, error) {
-	for _, p := range []Profile{AESGCM, HMACKDF} {
+	for _, p := range Profiles() {
 		if p.String() == name {
 			return p, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown profile %q: aes-gcm and hmac-kdf are known", name)
+	return 0, fmt.Errorf("unknown profile %q: aes-gcm, hmac-kdf and aes-gcm-hsm-iv are known", name)
 }
 
-// uniqueSize is the length of what makes each envelope of the profile unique: nonce or salt.
+// UsesAES reports whether the keys of the profile are AES keys for GCM. The two such profiles may follow each other in one
+// ring: their keys have the same key_ids, and a ring of either opens envelopes of both.
+func (p Profile) UsesAES() bool { return p == AESGCM || p == AESGCMHSMIV }
+
+// opens reports whether a ring of profile p opens envelopes of the other.
+func (p Profile) opens(other Profile) bool { return p == other || p.UsesAES() && other.UsesAES() }
+
+// uniqueSize is the length of what makes each envelope of the profile unique, nonce or salt, where the profile fixes it.
 func (p Profile) uniqueSize() int {
 	if p == HMACKDF {
 		return SaltSize
@@ -56,10 +73,36 @@ func (p Profile) uniqueSize() int {
 	return NonceSize
 }
 
+// uniqueOf splits what follows the header into nonce or salt and the rest. nil: it is neither.
+func (p Profile) uniqueOf(b []byte) (unique, rest []byte) {
+	size := p.uniqueSize()
+	if p == AESGCMHSMIV {
+		if len(b) == 0 || b[0] != NonceSize && b[0] != LongNonceSize {
+			return nil, nil
+		}
+		size, b = int(b[0]), b[1:]
+	}
+	if len(b) < size {
+		return nil, nil
+	}
+	return b[:size:size], b[size:]
+}
+
+// reservedNonces begin every nonce that is used for something else than an envelope.
+const reservedNonces = "hsm-kms/"
+
+// isReserved reports whether a nonce must not be used, nor opened under.
+func isReserved(nonce []byte) bool { return strings.HasPrefix(string(nonce), reservedNonces) }
+
+// isZero reports whether a nonce is what a token leaves that makes none.
+func isZero(nonce []byte) bool {
+	return !slices.ContainsFunc(nonce, func(b byte) bool { return b != 0 })
+}
+
 // Envelope is a wrapped DEK, parsed. Its slices share the memory it was parsed from.
 type Envelope struct {
 	Profile Profile
-	Unique  []byte // aes-gcm: the nonce; hmac-kdf: the salt
+	Unique  []byte // the nonce; hmac-kdf: the salt
 	Sealed  []byte // ciphertext, as long as the DEK, and the 16-byte tag
 }
 
@@ -73,21 +116,26 @@ func Parse(b []byte) (Envelope, error) {
 		return Envelope{}, fmt.Errorf("%w: format version %d, only %d is known", ErrMalformed, b[0], formatVersion)
 	}
 	profile := Profile(b[1])
-	if profile != AESGCM && profile != HMACKDF {
+	if !slices.Contains(Profiles(), profile) {
 		return Envelope{}, fmt.Errorf("%w: %s is not known", ErrMalformed, profile)
 	}
-	rest := b[headerSize:]
-	unique := profile.uniqueSize()
-	if n := len(rest) - unique - TagSize; n < 1 || n > MaxDEK {
+	unique, sealed := profile.uniqueOf(b[headerSize:])
+	if n := len(sealed) - TagSize; n < 1 || n > MaxDEK {
 		return Envelope{}, fmt.Errorf("%w: %d bytes cannot hold a DEK of 1 to %d bytes in %s", ErrMalformed, len(b), MaxDEK, profile)
 	}
-	return Envelope{Profile: profile, Unique: rest[:unique:unique], Sealed: rest[unique:]}, nil
+	if profile.UsesAES() && isReserved(unique) || profile == AESGCMHSMIV && isZero(unique) {
+		return Envelope{}, fmt.Errorf("%w: its nonce is one that no envelope has", ErrMalformed)
+	}
+	return Envelope{Profile: profile, Unique: unique, Sealed: sealed}, nil
 }
 
 // Marshal is the inverse of Parse.
 func (e Envelope) Marshal() []byte {
-	b := make([]byte, 0, headerSize+len(e.Unique)+len(e.Sealed))
+	b := make([]byte, 0, headerSize+1+len(e.Unique)+len(e.Sealed))
 	b = append(b, formatVersion, byte(e.Profile))
+	if e.Profile == AESGCMHSMIV {
+		b = append(b, byte(len(e.Unique)))
+	}
 	b = append(b, e.Unique...)
 	return append(b, e.Sealed...)
 }
@@ -102,11 +150,24 @@ const (
 // associatedData binds every header field and the key_id. The header fixes the length of the nonce or
 // salt, so the key_id is all that follows and no two (header, key_id) give the same bytes.
 func associatedData(profile Profile, unique []byte, id KeyID) []byte {
+	if profile == AESGCMHSMIV {
+		return associatedDataHSMIV(len(unique), id)
+	}
 	text := id.String()
 	b := make([]byte, 0, len(associatedDomain)+headerSize+len(unique)+len(text))
 	b = append(b, associatedDomain...)
 	b = append(b, formatVersion, byte(profile))
 	b = append(b, unique...)
+	return append(b, text...)
+}
+
+// associatedDataHSMIV is that of profile aes-gcm-hsm-iv: the nonce is not known before the token has sealed, so its length
+// stands for it. The nonce itself is authenticated by GCM, which makes the tag with it.
+func associatedDataHSMIV(nonceSize int, id KeyID) []byte {
+	text := id.String()
+	b := make([]byte, 0, len(associatedDomain)+headerSize+1+len(text))
+	b = append(b, associatedDomain...)
+	b = append(b, formatVersion, byte(AESGCMHSMIV), byte(nonceSize))
 	return append(b, text...)
 }
 

@@ -16,6 +16,11 @@ func sized(version, profile byte, n int) []byte {
 func TestParse(t *testing.T) {
 	t.Parallel()
 	const gcm, kdf = byte(AESGCM), byte(HMACKDF)
+	own := func(size byte, n int) []byte {
+		b := sized(1, byte(AESGCMHSMIV), n)
+		b[2], b[4] = size, 1
+		return b
+	}
 	const gcmRest, kdfRest = 2 + NonceSize + TagSize, 2 + SaltSize + TagSize
 	for _, test := range []struct {
 		name  string
@@ -40,7 +45,20 @@ func TestParse(t *testing.T) {
 		{"format version 2", sized(2, gcm, gcmRest+32), false},
 		{"format version 'k', as in k8s:enc", sized('k', gcm, gcmRest+32), false},
 		{"profile 0", sized(1, 0, gcmRest+32), false},
-		{"profile 3, reserved", sized(1, 3, gcmRest+32), false},
+		{"hsm-iv: no DEK", own(12, gcmRest+1), false},
+		{"hsm-iv: DEK of 1", own(12, gcmRest+2), true},
+		{"hsm-iv: DEK of 512", own(12, gcmRest+1+MaxDEK), true},
+		{"hsm-iv: DEK of 513", own(12, gcmRest+2+MaxDEK), false},
+		{"hsm-iv: 16 bytes, no DEK", own(16, gcmRest+5), false},
+		{"hsm-iv: 16 bytes, DEK of 1", own(16, gcmRest+6), true},
+		{"hsm-iv: 16 bytes, DEK of 512", own(16, gcmRest+5+MaxDEK), true},
+		{"hsm-iv: 16 bytes, DEK of 513", own(16, gcmRest+6+MaxDEK), false},
+		{"hsm-iv: 0 bytes", own(0, gcmRest+32), false},
+		{"hsm-iv: 11 bytes", own(11, gcmRest+32), false},
+		{"hsm-iv: 14 bytes", own(14, gcmRest+32), false},
+		{"hsm-iv: 255 bytes", own(255, 400), false},
+		{"hsm-iv: header only", sized(1, 3, 2), false},
+		{"hsm-iv: nonce of zeros", append([]byte{1, 3, 12}, make([]byte, 60)...), false},
 		{"profile 4, reserved", sized(1, 4, gcmRest+32), false},
 		{"profile 255", sized(1, 255, gcmRest+32), false},
 	} {
@@ -60,8 +78,8 @@ func TestParse(t *testing.T) {
 // TestEveryEnvelopeFits: the API server takes at most 1 kB as an encrypted DEK source.
 func TestEveryEnvelopeFits(t *testing.T) {
 	t.Parallel()
-	for _, p := range []Profile{AESGCM, HMACKDF} {
-		if n := headerSize + p.uniqueSize() + MaxDEK + TagSize; n > MaxEnvelope || MaxEnvelope > 1024 {
+	for _, p := range Profiles() {
+		if n := headerSize + 1 + max(p.uniqueSize(), LongNonceSize) + MaxDEK + TagSize; n > MaxEnvelope || MaxEnvelope > 1024 {
 			t.Errorf("%s: the longest envelope has %d bytes", p, n)
 		}
 	}
@@ -70,24 +88,28 @@ func TestEveryEnvelopeFits(t *testing.T) {
 // TestUniqueDoesNotReachIntoSealed: an append to the nonce must not overwrite the ciphertext behind it.
 func TestUniqueDoesNotReachIntoSealed(t *testing.T) {
 	t.Parallel()
-	e, err := Parse(sized(1, byte(AESGCM), 64))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = append(e.Unique, 0xff)
-	if e.Sealed[0] != 0 {
-		t.Error("appending to Unique changed Sealed")
+	own := sized(1, byte(AESGCMHSMIV), 64)
+	own[2], own[3] = LongNonceSize, 1
+	for _, b := range [][]byte{sized(1, byte(AESGCM), 64), own} {
+		e, err := Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = append(e.Unique, 0xff)
+		if e.Sealed[0] != 0 {
+			t.Error("appending to Unique changed Sealed")
+		}
 	}
 }
 
 func TestProfileNames(t *testing.T) {
 	t.Parallel()
-	for _, p := range []Profile{AESGCM, HMACKDF} {
+	for _, p := range Profiles() {
 		if got, err := ParseProfile(p.String()); err != nil || got != p {
 			t.Errorf("ParseProfile(%q) = %v, %v", p, got, err)
 		}
 	}
-	for _, name := range []string{"", "AES-GCM", "aes", "profile 3", Profile(3).String()} {
+	for _, name := range []string{"", "AES-GCM", "aes", "profile 4", Profile(4).String()} {
 		if p, err := ParseProfile(name); err == nil {
 			t.Errorf("ParseProfile(%q) = %v", name, p)
 		}
@@ -99,7 +121,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(sized(1, byte(AESGCM), 62))
 	f.Add(sized(1, byte(HMACKDF), 82))
-	f.Add(sized(1, 3, 62))
+	f.Add(append([]byte{1, 3, 12, 1}, make([]byte, 59)...))
+	f.Add(append([]byte{1, 3, 16, 1}, make([]byte, 63)...))
+	f.Add(sized(1, 4, 62))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
 		e, err := Parse(b)
@@ -118,6 +142,9 @@ func FuzzParse(f *testing.F) {
 		n := len(e.Sealed) - TagSize
 		if b[0] != 1 || e.Profile != Profile(b[1]) || n < 1 || n > MaxDEK {
 			t.Fatalf("%x was accepted", b)
+		}
+		if e.Profile == AESGCMHSMIV && (len(e.Unique) == 12 || len(e.Unique) == 16) && len(e.Unique) == int(b[2]) && !isZero(e.Unique) {
+			return
 		}
 		switch want := map[Profile]int{AESGCM: 12, HMACKDF: 32}[e.Profile]; {
 		case want == 0, len(e.Unique) != want:

@@ -13,21 +13,51 @@ import (
 var ErrDEKSize = fmt.Errorf("%w: plaintext must have 1 to %d bytes", ErrMalformed, MaxDEK)
 
 // SealDEK wraps dek under the key id on the token: one HSM operation. It returns the envelope's bytes.
-// dek is not kept. Errors: ErrDEKSize, ErrSelfTest when the token's answer has a wrong length, and those
-// of Token.
+// dek is not kept. Errors: ErrDEKSize, ErrSelfTest when the token's answer has a wrong length or a nonce that it makes is
+// of no use, and those of Token.
 func SealDEK(ctx context.Context, token Token, profile Profile, id KeyID, dek []byte) ([]byte, error) {
+	if profile == AESGCMHSMIV {
+		return sealHSMIV(ctx, token, id, dek)
+	}
 	unique := make([]byte, profile.uniqueSize())
 	fillUnique(profile, unique)
 	return sealWith(ctx, token, profile, id, unique, dek)
 }
 
-// fillUnique draws a nonce or salt. The fingerprint's nonce is drawn again: a second message under it
-// would give the fingerprint's key stream away. crypto/rand.Read never fails.
+// fillUnique draws a nonce or salt. A reserved nonce is drawn again: a second message under the fingerprint's
+// would give its key stream away. crypto/rand.Read never fails.
 func fillUnique(profile Profile, unique []byte) {
 	_, _ = rand.Read(unique)
-	for profile == AESGCM && string(unique) == fingerprintDomain {
+	for profile == AESGCM && isReserved(unique) {
 		_, _ = rand.Read(unique)
 	}
+}
+
+// nonceTries is how often a seal is repeated because of the nonce that the token made for it.
+const nonceTries = 3
+
+// sealHSMIV seals under a nonce of the token's own. A nonce of zeros is that of a token that makes none; what was sealed
+// under it, or under a reserved one, is thrown away.
+func sealHSMIV(ctx context.Context, token Token, id KeyID, dek []byte) ([]byte, error) {
+	if len(dek) < 1 || len(dek) > MaxDEK {
+		return nil, ErrDEKSize
+	}
+	associated := func(nonceSize int) []byte { return associatedDataHSMIV(nonceSize, id) }
+	for range nonceTries {
+		nonce, sealed, err := token.EncryptOwnNonce(ctx, id, associated, dek)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(nonce) != NonceSize && len(nonce) != LongNonceSize:
+			return nil, fmt.Errorf("%w: it made a nonce of %d bytes", ErrSelfTest, len(nonce))
+		case len(sealed) != len(dek)+TagSize:
+			return nil, fmt.Errorf("%w: sealing %d bytes gave %d", ErrSelfTest, len(dek), len(sealed))
+		case isZero(nonce), isReserved(nonce):
+			continue
+		}
+		return Envelope{Profile: AESGCMHSMIV, Unique: nonce, Sealed: sealed}.Marshal(), nil
+	}
+	return nil, fmt.Errorf("%w: it made no nonce that can be used in %d attempts", ErrSelfTest, nonceTries)
 }
 
 func sealWith(ctx context.Context, token Token, profile Profile, id KeyID, unique, dek []byte) ([]byte, error) {
@@ -58,24 +88,21 @@ func sealWith(ctx context.Context, token Token, profile Profile, id KeyID, uniqu
 }
 
 // OpenDEK unwraps an envelope that names the key id: one HSM operation. The caller wipes the DEK. Errors:
-// ErrMalformed (also when the envelope is of another profile than the ring), ErrUnauthentic, and those of
+// ErrMalformed (also when the envelope is of a profile that the ring does not open), ErrUnauthentic, and those of
 // Token.
 func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelope []byte) ([]byte, error) {
 	e, err := Parse(envelope)
 	if err != nil {
 		return nil, err
 	}
-	if e.Profile != profile {
+	if !profile.opens(e.Profile) {
 		return nil, fmt.Errorf("%w: its profile is %s, the ring's is %s", ErrMalformed, e.Profile, profile)
 	}
 	associated := associatedData(e.Profile, e.Unique, id)
 	var dek []byte
 	switch e.Profile {
-	case AESGCM:
-		if string(e.Unique) == fingerprintDomain {
-			return nil, fmt.Errorf("%w: its nonce is the fingerprint's", ErrMalformed)
-		}
-		dek, err = token.DecryptGCM(ctx, id, (*[NonceSize]byte)(e.Unique), associated, e.Sealed)
+	case AESGCM, AESGCMHSMIV:
+		dek, err = token.DecryptGCM(ctx, id, e.Unique, associated, e.Sealed)
 	case HMACKDF:
 		err = withOneTimeKey(ctx, token, id, e.Unique, func(aead cipher.AEAD) error {
 			var openErr error

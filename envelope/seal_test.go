@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-var profiles = []Profile{AESGCM, HMACKDF}
+var profiles = Profiles()
 
 // sealed is an envelope and what it was made with.
 type sealed struct {
@@ -83,10 +83,14 @@ func TestEveryBitCounts(t *testing.T) {
 			changed := bytes.Clone(s.envelope)
 			changed[bit/8] ^= 1 << (bit % 8)
 			want := ErrUnauthentic
-			if bit/8 < headerSize {
+			if bit/8 < headerSize || profile == AESGCMHSMIV && bit/8 == headerSize {
 				want = ErrMalformed
 			}
-			if dek, err := OpenDEK(t.Context(), s.token, profile, s.id, changed); !errors.Is(err, want) || dek != nil {
+			dek, err := OpenDEK(t.Context(), s.token, profile, s.id, changed)
+			if profile.UsesAES() && Profile(changed[1]) != profile && errors.Is(err, ErrUnauthentic) {
+				continue // it has the form of the other profile that such a ring opens
+			}
+			if !errors.Is(err, want) || dek != nil {
 				t.Errorf("bit %d of byte %d changed: %x, %v; want %v", bit%8, bit/8, dek, err, want)
 			}
 		}
@@ -128,15 +132,22 @@ func TestKeyIDIsBound(t *testing.T) {
 	})
 }
 
-// TestAssociatedDataIsInjective: no two of (profile, nonce or salt, key_id) give the same associated data.
+// TestAssociatedDataIsInjective: no two of (profile, nonce or salt, key_id) give the same associated data; of a nonce that
+// the token makes, its length counts.
 func TestAssociatedDataIsInjective(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}
 	for _, profile := range profiles {
 		for _, fill := range []byte{0, 1, 'r', '/'} {
+			if profile == AESGCMHSMIV && fill > 1 {
+				continue
+			}
 			for _, ring := range []string{"r", "rr", "r.r", "-"} {
 				for _, version := range []string{"x", "x00", "x72"} {
 					unique := bytes.Repeat([]byte{fill}, profile.uniqueSize())
+					if profile == AESGCMHSMIV && fill == 1 {
+						unique = make([]byte, LongNonceSize)
+					}
 					id := KeyID{Ring: ring, Version: version}
 					what := fmt.Sprint(profile, fill, id)
 					data := string(associatedData(profile, unique, id))
@@ -153,7 +164,7 @@ func TestAssociatedDataIsInjective(t *testing.T) {
 // TestDomainsArePrefixFree: what a key authenticates for one purpose cannot pass for another.
 func TestDomainsArePrefixFree(t *testing.T) {
 	t.Parallel()
-	domains := []string{associatedDomain, kdfDomain, fingerprintDomain}
+	domains := []string{associatedDomain, kdfDomain, fingerprintDomain} // in AES the nonces are apart, by reservedNonces
 	for i, a := range domains {
 		for j, b := range domains {
 			if i != j && bytes.HasPrefix([]byte(a), []byte(b)) {
@@ -171,12 +182,16 @@ func TestWrongProfile(t *testing.T) {
 	forProfiles(t, func(t *testing.T, profile Profile) {
 		s := newSealed(t, profile, 32)
 		before := s.token.used(s.id)
-		for _, other := range []Profile{AESGCM + HMACKDF - profile, 0, 3} {
+		others := []Profile{0, 4, HMACKDF}
+		if profile == HMACKDF {
+			others = []Profile{0, 4, AESGCM, AESGCMHSMIV}
+		}
+		for _, other := range others {
 			if _, err := OpenDEK(t.Context(), s.token, other, s.id, s.envelope); !errors.Is(err, ErrMalformed) {
 				t.Errorf("opened as %s: %v", other, err)
 			}
 		}
-		if _, err := SealDEK(t.Context(), s.token, Profile(3), s.id, s.dek); !errors.Is(err, ErrMalformed) {
+		if _, err := SealDEK(t.Context(), s.token, Profile(4), s.id, s.dek); !errors.Is(err, ErrMalformed) {
 			t.Errorf("sealed in a profile that is reserved: %v", err)
 		}
 		if s.token.used(s.id) != before {
@@ -231,12 +246,85 @@ func TestWrongLengthsFromTheToken(t *testing.T) {
 func TestFingerprintNonceIsNoNonce(t *testing.T) {
 	t.Parallel()
 	s := newSealed(t, AESGCM, 32)
-	envelope, err := sealWith(t.Context(), s.token, AESGCM, s.id, []byte(fingerprintDomain), s.dek)
-	if err != nil {
-		t.Fatal(err)
+	for _, nonce := range []string{fingerprintDomain, reservedNonces + "\x00\x00\x00\x01"} {
+		envelope, err := sealWith(t.Context(), s.token, AESGCM, s.id, []byte(nonce), s.dek)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := s.token.used(s.id)
+		if _, err := OpenDEK(t.Context(), s.token, AESGCM, s.id, envelope); !errors.Is(err, ErrMalformed) || s.token.used(s.id) != before {
+			t.Errorf("opening: %v after %d operations; want ErrMalformed after none", err, s.token.used(s.id)-before)
+		}
 	}
-	before := s.token.used(s.id)
-	if _, err := OpenDEK(t.Context(), s.token, AESGCM, s.id, envelope); !errors.Is(err, ErrMalformed) || s.token.used(s.id) != before {
-		t.Errorf("opening: %v after %d operations; want ErrMalformed after none", err, s.token.used(s.id)-before)
+}
+
+// TestNonceOfTheToken: what is sealed under a nonce that is of no use is thrown away, and the seal repeated. A token that
+// makes no other is at fault.
+func TestNonceOfTheToken(t *testing.T) {
+	t.Parallel()
+	reserved, zero := []byte("hsm-kms/fp/1"), make([]byte, NonceSize)
+	for _, test := range []struct {
+		name   string
+		nonces [][]byte
+		used   int
+		ok     bool
+	}{
+		{"zero once", [][]byte{zero}, 2, true},
+		{"16 zeros once", [][]byte{make([]byte, LongNonceSize)}, 2, true},
+		{"reserved once", [][]byte{reserved}, 2, true},
+		{"a reserved one of 16 bytes", [][]byte{[]byte("hsm-kms/fp/1\x00\x00\x00\x02")}, 2, true},
+		{"both", [][]byte{zero, reserved}, 3, true},
+		{"zero", [][]byte{zero, zero, zero}, 3, false},
+		{"11 bytes", [][]byte{zero[:11]}, 1, false},
+		{"13 bytes", [][]byte{make([]byte, 13)}, 1, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSealed(t, AESGCMHSMIV, 32)
+			before, made := s.token.used(s.id), test.nonces
+			s.token.nonce = func() []byte {
+				if len(made) == 0 {
+					return []byte("another nonc")
+				}
+				nonce := made[0]
+				made = made[1:]
+				return nonce
+			}
+			envelope, err := SealDEK(t.Context(), s.token, AESGCMHSMIV, s.id, s.dek)
+			if used := s.token.used(s.id) - before; used != test.used {
+				t.Errorf("%d operations, want %d", used, test.used)
+			}
+			if !test.ok {
+				if !errors.Is(err, ErrSelfTest) || envelope != nil {
+					t.Errorf("%x, %v; want ErrSelfTest", envelope, err)
+				}
+				return
+			}
+			e, parseErr := Parse(envelope)
+			if err != nil || parseErr != nil || string(e.Unique) != "another nonc" {
+				t.Errorf("%x, %v, %v", e.Unique, err, parseErr)
+			}
+		})
+	}
+}
+
+// TestBothAESProfilesInOneRing: the reader goes by the envelope's own profile.
+func TestBothAESProfilesInOneRing(t *testing.T) {
+	t.Parallel()
+	s := newSealed(t, AESGCM, 32)
+	for _, written := range []Profile{AESGCM, AESGCMHSMIV} {
+		envelope, err := SealDEK(t.Context(), s.token, written, s.id, s.dek)
+		if err != nil || Profile(envelope[1]) != written {
+			t.Fatalf("%x, %v", envelope, err)
+		}
+		for _, ring := range []Profile{AESGCM, AESGCMHSMIV} {
+			if dek, err := OpenDEK(t.Context(), s.token, ring, s.id, envelope); err != nil || !bytes.Equal(dek, s.dek) {
+				t.Errorf("%s in a ring of %s: %v", written, ring, err)
+			}
+		}
+		envelope[1] ^= byte(AESGCM) ^ byte(AESGCMHSMIV)
+		if _, err := OpenDEK(t.Context(), s.token, AESGCM, s.id, envelope); err == nil {
+			t.Error("one was opened as the other")
+		}
 	}
 }

@@ -30,7 +30,8 @@ func SelfTest(ctx context.Context, token Token, profile Profile, id KeyID) error
 	if err := differ(first, sealed[1], dek); err != nil {
 		return err
 	}
-	changes := []int{headerSize, len(first) - TagSize - 1, len(first) - 1}
+	nonce := len(first) - TagSize - len(dek) - 1 // its last byte
+	changes := []int{nonce, len(first) - TagSize - 1, len(first) - 1}
 	return together(len(changes)+1, func(i int) error {
 		if i == len(changes) {
 			return mustNotOpenAs(ctx, token, profile, id, first)
@@ -125,7 +126,7 @@ type relabelled struct {
 	real KeyID
 }
 
-func (r relabelled) DecryptGCM(ctx context.Context, _ KeyID, nonce *[NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (r relabelled) DecryptGCM(ctx context.Context, _ KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	return r.Token.DecryptGCM(ctx, r.real, nonce, associated, sealed)
 }
 

@@ -110,6 +110,34 @@ var brokenTokens = []broken{
 	{"decryption always fails", AESGCM, func(s *softToken) {
 		s.decrypt = func(cipher.AEAD, []byte, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
 	}, true},
+	{"the nonce is not the one that it tells", AESGCMHSMIV, func(s *softToken) {
+		s.encrypt = func(a cipher.AEAD, n, ad, p []byte) ([]byte, error) {
+			own := bytes.Clone(n)
+			own[0] ^= 0xff
+			return a.Seal(nil, own, p, ad), nil
+		}
+	}, true},
+	{"the nonce is the same for every seal", AESGCMHSMIV, func(s *softToken) {
+		s.nonce = func() []byte { return []byte("the same one") }
+	}, false},
+	{"the nonce is zero", AESGCMHSMIV, func(s *softToken) {
+		s.nonce = func() []byte { return make([]byte, NonceSize) }
+	}, true},
+	{"the nonce is told and not used", AESGCMHSMIV, func(s *softToken) {
+		s.encrypt = func(a cipher.AEAD, _, ad, p []byte) ([]byte, error) {
+			return a.Seal(nil, []byte("the same one"), p, ad), nil
+		}
+		s.decrypt = func(a cipher.AEAD, _, ad, c []byte) ([]byte, error) {
+			return a.Open(nil, []byte("the same one"), c, ad)
+		}
+	}, false},
+	{"associated data is ignored", AESGCMHSMIV, func(s *softToken) {
+		s.encrypt = func(a cipher.AEAD, n, _, p []byte) ([]byte, error) { return a.Seal(nil, n, p, nil), nil }
+		s.decrypt = func(a cipher.AEAD, n, _, c []byte) ([]byte, error) { return a.Open(nil, n, c, nil) }
+	}, false},
+	{"the tag is not checked", AESGCMHSMIV, func(s *softToken) {
+		s.decrypt = func(a cipher.AEAD, n, _, c []byte) ([]byte, error) { return ctr(a, n, c), nil }
+	}, false},
 	{"the HMAC is the same for every message", HMACKDF, func(s *softToken) {
 		s.mac = func(key, _ []byte) [MACSize]byte { return softMAC(key, nil) }
 	}, false},
@@ -176,7 +204,7 @@ func hostileRings() *rapid.Generator[string] {
 func TestSelfTestPassesForEveryRing(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		profile := rapid.SampledFrom([]Profile{AESGCM, HMACKDF}).Draw(t, "profile")
+		profile := rapid.SampledFrom(Profiles()).Draw(t, "profile")
 		ckaID := rapid.SliceOfN(rapid.Byte(), 0, maxForeignID).Draw(t, "CKA_ID")
 		key := newSoftKey(profile, hostileRings().Draw(t, "ring"), ckaID, "material")
 		token := newSoftToken("a", key)
@@ -237,11 +265,18 @@ func (l *leaving) EncryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]by
 	return l.Token.EncryptGCM(ctx, id, nonce, associated, plaintext)
 }
 
-func (l *leaving) DecryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (l *leaving) DecryptGCM(ctx context.Context, id KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	if err := l.gone(); err != nil {
 		return nil, err
 	}
 	return l.Token.DecryptGCM(ctx, id, nonce, associated, sealed)
+}
+
+func (l *leaving) EncryptOwnNonce(ctx context.Context, id KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
+	if err := l.gone(); err != nil {
+		return nil, nil, err
+	}
+	return l.Token.EncryptOwnNonce(ctx, id, associated, plaintext)
 }
 
 func (l *leaving) MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -20,7 +21,8 @@ type softToken struct {
 	encrypt func(aead cipher.AEAD, nonce, associated, plaintext []byte) ([]byte, error)
 	decrypt func(aead cipher.AEAD, nonce, associated, sealed []byte) ([]byte, error)
 	mac     func(key, data []byte) [MACSize]byte
-	onKeys  func() // called by Keys before it answers, outside the lock
+	nonce   func() []byte // makes the nonces of EncryptOwnNonce; nil: 12 random bytes
+	onKeys  func()        // called by Keys before it answers, outside the lock
 
 	distrusted error // why, if it was; set by Exercise alone
 
@@ -61,11 +63,19 @@ func newSoftKey(profile Profile, ring string, ckaID []byte, seed string) softKey
 
 func softFingerprint(profile Profile, material []byte) (fp [FingerprintSize]byte) {
 	var err error
-	if profile == HMACKDF {
+	switch profile {
+	case HMACKDF:
 		fp, err = FingerprintMAC(softMAC(material, FingerprintMessage()))
-	} else {
+	case AESGCMHSMIV:
+		block, _ := aes.NewCipher(material)
+		blocks := FingerprintBlocks()
+		for at := 0; at < len(blocks); at += aes.BlockSize {
+			block.Encrypt(blocks[at:], blocks[at:])
+		}
+		fp, err = FingerprintECB(blocks)
+	default:
 		probe := NewFingerprintProbe()
-		fp, err = FingerprintGCM(softGCM(material).Seal(nil, probe.Nonce[:], probe.Plaintext, probe.Associated))
+		fp, err = FingerprintGCM(softGCM(material, NonceSize).Seal(nil, probe.Nonce[:], probe.Plaintext, probe.Associated))
 	}
 	if err != nil {
 		panic(err)
@@ -196,13 +206,31 @@ func (t *softToken) EncryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]
 	if err != nil {
 		return nil, err
 	}
-	if t.encrypt != nil {
-		return t.encrypt(softGCM(key), nonce[:], associated, plaintext)
-	}
-	return softGCM(key).Seal(nil, nonce[:], plaintext, associated), nil
+	return t.seal(key, nonce[:], associated, plaintext)
 }
 
-func (t *softToken) DecryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (t *softToken) seal(key, nonce, associated, plaintext []byte) ([]byte, error) {
+	if t.encrypt != nil {
+		return t.encrypt(softGCM(key, len(nonce)), nonce, associated, plaintext)
+	}
+	return softGCM(key, len(nonce)).Seal(nil, nonce, plaintext, associated), nil
+}
+
+func (t *softToken) EncryptOwnNonce(ctx context.Context, id KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
+	key, err := t.material(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	nonce = make([]byte, NonceSize)
+	_, _ = rand.Read(nonce)
+	if t.nonce != nil {
+		nonce = t.nonce()
+	}
+	sealed, err = t.seal(key, nonce, associated(len(nonce)), plaintext)
+	return nonce, sealed, err
+}
+
+func (t *softToken) DecryptGCM(ctx context.Context, id KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	key, err := t.material(ctx, id)
 	if err != nil {
 		return nil, err
@@ -213,7 +241,7 @@ func (t *softToken) DecryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]
 			return aead.Open(nil, nonce, sealed, associated)
 		}
 	}
-	plaintext, err := open(softGCM(key), nonce[:], associated, sealed)
+	plaintext, err := open(softGCM(key, len(nonce)), nonce, associated, sealed)
 	if err != nil {
 		return nil, ErrUnauthentic
 	}
@@ -231,12 +259,12 @@ func (t *softToken) MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]by
 	return softMAC(key, data), nil
 }
 
-func softGCM(key []byte) cipher.AEAD {
+func softGCM(key []byte, nonceSize int) cipher.AEAD {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		panic(err)
 	}
-	aead, err := cipher.NewGCM(block)
+	aead, err := cipher.NewGCMWithNonceSize(block, nonceSize)
 	if err != nil {
 		panic(err)
 	}

@@ -42,8 +42,16 @@ func (s softTokens) EncryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]
 	return onFirstSoft(s, func(t *softToken) ([]byte, error) { return t.EncryptGCM(ctx, id, nonce, associated, plaintext) })
 }
 
-func (s softTokens) DecryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (s softTokens) DecryptGCM(ctx context.Context, id KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	return onFirstSoft(s, func(t *softToken) ([]byte, error) { return t.DecryptGCM(ctx, id, nonce, associated, sealed) })
+}
+
+func (s softTokens) EncryptOwnNonce(ctx context.Context, id KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
+	nonce, err = onFirstSoft(s, func(t *softToken) (nonce []byte, err error) {
+		nonce, sealed, err = t.EncryptOwnNonce(ctx, id, associated, plaintext)
+		return nonce, err
+	})
+	return nonce, sealed, err
 }
 
 func (s softTokens) MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error) {

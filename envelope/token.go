@@ -7,10 +7,13 @@ import (
 
 // NonceSize is the length of an AES-GCM nonce in bytes, TagSize that of its tag (NIST SP 800-38D,
 // sections 5.2.1.1 and 5.2.1.2), MACSize that of an HMAC-SHA-256 value (FIPS 198-1, RFC 4868).
+//
+// LongNonceSize is the other length that a nonce has which the token makes: Luna in FIPS mode appends 16 bytes.
 const (
-	NonceSize = 12
-	TagSize   = 16
-	MACSize   = 32
+	NonceSize     = 12
+	LongNonceSize = 16
+	TagSize       = 16
+	MACSize       = 32
 )
 
 // Token does with the keys of one ring what a profile needs, on one token or on several that hold the
@@ -19,7 +22,8 @@ const (
 // Concurrency: every method may be called from any number of goroutines.
 // Context: a call returns by the context's deadline or by the token's own call time-out, whichever is
 // first, even when the HSM hangs.
-// Errors: ErrUnknownKey (the token does not hold the key), ErrUnauthentic (DecryptGCM only),
+// Errors: ErrUnknownKey (the token does not hold the key), ErrUnauthentic (DecryptGCM only), ErrNonceRepeated
+// (EncryptOwnNonce only),
 // ErrUnavailable, ErrBusy, one that IsPIN knows, or the context's error.
 // Buffers: inputs are not kept or changed after the call; outputs belong to the caller, who wipes them.
 type Token interface {
@@ -36,8 +40,11 @@ type Token interface {
 	Keys(ctx context.Context) ([]Key, error)
 	// EncryptGCM returns ciphertext and tag (CKM_AES_GCM, 128-bit tag). associated must not be empty.
 	EncryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]byte, associated, plaintext []byte) ([]byte, error)
-	// DecryptGCM is the inverse of EncryptGCM; sealed is ciphertext and tag.
-	DecryptGCM(ctx context.Context, id KeyID, nonce *[NonceSize]byte, associated, sealed []byte) ([]byte, error)
+	// EncryptOwnNonce is EncryptGCM under a nonce that the token makes, of NonceSize or LongNonceSize bytes: associated gives
+	// the associated data for either. The caller does not use an answer whose nonce is zero or reserved.
+	EncryptOwnNonce(ctx context.Context, id KeyID, associated func(nonceSize int) []byte, plaintext []byte) (nonce, sealed []byte, err error)
+	// DecryptGCM is the inverse of both; sealed is ciphertext and tag.
+	DecryptGCM(ctx context.Context, id KeyID, nonce, associated, sealed []byte) ([]byte, error)
 	// MAC returns HMAC-SHA-256 of data (CKM_SHA256_HMAC).
 	MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error)
 }

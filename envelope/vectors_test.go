@@ -191,6 +191,7 @@ func (v *envelopeVector) check(t *testing.T) {
 	}
 	token := newSoftToken("soft")
 	token.held[id] = v.Key
+	token.nonce = func() []byte { return v.Unique }
 	dek, err := OpenDEK(t.Context(), token, profile, id, v.Envelope)
 	if !v.accepted(t) {
 		want := map[string]error{"malformed": ErrMalformed, "unauthentic": ErrUnauthentic}[v.Reason]
@@ -205,7 +206,11 @@ func (v *envelopeVector) check(t *testing.T) {
 	if err != nil || !bytes.Equal(dek, v.DEK) {
 		t.Errorf("opening: %x, %v; want %x", dek, err, []byte(v.DEK))
 	}
-	if got := associatedData(profile, v.Unique, id); !bytes.Equal(got, v.Associated) {
+	parsed, err := Parse(v.Envelope)
+	if err != nil || !bytes.Equal(parsed.Unique, v.Unique) {
+		t.Errorf("parsed: %x, %v; want %x", parsed.Unique, err, []byte(v.Unique))
+	}
+	if got := associatedData(parsed.Profile, v.Unique, id); !bytes.Equal(got, v.Associated) {
 		t.Errorf("associated data %x, want %x", got, []byte(v.Associated))
 	}
 	if profile == HMACKDF {
@@ -216,7 +221,11 @@ func (v *envelopeVector) check(t *testing.T) {
 			t.Errorf("one-time key %x, want %x", got, []byte(v.OneTimeKey))
 		}
 	}
-	sealed, err := sealWith(t.Context(), token, profile, id, v.Unique, v.DEK)
+	seal := func() ([]byte, error) { return sealWith(t.Context(), token, parsed.Profile, id, v.Unique, v.DEK) }
+	if parsed.Profile == AESGCMHSMIV {
+		seal = func() ([]byte, error) { return SealDEK(t.Context(), token, parsed.Profile, id, v.DEK) }
+	}
+	sealed, err := seal()
 	if err != nil || !bytes.Equal(sealed, v.Envelope) {
 		t.Errorf("sealing: %x, %v; want %x", sealed, err, []byte(v.Envelope))
 	}

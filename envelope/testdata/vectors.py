@@ -10,7 +10,9 @@ import json
 import sys
 
 NONCE, SALT = 12, 32
-AES_GCM, HMAC_KDF = 1, 2
+LONG_NONCE = 16
+AES_GCM, HMAC_KDF, HSM_IV = 1, 2, 3
+RESERVED = b"hsm-kms/"
 FINGERPRINT = b"hsm-kms/fp/1"
 ENVELOPE = b"hsm-kms/envelope/1\x00"
 KDF = b"hsm-kms/kdf/1\x00"
@@ -74,7 +76,7 @@ def aes(key, block):
     return s
 
 
-# GCM, NIST SP 800-38D, 96-bit nonce ----------------------------------------------------------------------------------
+# GCM, NIST SP 800-38D ----------------------------------------------------------------------------------------------
 
 def ghash(h, data):
     h, y = int.from_bytes(h, "big"), 0
@@ -95,12 +97,23 @@ def xor(a, b):
     return bytes(x ^ y for x, y in zip(a, b))
 
 
+def first_counter(key, nonce):
+    if len(nonce) == 12:
+        return nonce + b"\x00\x00\x00\x01"
+    return ghash(aes(key, bytes(16)), pad(nonce) + (len(nonce) * 8).to_bytes(16, "big"))
+
+
+def plus(counter, n):
+    return counter[:12] + ((int.from_bytes(counter[12:], "big") + n) % 2**32).to_bytes(4, "big")
+
+
 def gcm(key, nonce, associated, plaintext):
-    stream = b"".join(aes(key, nonce + (2 + i).to_bytes(4, "big")) for i in range((len(plaintext) + 15) // 16))
+    counter = first_counter(key, nonce)
+    stream = b"".join(bytes(aes(key, plus(counter, 1 + i))) for i in range((len(plaintext) + 15) // 16))
     ciphertext = xor(plaintext, stream)
     lengths = (len(associated) << 67 | len(ciphertext) << 3).to_bytes(16, "big")
     tag = ghash(aes(key, bytes(16)), pad(associated) + pad(ciphertext) + lengths)
-    return ciphertext + xor(tag, aes(key, nonce + b"\x00\x00\x00\x01"))
+    return ciphertext + xor(tag, aes(key, counter))
 
 
 def mac(key, data):
@@ -119,6 +132,15 @@ def check_primitives():
                    "1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"))
     assert sealed[:16].hex() == "522dc1f099567d07f47f37a32a84427d"
     assert sealed[-16:].hex() == "76fc6ece0f4e1768cddf8853bb2d551b"
+    # Test case 18: a nonce of 60 bytes.
+    sealed = gcm(h("feffe9928665731c6d6a8f9467308308" * 2),
+                 h("9313225df88406e555909c5aff5269aa6a7a9538534f7da1e4c303d2a318a728"
+                   "c3c0c95156809539fcf0e2429a6b525416aedbf5a0de6a57a637b39b"),
+                 h("feedfacedeadbeeffeedfacedeadbeefabaddad2"),
+                 h("d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72"
+                   "1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"))
+    assert sealed[:16].hex() == "5a8def2f0c9e53f1f75d7853659e2a20"
+    assert sealed[-16:].hex() == "a44a8266ee1c8eb0c8b5d4cf5ae9f19a"
     # RFC 4231, test case 2.
     assert mac(b"Jefe", b"what do ya want for nothing?").hex().startswith("5bdcc146bf60754e6a042426089575c7")
 
@@ -138,7 +160,10 @@ def fingerprint(profile, key):
     if profile == HMAC_KDF:
         return mac(key, FINGERPRINT)[:8]
     raw = gcm(key, FINGERPRINT, FINGERPRINT, bytes(32))[:32]
-    assert raw == aes(key, FINGERPRINT + b"\x00\x00\x00\x02") + aes(key, FINGERPRINT + b"\x00\x00\x00\x03")
+    blocks = aes(key, FINGERPRINT + b"\x00\x00\x00\x02") + aes(key, FINGERPRINT + b"\x00\x00\x00\x03")
+    assert raw == blocks
+    if profile == HSM_IV:
+        raw = bytes(blocks)
     return hashlib.sha256(FINGERPRINT + raw).digest()[:8]
 
 
@@ -146,8 +171,13 @@ def header(profile):
     return bytes([1, profile])
 
 
+def length_of(profile, unique):
+    return bytes([len(unique)]) if profile == HSM_IV else b""
+
+
 def associated(profile, unique, key_id):
-    return ENVELOPE + header(profile) + unique + key_id.encode()
+    bound = length_of(profile, unique) if profile == HSM_IV else unique
+    return ENVELOPE + header(profile) + bound + key_id.encode()
 
 
 def kdf_input(salt):
@@ -156,8 +186,8 @@ def kdf_input(salt):
 
 def seal(profile, key, key_id, unique, dek, aad=None):
     aad = associated(profile, unique, key_id) if aad is None else aad
-    if profile == AES_GCM:
-        return header(profile) + unique + gcm(key, unique, aad, dek)
+    if profile != HMAC_KDF:
+        return header(profile) + length_of(profile, unique) + unique + gcm(key, unique, aad, dek)
     return header(profile) + unique + gcm(mac(key, kdf_input(unique)), bytes(NONCE), aad, dek)
 
 
@@ -166,7 +196,8 @@ def octets(label, n):
     return b"".join(hashlib.sha256(b"%s/%d" % (label.encode(), i)).digest() for i in range(n // 32 + 1))[:n]
 
 
-NAMES = {AES_GCM: "aes-gcm", HMAC_KDF: "hmac-kdf"}
+NAMES = {AES_GCM: "aes-gcm", HMAC_KDF: "hmac-kdf", HSM_IV: "aes-gcm-hsm-iv"}
+KINDS = ((AES_GCM, NONCE), (HMAC_KDF, SALT), (HSM_IV, NONCE), (HSM_IV, LONG_NONCE))
 KEY, OTHER_KEY = octets("key", 32), octets("other key", 32)
 OWN = cka_id(1767225600000, octets("random", 8)).decode()
 
@@ -176,7 +207,7 @@ def key_id(profile, key=KEY, ring="kube-secrets", version=OWN):
 
 
 def fingerprints():
-    for profile in (AES_GCM, HMAC_KDF):
+    for profile in NAMES:
         for name, key in (("key of hash bytes", KEY), ("key of zeros", bytes(32)), ("key of ones", b"\xff" * 32)):
             yield {"name": "%s: %s" % (NAMES[profile], name), "profile": NAMES[profile], "key": key.hex(),
                    "fingerprint": fingerprint(profile, key).hex(), "expect": "accept"}
@@ -234,12 +265,16 @@ def key_ids():
         yield {"name": name, "key_id": text, "expect": "reject", "reason": "unknown key_id"}
 
 
+def title(profile, size):
+    return NAMES[profile] + (", nonce of %d" % size if profile == HSM_IV else "")
+
+
 def accepted_envelopes():
-    for profile, size in ((AES_GCM, NONCE), (HMAC_KDF, SALT)):
+    for profile, size in KINDS:
         for name, n, version in (("a DEK seed of 32 bytes", 32, OWN), ("one byte", 1, OWN), ("17 bytes", 17, OWN),
                                  ("512 bytes, the most", 512, OWN), ("a foreign key", 32, "x01"), ("a key of empty CKA_ID", 32, "x")):
             unique, dek, kid = octets(name + "/unique", size), octets(name + "/dek", n), key_id(profile, version=version)
-            v = {"name": "%s: %s" % (NAMES[profile], name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
+            v = {"name": "%s: %s" % (title(profile, size), name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
                  "unique": unique.hex(), "dek": dek.hex(), "associated": associated(profile, unique, kid).hex()}
             if profile == HMAC_KDF:
                 v["kdf_input"] = kdf_input(unique).hex()
@@ -247,45 +282,66 @@ def accepted_envelopes():
             v["envelope"] = seal(profile, KEY, kid, unique, dek).hex()
             v["expect"] = "accept"
             yield v
+            if profile != HMAC_KDF and n == 32 and version == OWN:
+                ring = AES_GCM + HSM_IV - profile
+                yield dict(v, name="%s, in a ring of %s" % (v["name"], NAMES[ring]), profile=NAMES[ring])
 
 
 def rejected_envelopes():
-    for profile, size in ((AES_GCM, NONCE), (HMAC_KDF, SALT)):
+    for profile, size in KINDS:
         kid, unique, dek = key_id(profile), octets("unique", size), octets("dek", 32)
-        good, other = seal(profile, KEY, kid, unique, dek), AES_GCM + HMAC_KDF - profile
-        aad = associated(profile, unique, kid)
+        good, other = seal(profile, KEY, kid, unique, dek), {AES_GCM: HMAC_KDF, HMAC_KDF: AES_GCM, HSM_IV: AES_GCM}[profile]
+        aad, at = associated(profile, unique, kid), 3 if profile == HSM_IV else 2  # where the nonce or salt begins
 
         def reject(name, envelope, reason, kid=kid, profile=profile):
-            return {"name": "%s: %s" % (NAMES[profile], name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
+            return {"name": "%s: %s" % (title(profile, size), name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
                     "envelope": envelope.hex(), "expect": "reject", "reason": reason}
 
         def flip(at):
             return good[:at] + bytes([good[at] ^ 1]) + good[at + 1:]
 
         for name, envelope in (
-                ("empty", b""), ("header only", good[:2]), ("cut in the nonce or salt", good[:2 + size - 1]),
-                ("cut before the ciphertext", good[:2 + size]), ("tag only", good[:2 + size] + good[-16:]),
+                ("empty", b""), ("header only", good[:2]), ("cut in the nonce or salt", good[:at + size - 1]),
+                ("cut before the ciphertext", good[:at + size]), ("tag only", good[:at + size] + good[-16:]),
                 ("DEK of 513 bytes", seal(profile, KEY, kid, unique, octets("dek", 513))), ("1025 bytes", good + bytes(1025 - len(good))),
                 ("format version 0", b"\x00" + good[1:]), ("format version 2", b"\x02" + good[1:]),
-                ("profile 0", good[:1] + b"\x00" + good[2:]), ("reserved profile 3", good[:1] + b"\x03" + good[2:]),
-                ("reserved profile 4", good[:1] + b"\x04" + good[2:]), ("profile 255", good[:1] + b"\xff" + good[2:]),
-                ("of the other profile", seal(other, KEY, kid, octets("unique", NONCE + SALT - size), dek))):
+                ("profile 0", good[:1] + b"\x00" + good[2:]), ("reserved profile 4", good[:1] + b"\x04" + good[2:]),
+                ("profile 255", good[:1] + b"\xff" + good[2:])):
             yield reject(name, envelope, "malformed")
-        if profile == AES_GCM:
-            yield reject("the fingerprint's nonce", seal(profile, KEY, kid, FINGERPRINT, dek), "malformed")
-        else:
+        if profile == HMAC_KDF:
+            yield reject("of profile aes-gcm", seal(AES_GCM, KEY, kid, octets("unique", NONCE), dek), "malformed")
+            yield reject("of profile aes-gcm-hsm-iv", seal(HSM_IV, KEY, kid, octets("unique", NONCE), dek), "malformed")
             inner = gcm(mac(KEY, kdf_input(unique)), octets("nonce", NONCE), aad, dek)
             yield reject("one-time key with another nonce than zero", good[:2 + size] + inner, "unauthentic")
             inner = gcm(mac(KEY, unique), bytes(NONCE), aad, dek)
             yield reject("one-time key derived from the salt alone", good[:2 + size] + inner, "unauthentic")
+        else:
+            yield reject("of profile hmac-kdf", seal(HMAC_KDF, KEY, kid, octets("unique", SALT), dek), "malformed")
+            for name, reserved in (("the fingerprint's nonce", FINGERPRINT), ("a reserved nonce", RESERVED + bytes(4))):
+                reserved = (reserved + b"\x00\x00\x00\x02")[:size]
+                yield reject(name, seal(profile, KEY, kid, reserved, dek), "malformed")
+        if profile == HSM_IV:
+            yield reject("a nonce of zeros", seal(profile, KEY, kid, bytes(size), dek), "malformed")
+            for n in (0, 11, 13, 15, 17, 28 - size, 255):
+                what = "unauthentic" if n in (NONCE, LONG_NONCE) else "malformed"
+                yield reject("length of the nonce %d" % n, good[:2] + bytes([n]) + good[3:], what)
+            yield reject("nonce of 11 bytes", seal(profile, KEY, kid, octets("unique", 11), dek), "malformed")
+            short = associated(HSM_IV, bytes(28 - size), kid)
+            yield reject("associated data with the other length", seal(profile, KEY, kid, unique, dek, short), "unauthentic")
+            long = ENVELOPE + header(profile) + bytes([size]) + unique + kid.encode()
+            yield reject("associated data with the nonce", seal(profile, KEY, kid, unique, dek, long), "unauthentic")
+            if size == NONCE:
+                yield reject("the same as profile aes-gcm", bytes([1, AES_GCM]) + good[3:], "unauthentic")
+        if profile == AES_GCM:
+            yield reject("the same as profile aes-gcm-hsm-iv", bytes([1, HSM_IV, NONCE]) + good[2:], "unauthentic")
         for name, envelope in (
                 ("cut by one byte", good[:-1]), ("one byte more", good + b"\x00"), ("tag of 12 bytes", good[:-4]),
-                ("first bit of nonce or salt", flip(2)), ("last bit of nonce or salt", flip(1 + size)), ("ciphertext changed", flip(2 + size)),
+                ("first bit of nonce or salt", flip(at)), ("last bit of nonce or salt", flip(at + size - 1)), ("ciphertext changed", flip(at + size)),
                 ("tag changed", flip(len(good) - 1)), ("sealed under another key", seal(profile, OTHER_KEY, kid, unique, dek)),
                 ("no associated data", seal(profile, KEY, kid, unique, dek, b"")),
                 ("associated data without key_id", seal(profile, KEY, "", unique, dek)),
                 ("associated data without domain", seal(profile, KEY, kid, unique, dek, aad[len(ENVELOPE):])),
-                ("sealed as the other profile", seal(profile, KEY, kid, unique, dek, associated(other, unique, kid)))):
+                ("sealed as another profile", seal(profile, KEY, kid, unique, dek, associated(other, unique, kid)))):
             yield reject(name, envelope, "unauthentic")
         for name, asked in (("another ring", key_id(profile, ring="kube-secret")), ("another version", key_id(profile, version="x01")),
                             ("another fingerprint", key_id(profile, key=OTHER_KEY))):

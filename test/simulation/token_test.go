@@ -203,16 +203,20 @@ func (l *link) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelo
 	return k.aead.Seal(nil, nonce[:], plaintext, associated), nil
 }
 
-func (l *link) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (l *link) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	k, err := l.use(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	out, err := k.aead.Open(nil, nonce[:], sealed, associated)
+	out, err := k.aead.Open(nil, nonce, sealed, associated)
 	if err != nil {
 		return nil, envelope.ErrUnauthentic
 	}
 	return out, nil
+}
+
+func (l *link) EncryptOwnNonce(context.Context, envelope.KeyID, func(int) []byte, []byte) (nonce, sealed []byte, err error) {
+	return nil, nil, errors.New("the tokens of the simulation take the nonce that they are given")
 }
 
 func (l *link) MAC(context.Context, envelope.KeyID, []byte) (mac [envelope.MACSize]byte, err error) {
@@ -257,8 +261,12 @@ func (s links) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelo
 	return onFirst(s, func(l *link) ([]byte, error) { return l.EncryptGCM(ctx, id, nonce, associated, plaintext) })
 }
 
-func (s links) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (s links) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	return onFirst(s, func(l *link) ([]byte, error) { return l.DecryptGCM(ctx, id, nonce, associated, sealed) })
+}
+
+func (s links) EncryptOwnNonce(ctx context.Context, id envelope.KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
+	return s[0].EncryptOwnNonce(ctx, id, associated, plaintext)
 }
 
 func (s links) MAC(ctx context.Context, id envelope.KeyID, data []byte) ([envelope.MACSize]byte, error) {

@@ -15,7 +15,7 @@ typedef struct {
 
 enum { OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43 };
 
-enum { CKM_SHA256_HMAC = 0x251, CKM_AES_GCM = 0x1087, CKU_USER = 1, GCM_TAG_BITS = 128 };
+enum { CKM_SHA256_HMAC = 0x251, CKM_AES_ECB = 0x1081, CKM_AES_GCM = 0x1087, CKU_USER = 1, GCM_TAG_BITS = 128 };
 
 typedef struct {
 	ck_ulong mechanism;
@@ -90,6 +90,13 @@ void crossing_gcm(void *list, int decrypt, ck_ulong session, ck_ulong key, unsig
 	mechanism m = { CKM_AES_GCM, &p, sizeof p };
 	run(list, decrypt ? DECRYPT_INIT : ENCRYPT_INIT, decrypt ? DECRYPT : ENCRYPT, &m, session, key, in, in_len,
 	    out, out_cap, c);
+}
+
+void crossing_ecb(void *list, ck_ulong session, ck_ulong key, unsigned char *in, ck_ulong in_len,
+                  unsigned char *out, ck_ulong out_cap, crossing *c)
+{
+	mechanism m = { CKM_AES_ECB, NULL, 0 };
+	run(list, ENCRYPT_INIT, ENCRYPT, &m, session, key, in, in_len, out, out_cap, c);
 }
 
 void crossing_hmac(void *list, ck_ulong session, ck_ulong key, unsigned char *in, ck_ulong in_len,

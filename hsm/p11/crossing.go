@@ -49,6 +49,30 @@ func (l *Library) gcm(decrypt bool, s Session, key Object, nonce, associated, in
 	return l.finish(init, operation, &c, out)
 }
 
+// EncryptGCMOwnIV implements API.
+func (l *Library) EncryptGCMOwnIV(until time.Time, s Session, key Object, iv, associated, in []byte) ([]byte, error) {
+	if len(iv) > MaxOwnIV {
+		return nil, &Error{"C_EncryptInit", pkcs11.CKR_DATA_LEN_RANGE}
+	}
+	out, err := l.EncryptGCM(until, s, key, iv, associated, in)
+	if err != nil {
+		clear(iv)
+	}
+	return out, err
+}
+
+// EncryptECB implements API.
+func (l *Library) EncryptECB(_ time.Time, s Session, key Object, in []byte) ([]byte, error) {
+	if err := CheckSizes("C_EncryptInit", []byte{0}, []byte{0}, in); err != nil {
+		return nil, err
+	}
+	out := make([]byte, len(in)+slack)
+	var c C.crossing
+	C.crossing_ecb(l.list, C.ck_ulong(s), C.ck_ulong(key), bytesOf(in), C.ck_ulong(len(in)),
+		bytesOf(out), C.ck_ulong(len(out)), &c)
+	return l.finish("C_EncryptInit", "C_Encrypt", &c, out)
+}
+
 // HMAC implements API.
 func (l *Library) HMAC(_ time.Time, s Session, key Object, in []byte) ([]byte, error) {
 	if err := CheckSizes("C_SignInit", []byte{0}, []byte{0}, in); err != nil {

@@ -24,9 +24,13 @@ typedef struct {
 // why_size, or an empty one and the CK_RV of C_GetFunctionList in *rv.
 void *crossing_load(const char *path, char *why, size_t why_size, ck_ulong *rv);
 
+// crossing_gcm is CKM_AES_GCM. The module may write to iv until the second call has returned: some make the IV themselves.
 void crossing_gcm(void *list, int decrypt, ck_ulong session, ck_ulong key, unsigned char *iv, ck_ulong iv_len,
                   unsigned char *aad, ck_ulong aad_len, unsigned char *in, ck_ulong in_len, unsigned char *out,
                   ck_ulong out_cap, crossing *c);
+// crossing_ecb is CKM_AES_ECB, which has no parameter, in C_Encrypt.
+void crossing_ecb(void *list, ck_ulong session, ck_ulong key, unsigned char *in, ck_ulong in_len,
+                  unsigned char *out, ck_ulong out_cap, crossing *c);
 void crossing_hmac(void *list, ck_ulong session, ck_ulong key, unsigned char *in, ck_ulong in_len,
                    unsigned char *out, ck_ulong out_cap, crossing *c);
 // crossing_open and crossing_close are C_OpenSession and C_CloseSession, one at a time in the process: tpm2-pkcs11 1.9.0

@@ -26,7 +26,10 @@ int lane_well_formed(const lane_request *q)
 	case LANE_ENCRYPT_GCM:
 	case LANE_DECRYPT_GCM:
 		return q->nonce_len > 0 && q->associated_len > 0 && q->in_len > 0;
+	case LANE_ENCRYPT_OWN_IV:
+		return q->nonce_len > 0 && q->nonce_len <= LANE_OWN_IV && q->associated_len > 0 && q->in_len > 0;
 	case LANE_HMAC:
+	case LANE_ECB:
 		return q->nonce_len == 0 && q->associated_len == 0 && q->in_len > 0;
 	}
 	return 0;
@@ -79,6 +82,8 @@ static void perform(void *list, const lane_request *q, unsigned char *body, ck_u
 {
 	unsigned char *associated = body + q->nonce_len, *in = associated + q->associated_len;
 	long long start = crossing_now();
+	ck_ulong room = q->in_len + LANE_SLACK;
+	uint32_t iv_len = 0; // of the output
 	crossing c;
 	switch (q->operation) {
 	case LANE_OPEN:
@@ -89,11 +94,19 @@ static void perform(void *list, const lane_request *q, unsigned char *body, ck_u
 		one_call(a, crossing_close(list, *session), start);
 		return;
 	case LANE_HMAC:
-		crossing_hmac(list, *session, (ck_ulong)q->object, in, q->in_len, out, q->in_len + LANE_SLACK, &c);
+		crossing_hmac(list, *session, (ck_ulong)q->object, in, q->in_len, out, room, &c);
 		break;
+	case LANE_ECB:
+		crossing_ecb(list, *session, (ck_ulong)q->object, in, q->in_len, out, room, &c);
+		break;
+	case LANE_ENCRYPT_OWN_IV:
+		iv_len = q->nonce_len;
+		room -= iv_len;
+		// fall through
 	default:
 		crossing_gcm(list, q->operation == LANE_DECRYPT_GCM, *session, (ck_ulong)q->object, body, q->nonce_len,
-		             associated, q->associated_len, in, q->in_len, out, q->in_len + LANE_SLACK, &c);
+		             associated, q->associated_len, in, q->in_len, out + iv_len, room, &c);
+		memcpy(out, body, iv_len); // where the module may have written its own
 	}
 	a->init_rv = c.init_rv;
 	a->rv = c.rv;
@@ -102,10 +115,10 @@ static void perform(void *list, const lane_request *q, unsigned char *body, ck_u
 	a->second = (uint32_t)c.second;
 	if (c.init_rv != 0 || c.rv != 0)
 		return;
-	if (c.out_len > q->in_len + LANE_SLACK)
+	if (c.out_len > room)
 		a->rv = CROSSING_GENERAL_ERROR; // a module that reports more than it was given room for
 	else
-		a->out_len = (uint32_t)c.out_len;
+		a->out_len = iv_len + (uint32_t)c.out_len;
 }
 
 // answer makes the answer to the request that message begins with; out is its place for the output. 0: none is made any

@@ -7,9 +7,9 @@
 
 #include <stdint.h>
 
-enum { LANE_MESSAGE = 8192, LANE_NONCE = 64, LANE_ASSOCIATED = 2048, LANE_IN = 4096, LANE_SLACK = 80 };
+enum { LANE_MESSAGE = 8192, LANE_NONCE = 64, LANE_ASSOCIATED = 2048, LANE_IN = 4096, LANE_SLACK = 80, LANE_OWN_IV = 16 };
 
-enum { LANE_OPEN = 1, LANE_CLOSE = 2, LANE_ENCRYPT_GCM = 3, LANE_DECRYPT_GCM = 4, LANE_HMAC = 5 };
+enum { LANE_OPEN = 1, LANE_CLOSE = 2, LANE_ENCRYPT_GCM = 3, LANE_DECRYPT_GCM = 4, LANE_HMAC = 5, LANE_ENCRYPT_OWN_IV = 6, LANE_ECB = 7 };
 
 // The request: this, then the nonce, the associated data and the input.
 typedef struct {
@@ -21,7 +21,8 @@ typedef struct {
 	uint32_t nonce_len, associated_len, in_len, unused;
 } lane_request;
 
-// The answer: this, then the output. Operation, sequence and generation are the request's.
+// The answer: this, then the output; that of LANE_ENCRYPT_OWN_IV begins with the IV, which is as long as the nonce of the
+// request. Operation, sequence and generation are the request's.
 typedef struct {
 	uint32_t size, operation;
 	uint64_t sequence, generation;

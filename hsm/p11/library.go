@@ -4,6 +4,8 @@ package p11
 #cgo linux LDFLAGS: -ldl
 #cgo noescape crossing_gcm
 #cgo nocallback crossing_gcm
+#cgo noescape crossing_ecb
+#cgo nocallback crossing_ecb
 #cgo noescape crossing_hmac
 #cgo nocallback crossing_hmac
 #cgo noescape crossing_login

@@ -62,6 +62,12 @@ type API interface {
 	// when any call would be.
 	EncryptGCM(until time.Time, s Session, key Object, nonce, associated, in []byte) ([]byte, error)
 	DecryptGCM(until time.Time, s Session, key Object, nonce, associated, in []byte) ([]byte, error)
+	// EncryptGCMOwnIV is EncryptGCM with an IV that the module makes: iv, which the caller has filled with zeros, is handed
+	// over, and holds afterwards what the module left there. What it appends to the tag is in the output. iv has MaxOwnIV
+	// bytes at most; after an error it is zero.
+	EncryptGCMOwnIV(until time.Time, s Session, key Object, iv, associated, in []byte) ([]byte, error)
+	// EncryptECB is C_EncryptInit with C_Encrypt of whole blocks in one crossing (CKM_AES_ECB). in must not be empty.
+	EncryptECB(until time.Time, s Session, key Object, in []byte) ([]byte, error)
 	// HMAC is C_SignInit with C_Sign in one crossing (CKM_SHA256_HMAC). in must not be empty.
 	HMAC(until time.Time, s Session, key Object, in []byte) ([]byte, error)
 }
@@ -71,6 +77,7 @@ const (
 	MaxNonce      = 64
 	MaxAssociated = 2048
 	MaxIn         = 4096
+	MaxOwnIV      = 16 // of an IV that the module makes
 )
 
 var (

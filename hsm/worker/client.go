@@ -276,6 +276,25 @@ func (c *Client) EncryptGCM(until time.Time, s p11.Session, key p11.Object, nonc
 	return c.operate(until, s, laneRequest{operation: laneEncryptGCM, object: uint64(key), nonce: nonce, associated: associated, in: in})
 }
 
+// EncryptGCMOwnIV implements p11.API.
+func (c *Client) EncryptGCMOwnIV(until time.Time, s p11.Session, key p11.Object, iv, associated, in []byte) ([]byte, error) {
+	if err := p11.CheckSizes("C_EncryptInit", iv, associated, in); err != nil {
+		return nil, err
+	}
+	if len(iv) > p11.MaxOwnIV {
+		return nil, &p11.Error{Function: "C_EncryptInit", RV: pkcs11.CKR_DATA_LEN_RANGE}
+	}
+	return c.operate(until, s, laneRequest{operation: laneOwnIV, object: uint64(key), nonce: iv, associated: associated, in: in})
+}
+
+// EncryptECB implements p11.API.
+func (c *Client) EncryptECB(until time.Time, s p11.Session, key p11.Object, in []byte) ([]byte, error) {
+	if err := p11.CheckSizes("C_EncryptInit", []byte{0}, []byte{0}, in); err != nil {
+		return nil, err
+	}
+	return c.operate(until, s, laneRequest{operation: laneECB, object: uint64(key), in: in})
+}
+
 // DecryptGCM implements p11.API.
 func (c *Client) DecryptGCM(until time.Time, s p11.Session, key p11.Object, nonce, associated, in []byte) ([]byte, error) {
 	if err := p11.CheckSizes("C_DecryptInit", nonce, associated, in); err != nil {
@@ -302,6 +321,7 @@ func (c *Client) operate(until time.Time, s p11.Session, q laneRequest) ([]byte,
 		return nil, err
 	}
 	out := bytes.Clone(a.out)
+	copy(q.nonce, a.iv) // empty, but for the operation that gives one
 	clear(a.out)
 	return out, nil
 }

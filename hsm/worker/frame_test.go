@@ -138,6 +138,35 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
+// An answer has its IV whole, or none.
+func TestLaneAnswerWithIV(t *testing.T) {
+	t.Parallel()
+	q := &laneRequest{operation: laneOwnIV, sequence: 1, generation: 2, nonce: make([]byte, 12), in: []byte("in")}
+	answer := func(rv uint64, out string) []byte {
+		b := make([]byte, answerHeader, answerHeader+len(out))
+		ne := binary.NativeEndian
+		ne.PutUint32(b, uint32(answerHeader+len(out)))
+		ne.PutUint32(b[4:], laneOwnIV)
+		ne.PutUint64(b[8:], 1)
+		ne.PutUint64(b[16:], 2)
+		ne.PutUint64(b[40:], rv)
+		ne.PutUint32(b[64:], 1)
+		ne.PutUint32(b[68:], uint32(len(out)))
+		return append(b, out...)
+	}
+	if a, err := decodeAnswer(answer(0, "twelve bytesout"), q); err != nil || string(a.iv) != "twelve bytes" || string(a.out) != "out" {
+		t.Errorf("%q, %q, %v", a.iv, a.out, err)
+	}
+	if a, err := decodeAnswer(answer(5, ""), q); err != nil || len(a.iv)+len(a.out) != 0 {
+		t.Errorf("a failure: %q, %q, %v", a.iv, a.out, err)
+	}
+	for _, bad := range [][]byte{answer(0, ""), answer(0, "eleven byte"), answer(5, "twelve bytes")} {
+		if a, err := decodeAnswer(bad, q); !errors.Is(err, errProtocol) {
+			t.Errorf("%q, %q, %v", a.iv, a.out, err)
+		}
+	}
+}
+
 // FuzzLaneAnswer: the bytes of a hostile worker are an answer to the request, within its bounds, or an error.
 func FuzzLaneAnswer(f *testing.F) {
 	q := &laneRequest{operation: laneHMAC, sequence: 1, generation: 2, in: []byte("in")}
@@ -149,19 +178,31 @@ func FuzzLaneAnswer(f *testing.F) {
 	ne.PutUint64(good[16:], 2)
 	ne.PutUint32(good[64:], 1)
 	ne.PutUint32(good[68:], 3)
-	f.Add(good)
-	f.Add(make([]byte, answerHeader))
-	f.Fuzz(func(t *testing.T, wire []byte) {
+	f.Add(good, false)
+	f.Add(make([]byte, answerHeader), false)
+	withIV := append(bytes.Clone(good), make([]byte, 12)...)
+	ne.PutUint32(withIV, uint32(len(withIV)))
+	ne.PutUint32(withIV[4:], laneOwnIV)
+	ne.PutUint32(withIV[68:], 15)
+	f.Add(withIV, true)
+	f.Fuzz(func(t *testing.T, wire []byte, ownIV bool) {
 		if len(wire) < answerHeader {
 			return
+		}
+		q := *q
+		if ownIV {
+			q.operation, q.nonce = laneOwnIV, make([]byte, 12)
 		}
 		size, err := answerSize(wire)
 		if err != nil || size > len(wire) {
 			return
 		}
-		a, err := decodeAnswer(wire[:size], q)
-		if err == nil && len(a.out) > len(q.in)+laneSlack {
+		a, err := decodeAnswer(wire[:size], &q)
+		if err == nil && len(a.out)+len(a.iv) > len(q.in)+laneSlack {
 			t.Errorf("an output of %d bytes", len(a.out))
+		}
+		if err == nil && len(a.iv) != 0 && len(a.iv) != len(q.nonce) {
+			t.Errorf("an IV of %d bytes", len(a.iv))
 		}
 	})
 }

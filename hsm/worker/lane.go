@@ -71,7 +71,7 @@ func functions(op uint32) []string {
 		return []string{"C_OpenSession"}
 	case laneClose:
 		return []string{"C_CloseSession"}
-	case laneEncryptGCM:
+	case laneEncryptGCM, laneOwnIV, laneECB:
 		return []string{"C_EncryptInit", "C_Encrypt"}
 	case laneDecryptGCM:
 		return []string{"C_DecryptInit", "C_Decrypt"}

@@ -19,6 +19,8 @@ const (
 	laneEncryptGCM = 3
 	laneDecryptGCM = 4
 	laneHMAC       = 5
+	laneOwnIV      = 6
+	laneECB        = 7
 )
 
 // laneRequest is a message to a lane.
@@ -46,9 +48,10 @@ func (q *laneRequest) encode(buf *[laneMessage]byte) []byte {
 	return append(b, q.in...)
 }
 
-// laneAnswer is a message from a lane; out is in the buffer that it was decoded from.
+// laneAnswer is a message from a lane; iv and out are in the buffer that it was decoded from.
 type laneAnswer struct {
 	session    uint64
+	iv         []byte // of laneOwnIV, before out in the buffer
 	initRV, rv p11.RV
 	init, took time.Duration
 	second     bool
@@ -77,9 +80,16 @@ func decodeAnswer(b []byte, q *laneRequest) (laneAnswer, error) {
 	if second > 1 || answerHeader+int(length) != len(b) || int(length) > len(q.in)+laneSlack {
 		return a, fmt.Errorf("%w: an output of %d bytes", errProtocol, length)
 	}
+	iv := 0
+	if done := second == 1 && a.initRV == 0 && a.rv == 0; q.operation == laneOwnIV && done {
+		iv = len(q.nonce)
+	}
+	if int(length) < iv {
+		return a, fmt.Errorf("%w: an output of %d bytes, without the IV", errProtocol, length)
+	}
 	if length > 0 && (second == 0 || a.initRV != 0 || a.rv != 0) {
 		return a, fmt.Errorf("%w: an output of a call that failed", errProtocol)
 	}
-	a.second, a.out = second == 1, b[answerHeader:]
+	a.second, a.iv, a.out = second == 1, b[answerHeader:answerHeader+iv], b[answerHeader+iv:]
 	return a, nil
 }

@@ -34,6 +34,8 @@ func Run(t *testing.T, s Subject) {
 	c.login()
 	c.findKey()
 	c.operations()
+	c.ownIV()
+	c.ecb()
 	c.refusals()
 	c.sizes()
 	c.sessions()
@@ -172,6 +174,35 @@ func (c *contract) operations() {
 			c.t.Errorf("%d bytes: opened %x, %v", size, opened, err)
 		}
 	}
+}
+
+// ownIV: what the module leaves where the IV was comes back, and the output is that of EncryptGCM. SoftHSM makes no IV, and
+// leaves what it was given: a test of the fault module has the rest.
+func (c *contract) ownIV() {
+	iv := slices.Clone(nonce)
+	sealed, err := c.API.EncryptGCMOwnIV(time.Now().Add(time.Minute), c.session, c.key, iv, associated, plaintext)
+	c.must(err)
+	opened, err := c.API.DecryptGCM(time.Time{}, c.session, c.key, iv, associated, sealed)
+	if err != nil || !bytes.Equal(opened, plaintext) || !bytes.Equal(iv, nonce) {
+		c.t.Errorf("IV %x, opened %x, %v", iv, opened, err)
+	}
+	_, err = c.API.EncryptGCMOwnIV(time.Time{}, c.session, c.key, make([]byte, p11.MaxOwnIV+1), associated, plaintext)
+	c.is(err, "C_EncryptInit", pkcs11.CKR_DATA_LEN_RANGE)
+	_, err = c.API.EncryptGCMOwnIV(time.Time{}, c.session, c.key, nil, associated, plaintext)
+	c.is(err, "C_EncryptInit", pkcs11.CKR_ARGUMENTS_BAD)
+}
+
+// ecb: block by block, each by itself.
+func (c *contract) ecb() {
+	block := []byte("sixteen bytes...")
+	two, err := c.API.EncryptECB(time.Time{}, c.session, c.key, append(block[:16:16], block...))
+	if err != nil || len(two) != 32 || !bytes.Equal(two[:16], two[16:]) || bytes.Contains(two, block) {
+		c.t.Errorf("AES-ECB: %x, %v", two, err)
+	}
+	_, err = c.API.EncryptECB(time.Time{}, c.session, c.key, nil)
+	c.is(err, "C_EncryptInit", pkcs11.CKR_ARGUMENTS_BAD)
+	_, err = c.API.EncryptECB(time.Time{}, c.session, c.key, make([]byte, p11.MaxIn+1))
+	c.is(err, "C_EncryptInit", pkcs11.CKR_DATA_LEN_RANGE)
 }
 
 // refusals are answers of the module, after which the session is replaced as package hsm does.

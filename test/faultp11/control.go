@@ -12,7 +12,7 @@ import (
 // The layout of the control file: module/control.h is the same structure, and says what each word means.
 const (
 	controlMagic   = 0x6661756c74703131
-	controlVersion = 3
+	controlVersion = 4
 )
 
 type slot struct {
@@ -46,6 +46,9 @@ type block struct {
 	dropLogin      atomic.Uint64
 	hangSerial     atomic.Uint64
 	wake           atomic.Uint64
+	ivMode         atomic.Uint64
+	ivSource       atomic.Uint64
+	ivCounter      atomic.Uint64
 
 	dropSessionsDone   atomic.Uint64
 	dropLoginDone      atomic.Uint64

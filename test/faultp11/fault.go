@@ -203,6 +203,46 @@ func (c *Control) Traits(traits ...Trait) {
 	c.b.traits.Store(uint64(all))
 }
 
+// IVs says who makes the nonce of an AES-GCM encryption.
+type IVs uint64
+
+// OfCaller is the usual way. The module writes 12 bytes of its own to where the caller's IV is (AWS CloudHSM), or appends 16
+// to the tag (Luna in FIPS mode); either refuses an IV of its caller that is not zero.
+const (
+	OfCaller IVs = iota
+	WrittenBack
+	Appended
+)
+
+// MakeIVs has the module make the nonces. It is the nature of the module, which Clear does not change.
+func (c *Control) MakeIVs(how IVs) { c.b.ivMode.Store(uint64(how)) }
+
+// IVSource is what the nonces are that a module makes.
+type IVSource uint64
+
+// The sources. Counted nonces begin at RestartIVs.
+const (
+	RandomIVs IVSource = iota
+	ZeroIVs
+	ConstantIVs
+	CountedIVs
+	ReservedIVs
+)
+
+// DrawIVs has the next n nonces (1 to 16382; 0: all) come from the source; those after them are random.
+func (c *Control) DrawIVs(from IVSource, n int) {
+	if n < 0 || n >= timesForever {
+		panic(fmt.Sprintf("faultp11: DrawIVs(%d): want 0 to %d", n, timesForever-1))
+	}
+	if n == 0 {
+		n = timesForever
+	}
+	c.b.ivSource.Store(uint64(from)<<32 | uint64(n))
+}
+
+// RestartIVs has the counter begin again, as an HSM that forgets it.
+func (c *Control) RestartIVs() { c.b.ivCounter.Store(0) }
+
 // DropSessions has the real module close all sessions at the next call, before it, once: every session handle is then
 // invalid, and the login lost with them.
 func (c *Control) DropSessions() { c.b.dropSessions.Add(1) }

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define CONTROL_MAGIC UINT64_C(0x6661756c74703131) /* "faultp11" */
-#define CONTROL_VERSION UINT64_C(3)
+#define CONTROL_VERSION UINT64_C(4)
 
 typedef _Atomic uint64_t word;
 typedef _Atomic int64_t sword;
@@ -71,6 +71,22 @@ enum trait {
     TRAIT_PIN_PAD = 8,         /* C_Login takes no PIN: the token asks for it, and is given the one in the sidecar's pinpad= file */
 };
 
+/* Who makes the nonce of an AES-GCM encryption, and where it then is. */
+enum iv_mode {
+    IV_OF_CALLER = 0,
+    IV_WRITTEN_BACK = 1, /* the module: 12 bytes, written to the caller's, which must be zero */
+    IV_APPENDED = 2,     /* the module: 16 bytes, after the tag */
+};
+
+/* What the module's nonces are. */
+enum iv_source {
+    IV_RANDOM = 0,
+    IV_ZERO = 1,
+    IV_CONSTANT = 2,
+    IV_COUNTER = 3,
+    IV_RESERVED = 4, /* begins with the nonce of the fingerprint */
+};
+
 /* One function: what to do with its calls, and what was seen. */
 struct slot {
     word fault;         /* see above */
@@ -107,6 +123,9 @@ struct control {
     word drop_login;     /* each increment: C_Logout on the real module, once, at the next call */
     word hang_serial;    /* source of the values of hang */
     word wake;           /* incremented, and its lower half's futex woken, when a hang may have ended */
+    word iv_mode;        /* enum iv_mode */
+    word iv_source;      /* enum iv_source << 32 | times left, TIMES_FOREVER until told otherwise; after those: random */
+    word iv_counter;     /* the last nonce of IV_COUNTER */
 
     /* What was seen. */
     word drop_sessions_done; /* the drop_sessions that was obeyed last */
@@ -122,7 +141,7 @@ struct control {
 };
 
 _Static_assert(FN_COUNT == 68, "PKCS#11 v2.40 has 68 functions");
-_Static_assert(sizeof(struct control) == 8 * (19 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
+_Static_assert(sizeof(struct control) == 8 * (22 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock would not be shared between processes");
 
 #endif

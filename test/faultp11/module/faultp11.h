@@ -7,6 +7,7 @@
  *   misbehave.c what a call does to its process in passing
  *   sessions.c  which sessions are open on which slot
  *   special.c   the functions that need more than forwarding
+ *   iv.c        those of encryption, where the HSM makes the nonce
  *   forward.c   all others, and the function list
  */
 #ifndef FAULTP11_H
@@ -94,7 +95,7 @@ void sessions_remove_all(void);
 /* Calls each(one session, its slot) once per slot that has sessions; each must not call back here. */
 void sessions_each_slot(void (*each)(CK_SESSION_HANDLE, CK_SLOT_ID));
 
-/* The functions of special.c. */
+/* The functions of special.c and iv.c. */
 CK_DECLARE_FUNCTION(CK_RV, fault_C_Initialize)(CK_VOID_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_Finalize)(CK_VOID_PTR);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_GetSlotList)(CK_BBOOL, CK_SLOT_ID_PTR, CK_ULONG_PTR);
@@ -104,5 +105,7 @@ CK_DECLARE_FUNCTION(CK_RV, fault_C_OpenSession)(CK_SLOT_ID, CK_FLAGS, CK_VOID_PT
 CK_DECLARE_FUNCTION(CK_RV, fault_C_CloseSession)(CK_SESSION_HANDLE);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_CloseAllSessions)(CK_SLOT_ID);
 CK_DECLARE_FUNCTION(CK_RV, fault_C_Login)(CK_SESSION_HANDLE, CK_USER_TYPE, CK_UTF8CHAR_PTR, CK_ULONG);
+CK_DECLARE_FUNCTION(CK_RV, fault_C_EncryptInit)(CK_SESSION_HANDLE, CK_MECHANISM_PTR, CK_OBJECT_HANDLE);
+CK_DECLARE_FUNCTION(CK_RV, fault_C_Encrypt)(CK_SESSION_HANDLE, CK_BYTE_PTR, CK_ULONG, CK_BYTE_PTR, CK_ULONG_PTR);
 
 #endif

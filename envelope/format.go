@@ -91,6 +91,9 @@ func (p Profile) uniqueOf(b []byte) (unique, rest []byte) {
 // reservedNonces begin every nonce that is used for something else than an envelope.
 const reservedNonces = "hsm-kms/"
 
+// UsableNonce reports whether a nonce that a token made may stand in an envelope.
+func UsableNonce(nonce []byte) bool { return !isZero(nonce) && !isReserved(nonce) }
+
 // isReserved reports whether a nonce must not be used, nor opened under.
 func isReserved(nonce []byte) bool { return strings.HasPrefix(string(nonce), reservedNonces) }
 

@@ -52,7 +52,7 @@ func sealHSMIV(ctx context.Context, token Token, id KeyID, dek []byte) ([]byte, 
 			return nil, fmt.Errorf("%w: it made a nonce of %d bytes", ErrSelfTest, len(nonce))
 		case len(sealed) != len(dek)+TagSize:
 			return nil, fmt.Errorf("%w: sealing %d bytes gave %d", ErrSelfTest, len(dek), len(sealed))
-		case isZero(nonce), isReserved(nonce):
+		case !UsableNonce(nonce):
 			continue
 		}
 		return Envelope{Profile: AESGCMHSMIV, Unique: nonce, Sealed: sealed}.Marshal(), nil

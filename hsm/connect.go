@@ -126,7 +126,7 @@ func stateError(err error) error {
 func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 	return &keyReader{
 		api: api, slot: slot, session: session, open: func() (p11.Session, error) { return api.OpenSession(slot, false) },
-		ring: t.common.Ring, profile: t.common.Profile, allow: t.common.AllowImportedKeys, nonces: &t.nonces,
+		ring: t.common.Ring, profile: t.common.Profile, allow: t.common.AllowImportedKeys, nonces: &t.nonces, own: t.own,
 	}
 }
 

@@ -125,6 +125,9 @@ func offers(api p11.API, slot uint, profile envelope.Profile) (lacks []string, c
 	if !has(pkcs11.CKM_AES_GCM, pkcs11.CKF_ENCRYPT|pkcs11.CKF_DECRYPT) {
 		lacks = append(lacks, "CKM_AES_GCM")
 	}
+	if profile == envelope.AESGCMHSMIV && !has(pkcs11.CKM_AES_ECB, pkcs11.CKF_ENCRYPT) {
+		lacks = append(lacks, "CKM_AES_ECB")
+	}
 	return lacks, !has(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKF_GENERATE)
 }
 

@@ -30,9 +30,9 @@ func (t *Token) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envel
 }
 
 // DecryptGCM implements envelope.Token.
-func (t *Token) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
-	return t.operate(ctx, id, operation{name: "C_Decrypt", in: [3][]byte{nonce[:], associated, sealed}, flawed: true, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
-		return api.DecryptGCM(until, s, key, nonce[:], associated, sealed)
+func (t *Token) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associated, sealed []byte) ([]byte, error) {
+	return t.operate(ctx, id, operation{name: "C_Decrypt", in: [3][]byte{nonce, associated, sealed}, flawed: true, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+		return api.DecryptGCM(until, s, key, nonce, associated, sealed)
 	}})
 }
 

@@ -38,20 +38,39 @@ func (m *maker) prove(ctx context.Context) (from int, err error) {
 	if err == nil || errors.Is(err, errNoTrial) {
 		return from, nil
 	}
-	other := envelope.HMACKDF
-	if profile == other {
-		other = envelope.AESGCM
-	}
-	_, otherErr := m.try(ctx, other)
 	lacks, _ := offers(m.api, m.gen.slot, profile)
 	told := fmt.Errorf("token %s: %w %s: %w%s", m.t.cfg.Name, ErrProfile, profile, err, notOffered(lacks))
-	switch {
-	case otherErr == nil:
-		return 0, hint.Wrap(told, fmt.Sprintf("set profile: %s in the configuration: it works on this token", other))
-	case errors.As(err, &cannot), errors.Is(err, envelope.ErrSelfTest):
-		return 0, hint.Wrap(told, fmt.Sprintf("profile %s does not work on this token either; docs/hsm-support.md says what a token must offer", other))
+	if works := m.otherProfile(ctx, profile); works != "" {
+		return 0, hint.Wrap(told, "set "+works+" in the configuration: it works on this token")
+	}
+	if errors.As(err, &cannot) || errors.Is(err, envelope.ErrSelfTest) {
+		return 0, hint.Wrap(told, "no other profile works on this token either; docs/hsm-support.md says what a token must offer")
 	}
 	return 0, fmt.Errorf("proving the profile %s: %w", profile, err)
+}
+
+// otherProfile tries what the token can do instead, the best first, and gives what to configure; "": nothing works. A token
+// that takes no nonce from us is best used without one, by an HMAC.
+func (m *maker) otherProfile(ctx context.Context, not envelope.Profile) string {
+	configured := m.t.own.appended
+	defer func() { m.t.own.appended = configured }()
+	works := func(profile envelope.Profile, appended bool) bool {
+		m.t.own.appended = appended
+		_, err := m.try(ctx, profile)
+		return err == nil
+	}
+	if not == envelope.AESGCMHSMIV && works(not, !configured) {
+		return fmt.Sprintf("ivAppended: %t for this token", !configured)
+	}
+	for _, profile := range envelope.Profiles() {
+		if profile != not && works(profile, false) {
+			return "profile: " + profile.String()
+		}
+	}
+	if not != envelope.AESGCMHSMIV && works(envelope.AESGCMHSMIV, true) {
+		return "profile: aes-gcm-hsm-iv, and ivAppended: true for this token,"
+	}
+	return ""
 }
 
 func notOffered(lacks []string) (text string) {

@@ -217,12 +217,21 @@ func (t *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[
 	return out, err
 }
 
+// EncryptOwnNonce implements envelope.Token.
+func (t *sessionToken) EncryptOwnNonce(_ context.Context, _ envelope.KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
+	err = t.pool.on(func(s *readSession) error {
+		nonce, sealed, err = t.pool.r.sealOwn(s.Session, t.held, associated, plaintext)
+		return err
+	})
+	return nonce, sealed, err
+}
+
 // DecryptGCM implements envelope.Token. It takes a refusal for the ciphertext's fault: the self-test opens a sound one just
 // before.
-func (t *sessionToken) DecryptGCM(_ context.Context, _ envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) (out []byte, err error) {
+func (t *sessionToken) DecryptGCM(_ context.Context, _ envelope.KeyID, nonce, associated, sealed []byte) (out []byte, err error) {
 	r := t.pool.r
 	err = t.pool.on(func(s *readSession) error {
-		out, err = r.api.DecryptGCM(time.Time{}, s.Session, t.held.handle, nonce[:], associated, sealed)
+		out, err = r.api.DecryptGCM(time.Time{}, s.Session, t.held.handle, nonce, associated, sealed)
 		if err == nil || classOf(err) != classData {
 			return err
 		}

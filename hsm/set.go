@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 )
 
 // Set is the tokens of a ring in the order of preference, as envelope.Tokens: an operation goes to the first
@@ -31,6 +32,7 @@ func Open(common Config, tokens []TokenConfig) *Set {
 		common.launch = launch
 	}
 	s := &Set{common: common}
+	s.common.memory = noncememory.New(common.StateDir)
 	for _, cfg := range tokens {
 		s.tokens = append(s.tokens, newToken(cfg, &s.common))
 	}
@@ -141,8 +143,17 @@ func (s *Set) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelop
 	})
 }
 
+// EncryptOwnNonce implements envelope.Token.
+func (s *Set) EncryptOwnNonce(ctx context.Context, id envelope.KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
+	both, err := onFirst(ctx, s, func(ctx context.Context, t *Token) (both [2][]byte, err error) {
+		both[0], both[1], err = t.EncryptOwnNonce(ctx, id, associated, plaintext)
+		return both, err
+	})
+	return both[0], both[1], err
+}
+
 // DecryptGCM implements envelope.Token.
-func (s *Set) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, sealed []byte) ([]byte, error) {
+func (s *Set) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associated, sealed []byte) ([]byte, error) {
 	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) {
 		return t.DecryptGCM(ctx, id, nonce, associated, sealed)
 	})

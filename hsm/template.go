@@ -26,7 +26,7 @@ func unset(attribute uint) *pkcs11.Attribute { return pkcs11.NewAttribute(attrib
 // required is the template that every key of ours has (PKCS#11 v2.40, sections 4.4, 4.6.2 and 4.9.2).
 // CKA_DESTROYABLE keeps its default, true: keys retire needs it.
 func required(profile envelope.Profile, label string, ckaID []byte, onToken bool) []*pkcs11.Attribute {
-	gcm := profile == envelope.AESGCM
+	gcm := profile.UsesAES()
 	return []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_ID, ckaID),
@@ -45,14 +45,21 @@ func required(profile envelope.Profile, label string, ckaID []byte, onToken bool
 	}
 }
 
-// allowedMechanisms limits the key to its profile's mechanism: AES-ECB of a zero block would give the GCM hash
-// key away to anyone who can use the token.
+// allowedMechanisms limits the key to its profile's mechanisms: AES-ECB of a zero block would give the GCM hash
+// key away to anyone who can use the token, so only a profile that needs it for the fingerprint has it.
 func allowedMechanisms(p envelope.Profile) *pkcs11.Attribute {
-	mechanism := uint64(pkcs11.CKM_AES_GCM)
-	if p == envelope.HMACKDF {
-		mechanism = pkcs11.CKM_SHA256_HMAC
+	mechanisms := []uint64{pkcs11.CKM_AES_GCM}
+	switch p {
+	case envelope.HMACKDF:
+		mechanisms = []uint64{pkcs11.CKM_SHA256_HMAC}
+	case envelope.AESGCMHSMIV:
+		mechanisms = append(mechanisms, pkcs11.CKM_AES_ECB)
 	}
-	return pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, binary.NativeEndian.AppendUint64(nil, mechanism))
+	var value []byte
+	for _, m := range mechanisms {
+		value = binary.NativeEndian.AppendUint64(value, m)
+	}
+	return pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, value)
 }
 
 // refusesTemplate tells the errors that say that nothing was made because of an attribute.

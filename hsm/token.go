@@ -10,6 +10,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
+	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
@@ -29,6 +30,8 @@ type TokenConfig struct {
 	CallTimeout   time.Duration     // of one operation, and of every single call besides
 	Env           map[string]string // of the worker, over this process's own
 	PassEnv       []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
+	// IVAppended: in profile aes-gcm-hsm-iv the token appends its nonce, of 16 bytes, to the tag.
+	IVAppended bool
 	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
 	ConnectTimeout time.Duration
 }
@@ -49,6 +52,7 @@ type Config struct {
 
 	clock  func() time.Time                                            // of the attempt guard; nil: time.Now
 	launch func(context.Context, worker.Config) (workerProcess, error) // of workers; nil: launch
+	memory *noncememory.Memory
 }
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
@@ -71,6 +75,7 @@ type Token struct {
 	deadly  *deadly
 	waiting atomic.Int32 // callers waiting for a permit
 	nonces  nonces
+	own     *ownNonces
 	admin   chan struct{} // holds one value while the admin session is in use
 	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
 	wake    chan struct{} // tells the supervisor that something was suspected
@@ -115,6 +120,7 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 		changed: make(chan struct{}),
 		running: map[workerProcess]struct{}{},
 	}
+	t.own = &ownNonces{token: cfg.Name, appended: cfg.IVAppended, memory: common.memory, counts: &t.nonces}
 	t.hook = func(function string, rv p11.RV, took time.Duration) {
 		if rv == 0 {
 			t.lastOK.Store(time.Now().UnixNano())

@@ -127,7 +127,7 @@ func (c *command) announce(b *benched, f *benchFlags) {
 	fmt.Fprintf(c.errOut, "hsm-kms: measuring token %s with %s: %d logins, then %d rows of %s, as fast as it answers, on %s and one for login.\n",
 		t.Name, b.key, benchStarts, f.plan.Rows(), f.plan.Time, counted(t.MaxSessions, "session"))
 	fmt.Fprintln(c.errOut, "hsm-kms: whatever else uses this HSM, a plugin that serves included, waits behind these calls and needs sessions of its own.")
-	if b.cfg.Profile == config.ProfileAESGCM {
+	if b.cfg.Profile != config.ProfileHMACKDF {
 		fmt.Fprintf(c.errOut, "hsm-kms: nothing is written; at most %s of the %s nonces of that key are spent, on DEKs that are thrown away.\n",
 			grouped(bench.SealBudget), grouped(bench.Nonces))
 	}

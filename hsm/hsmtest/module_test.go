@@ -44,6 +44,7 @@ func TestModule(t *testing.T) {
 			Name: "yours", Module: module, Label: os.Getenv("HSM_KMS_TEST_TOKEN_LABEL"),
 			Serial: os.Getenv("HSM_KMS_TEST_TOKEN_SERIAL"), PINFile: os.Getenv("HSM_KMS_TEST_PIN_FILE"),
 			Reserved: os.Getenv("HSM_KMS_TEST_RESERVED"), MaxSessions: 4, CallTimeout: timeout,
+			IVAppended: on("HSM_KMS_TEST_IV_APPENDED"),
 		},
 		ForeignKeys: !on("HSM_KMS_TEST_MAKE_KEYS"),
 		WrongPIN:    on("HSM_KMS_TEST_WRONG_PIN"),

@@ -42,7 +42,7 @@ func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 	for _, t := range cfg.Tokens {
 		tokens = append(tokens, hsm.TokenConfig{
 			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
-			PINFile: t.PINFile, AllowGroupPIN: t.AllowGroupPIN, MaxSessions: t.MaxSessions,
+			PINFile: t.PINFile, AllowGroupPIN: t.AllowGroupPIN, MaxSessions: t.MaxSessions, IVAppended: t.IVAppended,
 			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(), Env: t.Env, PassEnv: t.PassEnv,
 		})
 	}

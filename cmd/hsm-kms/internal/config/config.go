@@ -17,10 +17,11 @@ const (
 	Kind       = "PluginConfiguration"
 )
 
-// The two ways in which a key of the ring wraps; FORMAT.md is their specification.
+// The ways in which a key of the ring wraps; FORMAT.md is their specification.
 const (
-	ProfileAESGCM  = "aes-gcm"
-	ProfileHMACKDF = "hmac-kdf"
+	ProfileAESGCM      = "aes-gcm"
+	ProfileHMACKDF     = "hmac-kdf"
+	ProfileAESGCMHSMIV = "aes-gcm-hsm-iv"
 )
 
 // PlaceholderRing is the name of the ring in the samples. It is no name for a ring: clusters that keep it share their keys.
@@ -38,8 +39,10 @@ type Config struct {
 	// KeyRing is the CKA_LABEL that all versions of the master key carry; [a-z0-9.-]{1,63}. Required. One ring per
 	// cluster: the name is part of every key_id, and renaming it makes all that was written unreadable.
 	KeyRing string `yaml:"keyRing"`
-	// Profile is how the keys of the ring are used: aes-gcm, the default, or hmac-kdf for tokens without AES-GCM
-	// (TPM 2.0, YubiHSM 2). It belongs to the ring: all nodes have the same, and it does not change later.
+	// Profile is how the keys of the ring are used: aes-gcm, the default; hmac-kdf for tokens without AES-GCM
+	// (TPM 2.0, YubiHSM 2) and for HSMs in FIPS mode; or aes-gcm-hsm-iv for HSMs that insist on making the nonce and have
+	// no HMAC. It belongs to the ring: all nodes have the same, and it does not change later, but between aes-gcm and
+	// aes-gcm-hsm-iv.
 	Profile string `yaml:"profile"`
 	// RefuseKeys are key_ids that Decrypt answers as if they were gone: a rehearsal before `keys retire`. Default
 	// none, at most 256. What is still encrypted under them cannot be read until they are taken out again.
@@ -133,6 +136,10 @@ type Token struct {
 	// ConnectTimeout is how long loading the module, C_Initialize and the first reading of the ring may take together.
 	// Default 30s; 1s to 10m, and at least callTimeout. It is also how long an end waits for a login under way.
 	ConnectTimeout Duration `yaml:"connectTimeout"`
+	// IVAppended says how the token tells the nonce that it makes (profile aes-gcm-hsm-iv): true, 16 bytes after the tag
+	// (Luna in FIPS mode); false, the default, 12 bytes where the IV was handed over (AWS CloudHSM). keys create finds out
+	// which of the two it is.
+	IVAppended bool `yaml:"ivAppended,omitempty"`
 	// InitArgs is the string that C_Initialize gets as pReserved, for modules that take parameters there, as NSS softokn.
 	InitArgs string `yaml:"initArgs,omitempty"`
 	// Env are variables of the environment that this token's module gets, over those of the plugin.

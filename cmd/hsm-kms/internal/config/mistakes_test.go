@@ -107,7 +107,7 @@ func TestMistakesRing(t *testing.T) {
 		{replaced("kube-secrets", strings.Repeat("k", 64)), "c.yaml:3: keyRing: "},
 		{replaced("kube-secrets", "''"), "c.yaml:3: keyRing: is empty"},
 		{replaced("keyRing: kube-secrets\n", ""), "c.yaml:1: keyRing: is missing"},
-		{added("profile: rsa"), `c.yaml:9: profile: "rsa" is not aes-gcm or hmac-kdf`},
+		{added("profile: rsa"), `c.yaml:9: profile: "rsa" is not aes-gcm or hmac-kdf or aes-gcm-hsm-iv`},
 		{added("refuseKeys: [a, '']"), "c.yaml:9: refuseKeys[1]: is 0 bytes long"},
 		{added("refuseKeys: [" + strings.Repeat("a", 257) + "]"), "c.yaml:9: refuseKeys[0]: is 257 bytes long"},
 		{added("refuseKeys: [a, b, a]"), `c.yaml:9: refuseKeys[2]: "a" is there twice`},

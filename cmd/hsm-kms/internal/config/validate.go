@@ -41,7 +41,7 @@ func (c *Config) validate(p *problems) {
 	if !ringPattern.MatchString(c.KeyRing) {
 		p.badValue("keyRing", c.KeyRing, "1 to 63 of a-z, 0-9, dot and hyphen", "name the ring after its cluster: no two clusters share one")
 	}
-	p.oneOf("profile", c.Profile, ProfileAESGCM, ProfileHMACKDF)
+	p.oneOf("profile", c.Profile, ProfileAESGCM, ProfileHMACKDF, ProfileAESGCMHSMIV)
 	validateRefuseKeys(p, c.RefuseKeys)
 	c.validateTokens(p)
 	p.absolute("stateDir", c.StateDir, "as /var/lib/hsm-kms")

@@ -34,6 +34,9 @@ func (c *Config) validateTokens(p *problems) {
 	for i := range c.Tokens {
 		c.Tokens[i].validate(p, i)
 		c.validateUnique(p, i)
+		if c.Tokens[i].IVAppended && c.Profile != ProfileAESGCMHSMIV {
+			p.report(tokenField(i, "ivAppended"), "has no effect with profile "+c.Profile, "remove it, or set profile: "+ProfileAESGCMHSMIV)
+		}
 	}
 }
 

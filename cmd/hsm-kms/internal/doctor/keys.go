@@ -41,6 +41,9 @@ func refusalAdvice(v envelope.Version) string {
 	case !a.Local, !a.AlwaysSensitive, !a.NeverExtractable:
 		return "set allowImportedKeys: true if you trust the ceremony that made it; otherwise make one in the HSM with: hsm-kms keys rotate"
 	}
+	if strings.Contains(v.Refused, "CKM_AES_ECB") {
+		return "make the next key for this profile with: hsm-kms keys rotate; a key that is limited to AES-GCM can be served in profile aes-gcm alone"
+	}
 	return "see that profile is that of the ring, and find out who made the key; it is not served and does no harm"
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
@@ -46,8 +47,8 @@ func (d *doctor) mechanisms(t hsm.TokenConfig, seen hsm.Inspection) bool {
 	const check = "mechanisms"
 	switch {
 	case len(seen.Lacks) > 0:
-		advice := "use another token: none of the two profiles works without it"
-		if d.cfg.Profile == "aes-gcm" {
+		advice := "use another token, or a ring of another profile: docs/hsm-support.md"
+		if d.cfg.Profile != config.ProfileHMACKDF {
 			advice = "set profile: hmac-kdf, which needs CKM_SHA256_HMAC alone, before the ring has its first key; or use another token"
 		}
 		d.fail(check, t.Name, fmt.Sprintf("the token does not offer %s, which profile %s needs", strings.Join(seen.Lacks, ", "), d.cfg.Profile), advice)

@@ -191,23 +191,24 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 }
 
 func (t *Token) matches(slot uint, i pkcs11.TokenInfo) bool {
-	switch {
-	case t.cfg.Label != "":
-		return trim(i.Label) == t.cfg.Label
-	case t.cfg.Serial != "":
-		return trim(i.SerialNumber) == t.cfg.Serial
-	}
-	return t.cfg.Slot != nil && *t.cfg.Slot == slot
+	fits := func(want, field string) bool { return want == "" || want == trim(field) }
+	return fits(t.cfg.Label, i.Label) && fits(t.cfg.Serial, i.SerialNumber) && (t.cfg.Slot == nil || *t.cfg.Slot == slot) &&
+		fits(t.cfg.Manufacturer, i.ManufacturerID) && fits(t.cfg.Model, i.Model)
 }
 
 func (t *Token) selector() string {
-	switch {
-	case t.cfg.Label != "":
-		return fmt.Sprintf("label %q", t.cfg.Label)
-	case t.cfg.Serial != "":
-		return fmt.Sprintf("serial %q", t.cfg.Serial)
+	var parts []string
+	for _, part := range [][2]string{
+		{"label", t.cfg.Label}, {"serial", t.cfg.Serial}, {"manufacturer", t.cfg.Manufacturer}, {"model", t.cfg.Model},
+	} {
+		if part[1] != "" {
+			parts = append(parts, fmt.Sprintf("%s %q", part[0], part[1]))
+		}
 	}
-	return "the configured slot"
+	if t.cfg.Slot != nil {
+		parts = append(parts, "the configured slot")
+	}
+	return strings.Join(parts, " and ")
 }
 
 // trim takes the blanks off a fixed field, which some modules end with NUL instead (PKCS#11 v2.40, section 3.2).

@@ -15,7 +15,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
-// TokenConfig is one token of the configuration. Exactly one of Label, Serial and Slot selects it.
+// TokenConfig is one token of the configuration. At least one of Label, Serial and Slot is given; the token must fit all
+// that are, and Manufacturer and Model as well.
 type TokenConfig struct {
 	Name     string
 	Module   string // path
@@ -32,6 +33,8 @@ type TokenConfig struct {
 	PassEnv       []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
 	// IVAppended: in profile aes-gcm-hsm-iv the token appends its nonce, of 16 bytes, to the tag.
 	IVAppended bool
+	// Manufacturer and Model are empty for any.
+	Manufacturer, Model string
 	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
 	ConnectTimeout time.Duration
 }

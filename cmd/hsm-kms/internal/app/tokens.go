@@ -40,7 +40,9 @@ func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 	}
 	var tokens []hsm.TokenConfig
 	for _, t := range cfg.Tokens {
+		manufacturer, model := t.Maker()
 		tokens = append(tokens, hsm.TokenConfig{
+			Manufacturer: manufacturer, Model: model,
 			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
 			PINFile: t.PINFile, AllowGroupPIN: t.AllowGroupPIN, MaxSessions: t.MaxSessions, IVAppended: t.IVAppended,
 			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(), Env: t.Env, PassEnv: t.PassEnv,

@@ -108,12 +108,15 @@ type Socket struct {
 	AllowedUIDs []uint32 `yaml:"allowedUIDs,omitempty"`
 }
 
-// Token is one PKCS#11 token and how to work with it. Exactly one of Label, Serial and Slot says which token it is.
+// Token is one PKCS#11 token and how to work with it. Exactly one of URI, Label, Serial and Slot says which token it is.
 type Token struct {
 	// Name is what logs, metrics and reports call this token: [a-z0-9-]{1,63}, unique. Required.
 	Name string `yaml:"name"`
-	// Module is the absolute path of the vendor's PKCS#11 library. Required.
-	Module string `yaml:"module"`
+	// URI is a pkcs11: URI (RFC 7512) in the place of Module, Label, Serial and Slot, which are read from it. It has
+	// module-path, and at least one of token, serial and slot-id; a token must fit all that it says.
+	URI string `yaml:"uri,omitempty"`
+	// Module is the absolute path of the vendor's PKCS#11 library. Required, here or in URI.
+	Module string `yaml:"module,omitempty"`
 	// Label is the token's CKA label, at most 32 bytes. The usual choice: it survives a change of slot numbers.
 	Label string `yaml:"label,omitempty"`
 	// Serial is the token's serial number, at most 16 bytes.

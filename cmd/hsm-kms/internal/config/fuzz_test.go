@@ -22,6 +22,7 @@ func FuzzLoad(f *testing.F) {
 		}
 		f.Add(text)
 	}
+	f.Add([]byte(strings.NewReplacer("module: ", "uri: pkcs11:token=k8s?module-path=", "    label: k8s\n", "").Replace(minimal)))
 	for _, text := range []string{minimal, "", "a", "&a [*a]", "{}", "tokens: [{}, 1, ~]", minimal + "http: {address: ''}\n<<: {a: b}\n"} {
 		f.Add([]byte(text))
 	}

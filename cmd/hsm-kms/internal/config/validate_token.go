@@ -4,14 +4,17 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // Lengths of the fields in CK_TOKEN_INFO (PKCS#11 v2.40, section 3.2), in bytes. They are padded with blanks there.
 const (
-	labelSize  = 32
-	serialSize = 16
+	labelSize        = 32
+	serialSize       = 16
+	manufacturerSize = 32
+	modelSize        = 16
 )
 
 func (c *Config) validateTokens(p *problems) {
@@ -50,8 +53,12 @@ func (t *Token) validate(p *problems, i int) {
 	if !namePattern.MatchString(t.Name) {
 		p.badValue(field("name"), t.Name, "1 to 63 of a-z, 0-9 and hyphen", "give it a short name, as hsm-a")
 	}
-	p.absolute(field("module"), t.Module, "as /usr/lib/softhsm/libsofthsm2.so")
-	t.validateSelector(p, field)
+	if p.has(field("uri")) {
+		t.useURI(p, field)
+	} else {
+		p.absolute(field("module"), t.Module, "as /usr/lib/softhsm/libsofthsm2.so")
+		t.validateSelector(p, field)
+	}
 	if !filepath.IsAbs(t.PINFile) && (t.PINFile == "" || t.PINFile == "." || t.PINFile == ".." || strings.Contains(t.PINFile, "/")) {
 		p.badValue(field("pinFile"), t.PINFile, "an absolute path or the name of a systemd credential", "as /etc/hsm-kms/pin, or pin with LoadCredential=pin:FILE")
 	}
@@ -109,6 +116,28 @@ func (p *problems) padded(field, text string, size int) {
 	}
 }
 
+// sameToken reports whether both name one token: in a way in which both name theirs, and in no such way another.
+func (t *Token) sameToken(u *Token) bool {
+	same := false
+	for _, pair := range [][2]string{{t.Label, u.Label}, {t.Serial, u.Serial}, {slotText(t.Slot), slotText(u.Slot)}} {
+		if pair[0] == "" || pair[1] == "" {
+			continue
+		}
+		if pair[0] != pair[1] {
+			return false
+		}
+		same = true
+	}
+	return same
+}
+
+func slotText(slot *uint) string {
+	if slot == nil {
+		return ""
+	}
+	return strconv.FormatUint(uint64(*slot), 10)
+}
+
 // validateUnique sees that token i is not one of those before it under the same name, or again under another.
 func (c *Config) validateUnique(p *problems, i int) {
 	t := &c.Tokens[i]
@@ -117,8 +146,7 @@ func (c *Config) validateUnique(p *problems, i int) {
 		if t.Name == u.Name && t.Name != "" {
 			p.report(tokenField(i, "name"), fmt.Sprintf("%q is the name of tokens[%d] too", t.Name, j), "give each token a name of its own")
 		}
-		sameSlot := t.Slot != nil && u.Slot != nil && *t.Slot == *u.Slot
-		if t.Module == u.Module && (t.Label != "" && t.Label == u.Label || t.Serial != "" && t.Serial == u.Serial || sameSlot) {
+		if t.Module == u.Module && t.sameToken(u) {
 			p.report(tokenField(i, ""), fmt.Sprintf("is the same token as tokens[%d]", j), "list each token once")
 		}
 	}

@@ -52,6 +52,7 @@ static void *end_process(void *unused)
 	struct timespec left = { end.limit_ms / 1000, (long)(end.limit_ms % 1000) * 1000000 };
 	while (nanosleep(&left, &left) != 0 && errno == EINTR)
 		;
+	kill(-getpid(), SIGKILL); // and what the library has forked
 	_exit(1);
 	return unused;
 }

@@ -245,6 +245,57 @@ func TestLibraryInGo(t *testing.T) {
 	}
 }
 
+// A worker whose program is killed has ended after connectTimeout, in whatever call it is, and with it what the library forked.
+func TestProgramKilledDuringACall(t *testing.T) {
+	t.Parallel()
+	for name, hang := range map[string]string{"initialize": "C_Initialize", "login": "C_Login", "none": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			cmd := exec.CommandContext(t.Context(), os.Args[0])
+			cmd.Env = append(os.Environ(), starterMark+"="+r.module.Path(), starterLimit+"=2s")
+			if hang == "C_Login" {
+				cmd.Env = append(cmd.Env, starterPIN+"="+r.token.PINFile)
+			}
+			if hang != "C_Initialize" {
+				r.module.Misbehave("C_Initialize", faultp11.ForkHelper).Once()
+			}
+			if hang != "" {
+				defer r.module.Hang(hang)()
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if hang != "" {
+				err = r.module.WaitHung(t.Context(), hang, 1)
+			} else {
+				_, err = bufio.NewReader(out).ReadString('\n')
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // killed
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := r.module.WaitAlone(ctx); err != nil {
+				t.Error(err)
+			}
+			t.Logf("the worker was gone after %s", time.Since(began).Round(time.Millisecond))
+			if hang != "C_Initialize" {
+				helper := r.module.Helper()
+				t.Cleanup(func() { _ = unix.Kill(helper, unix.SIGKILL) })
+				eventually(t, "the helper is left", func() bool { return isDead(helper) })
+			}
+		})
+	}
+}
+
 // A worker ends after its program although its library has every thread of the Go runtime hang in a signal handler.
 func TestProgramKilledWhileHandlersHang(t *testing.T) {
 	t.Parallel()

@@ -89,18 +89,21 @@ func newServer() (*server, error) {
 	return s, err
 }
 
-// leave ends the process, because the program that it serves is gone. It waits at most connectTimeout for a call under the
-// critical lock.
+// leave ends the process, and what the library has forked, because the program that it serves is gone. It waits at most
+// connectTimeout for a call under the critical lock.
 func (s *server) leave() {
 	go func() {
 		time.Sleep(time.Duration(max(s.connectTimeout.Load(), int64(time.Second))))
-		unix.Exit(1)
+		endGroup()
 	}()
 	s.critical.Lock()
 	_ = lock(s.criticalFile) // the program that might hold it is gone
 	s.finalize()
-	unix.Exit(0)
+	endGroup()
 }
+
+// endGroup ends the process group that this process leads. While the program lives, that does it.
+func endGroup() { _ = unix.Kill(-os.Getpid(), unix.SIGKILL) }
 
 // drainWait is how long calls under way may take before a worker is not ended in good order.
 const drainWait = time.Second

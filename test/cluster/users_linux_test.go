@@ -135,6 +135,8 @@ kubectl -n hosted patch deployment kube-apiserver --type json -p '[{"op": "add",
 kubectl -n hosted scale deployment kube-apiserver --replicas 1`)
 	n.until(t, "the sidecar runs", "kubectl -n hosted exec deployment/kube-apiserver -c hsm-kms -- hsm-kms keys list")
 	n.document(t, "sidecar-key")
+	n.until(t, "the plugin says ok", "kubectl -n hosted exec deployment/kube-apiserver -c hsm-kms -- hsm-kms status")
+	n.document(t, "sidecar-check")
 	const there = "kubectl --kubeconfig /etc/kubernetes/super-admin.conf --server https://node-3:7443 "
 	n.until(t, "the hosted API server is ready", there+"get --raw /readyz/kms-providers")
 	n.until(t, "it serves", there+"create secret generic hosted --from-literal=a=topsecret")

@@ -62,6 +62,10 @@ func run(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	if shared, err = newWorld(ctx); err != nil {
+		if errors.Is(err, errPackages) && os.Getenv("HSM_KMS_CLUSTER") == whereAble && ctx.Err() == nil {
+			fmt.Println("NOT RUN: installations on real nodes (systemd, kubelet, kubeadm):", err)
+			return 0
+		}
 		fmt.Fprintln(os.Stderr, "make cluster:", err)
 		return 2
 	}

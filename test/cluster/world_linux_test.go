@@ -52,6 +52,9 @@ var packages = []string{
 // basePackages are those of gcr.io/distroless/cc-debian12.
 var basePackages = []string{"base-files", "ca-certificates", "libc6", "libgcc-s1", "libstdc++6", "libssl3", "netbase", "tzdata"}
 
+// errPackages: Debian's packages cannot be had here.
+var errPackages = errors.New("making a root file system of Debian packages")
+
 // newWorld finds or makes everything, telling what takes long.
 func newWorld(ctx context.Context) (*world, error) {
 	w := &world{}
@@ -129,7 +132,7 @@ func fileSystem(ctx context.Context, name, variant string, packages []string, tr
 	}
 	out, err := exec.CommandContext(ctx, "mmdebstrap", "--mode=root", "--variant="+variant, "--include="+strings.Join(packages, ","), suite, making).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("mmdebstrap: %w: %s", err, out[max(0, len(out)-2000):])
+		return "", fmt.Errorf("%w: mmdebstrap: %w: %s", errPackages, err, out[max(0, len(out)-2000):])
 	}
 	if trim != nil {
 		if err := trim(making); err != nil {

@@ -8,7 +8,7 @@
 #   test/tools/need.sh shellcheck   and these too (shellcheck, opensc)
 #   test/tools/need.sh tokens       and the other tokens of test/tokens: Debian with root only, elsewhere their tests are
 #                                   skipped and say so
-#   test/tools/need.sh cluster      and what makes nodes (mmdebstrap, nsenter, ip)
+#   test/tools/need.sh cluster      and what makes nodes (mmdebstrap, nsenter, ip), likewise
 #   test/tools/need.sh checkers     and what judges the manifests (systemd-analyze, promtool, prometheus), likewise. Their
 #                                   packages are a service manager and a server: they are not installed but unpacked, in
 #                                   a folder of the user's cache that `make` has in its PATH
@@ -102,7 +102,7 @@ unpack_checkers() {
 missing=()
 for name in softhsm cc "$@"; do
 	present "$name" && continue
-	if [[ $name == tokens || $name == checkers ]] && { ! has apt-get || [[ $(id -u) -ne 0 ]]; }; then
+	if [[ $name == tokens || $name == checkers || $name == cluster ]] && { ! has apt-get || [[ $(id -u) -ne 0 ]]; }; then
 		echo "need.sh: $name are installed on Debian by root only; the tests of what is missing are skipped" >&2
 		continue
 	fi

@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/retire"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
 
 // signalIn starts a command as a process of its own, sends it the signal when it hangs in fn on the token, lets the call go
@@ -128,5 +132,25 @@ func TestKeysRotateMakesNothingAfterASignal(t *testing.T) {
 	}
 	if keys := r.keys(); len(keys) != 1 {
 		t.Errorf("the ring is %+v", keys)
+	}
+}
+
+// A library that aborts in C_Initialize costs its own token alone: keys list shows the other one's keys and doctor its state,
+// and both say what has happened to the first.
+func TestLibraryThatAborts(t *testing.T) {
+	t.Parallel()
+	r := newRetireRig(t)
+	r.tokens[0].faults.Die("C_Initialize", faultp11.Abort).UntilCleared()
+	out, errOut, code := r.hsmkms("keys", "list")
+	if !strings.Contains(out, r.new) || !strings.Contains(out+errOut, "signal: aborted") {
+		t.Errorf("keys list: exit %d: %s%s", code, out, errOut)
+	}
+	found, code, errOut := r.doctor()
+	for _, token := range []string{"hsm-a", "hsm-b"} {
+		if !slices.ContainsFunc(found, func(f doctor.Finding) bool {
+			return strings.Contains(fmt.Sprint(f), token) && (f.Result == doctor.Fail) == (token == "hsm-a") && (token == "hsm-b" || strings.Contains(f.Detail, "signal: aborted"))
+		}) {
+			t.Errorf("doctor: exit %d, nothing of %s as it is: %+v %s", code, token, found, errOut)
+		}
 	}
 }

@@ -28,12 +28,12 @@ func samples() rounds {
 func TestRatiosAreMadeWithinARound(t *testing.T) {
 	t.Parallel()
 	plugin := point{whoPlugin, profileGCM, opEncrypt, 1, 0}
-	for i, got := range samples().perRound(plugin, 1, latencyRatio) {
+	for i, got := range samples().perRound(plugin, latencyRatio) {
 		if got != 1.25 {
 			t.Errorf("round %d: p50/(N+R) = %v, want 1.25", i, got)
 		}
 	}
-	for i, got := range samples().perRound(plugin, 1, rateRatio) {
+	for i, got := range samples().perRound(plugin, rateRatio) {
 		if got < 0.799 || got > 0.801 {
 			t.Errorf("round %d: rate ratio = %v, want 0.8", i, got)
 		}

@@ -37,12 +37,18 @@ func (w *world) fast(ctx context.Context, t *table) error {
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
 			one := point{whoPlugin, s.profile, op, 1, 0}
-			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), measure.Median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", atMost(1.15))
-			eight := point{whoPlugin, s.profile, op, 8, 0}
-			t.figure(fmt.Sprintf("%s, %s, rate with 8 clients", s.profile, op), measure.Median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", atLeast(0.9))
-			one.Who, eight.Who = whoB, whoB
-			t.figure(fmt.Sprintf("the same of B: %s, %s, p50", s.profile, op), measure.Median(t.measured.perRound(one, 1, latencyRatio)), "x (N + R)", nil)
-			t.figure(fmt.Sprintf("the same of B: %s, %s, rate", s.profile, op), measure.Median(t.measured.perRound(eight, 1, rateRatio)), "of 1/(1/N + 1/R)", nil)
+			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), measure.Median(t.measured.perRound(one, latencyRatio)), "x (N + R)", atMost(1.35))
+			one.Who = whoB
+			t.figure(fmt.Sprintf("the same of B: %s, %s, p50", s.profile, op), measure.Median(t.measured.perRound(one, latencyRatio)), "x (N + R)", nil)
+			for _, many := range []point{{whoPlugin, s.profile, op, 8, 0}, {whoPlugin, s.profile, op, 32, 0}} {
+				clients, bound := many.Clients, 0.92
+				if clients == 32 {
+					bound = 0.88
+				}
+				t.figure(fmt.Sprintf("%s, %s, rate with %d clients", s.profile, op, clients), measure.Median(t.measured.perRound(many, rateRatio)), "of 1/(1/N + 1/R)", atLeast(bound))
+				many.Who = whoB
+				t.figure(fmt.Sprintf("the same of B: %s, %s, rate with %d", s.profile, op, clients), measure.Median(t.measured.perRound(many, rateRatio)), "of 1/(1/N + 1/R)", nil)
+			}
 		}
 	}
 	tell("starting again and again")
@@ -53,6 +59,9 @@ func (w *world) fast(ctx context.Context, t *table) error {
 	}
 	return nil
 }
+
+// judgedDelay is what a call takes longer where limits hold; at the others one round is a look.
+const judgedDelay = 5 * time.Millisecond
 
 // slow measures both profiles on a token whose every call takes longer, and what is counted.
 func (w *world) slow(ctx context.Context, t *table) error {
@@ -76,12 +85,16 @@ func (w *world) slow(ctx context.Context, t *table) error {
 	if err := sessions(ctx, gcm, t); err != nil {
 		return err
 	}
-	for _, delay := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
+	for _, delay := range []time.Duration{time.Millisecond, judgedDelay, 20 * time.Millisecond} {
 		for _, s := range subjects {
 			s.delay(delay)
 		}
+		rounds := 1
+		if delay == judgedDelay {
+			rounds = max(w.options.rounds/3, 1)
+		}
 		p := plan{
-			subjects: subjects, clients: []int{1, 8, 32}, rounds: max(w.options.rounds/3, 1), delay: delay,
+			subjects: subjects, clients: []int{1, 8, 32}, rounds: rounds, delay: delay,
 			// At the end of a turn clients stand idle until the last call is back: a turn has to be many calls long.
 			slice: w.options.slice + 20*delay,
 		}
@@ -94,9 +107,9 @@ func (w *world) slow(ctx context.Context, t *table) error {
 	}
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
-			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, 5 * time.Millisecond} }
-			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", atMost(11.5))
-			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", atLeast(2800))
+			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, judgedDelay} }
+			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", atMost(10.7))
+			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", atLeast(3000))
 		}
 	}
 	return w.coldAndHung(ctx, gcm, t)

@@ -43,8 +43,8 @@ func writeBenchmarks(out io.Writer, t *table) error {
 
 func writePoint(b *strings.Builder, t *table, p point) {
 	name := fmt.Sprintf("BenchmarkKMS/who=%s/delay=%s/profile=%s/op=%s/clients=%d", p.Who, p.Delay, p.Profile, p.Op, p.Clients)
-	latency := t.measured.perRound(p, p.Clients, latencyRatio)
-	rates := t.measured.perRound(p, rateLoops(p), rateRatio)
+	latency := t.measured.perRound(p, latencyRatio)
+	rates := t.measured.perRound(p, rateRatio)
 	for i, s := range t.measured[p] {
 		fmt.Fprintf(b, "%s %d %d p50-ns %d p99-ns %.1f ops/s", name, s.Ops, s.P50.Nanoseconds(), s.P99.Nanoseconds(), s.Rate())
 		if p.Who == whoPlugin || p.Who == whoB {

@@ -103,12 +103,12 @@ func (r rounds) median(p point, f func(sample) float64) float64 {
 	return measure.Median(values)
 }
 
-// perRound computes, for each round, what f says of N, R and the plugin in it. R is that of loops as many as rLoops
-// says: for a rate it is the loop of the promise, which is one. Without R (Status) its sample is zero.
-func (r rounds) perRound(p point, rLoops int, f func(n, bare, plugin sample) float64) []float64 {
+// perRound computes, for each round, what f says of N, R and the plugin in it, all with the same number of clients. Without
+// R (Status) its sample is zero.
+func (r rounds) perRound(p point, f func(n, bare, plugin sample) float64) []float64 {
 	n, bare := p, p
 	n.Who, n.Profile = whoN, ""
-	bare.Who, bare.Clients = whoR, rLoops
+	bare.Who = whoR
 	var values []float64
 	for i, s := range r[p] {
 		if i >= len(r[n]) {

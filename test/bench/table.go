@@ -94,8 +94,8 @@ func (t *table) operations() [][]string {
 			micros(t.measured.median(p, p50)), micros(t.measured.median(p, p99)),
 			whole(t.measured.median(n, sample.Rate)), whole(t.measured.median(r, sample.Rate)),
 			whole(t.measured.median(b, sample.Rate)), whole(t.measured.median(p, sample.Rate)),
-			ratio(t.measured.perRound(p, p.Clients, latencyRatio)), ratio(t.measured.perRound(b, p.Clients, latencyRatio)),
-			ratio(t.measured.perRound(p, rateLoops(p), rateRatio)), ratio(t.measured.perRound(b, rateLoops(p), rateRatio)),
+			ratio(t.measured.perRound(p, latencyRatio)), ratio(t.measured.perRound(b, latencyRatio)),
+			ratio(t.measured.perRound(p, rateRatio)), ratio(t.measured.perRound(b, rateRatio)),
 		})
 	}
 	return rows
@@ -107,15 +107,6 @@ func ratio(perRound []float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.2f", measure.Median(perRound))
-}
-
-// rateLoops is how many loops the R of a rate has: one, as promised, unless each call waits for a network, which as
-// many loops as clients can do at once.
-func rateLoops(p point) int {
-	if p.Delay > 0 {
-		return p.Clients
-	}
-	return 1
 }
 
 func (t *table) judged() [][]string {

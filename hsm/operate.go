@@ -176,6 +176,7 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 		if t.common.Observer != nil {
 			t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
 		}
+		t.wakeUp() // callers are refused until the supervisor has looked
 		if s != 0 {
 			_ = gen.api.CloseSession(s) // when it has returned
 		}

@@ -19,6 +19,12 @@ func TestFewerSessionsThanMaxSessions(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 5 * time.Second }).start()
 			const forLogin = 1
+			b.eventually(b.cfg.CallTimeout, func() error { // those that read the ring are closed after the start
+				if n := b.module.OpenSessions(); n > forLogin+1 {
+					return fmt.Errorf("%d sessions are open", n)
+				}
+				return nil
+			})
 			b.module.ResetCounters() // the making of the key has its own sessions
 			b.module.MaxSessions(working + forLogin)
 			b.module.DelayAll(3 * time.Millisecond) // shorter ones the Go runtime may make one after the other

@@ -1,7 +1,7 @@
 // Package evidence finds out what etcd, or a snapshot of it, holds under which key: the report, whether every DEK can still
-// be opened and every object authenticated (verify), and one object recovered (get). What may live here is that work on
-// objects; where they come from is its subpackages' ([Source]: live, snapshot), what their bytes mean is
-// envelope/stored's, and the HSM is an [Opener] that the command line hands in. It knows no PKCS#11 and no KMS service.
+// be opened and every object authenticated (verify), and one object recovered (get). Objects come
+// from a [Source] (packages live and snapshot), envelope/stored decodes them, and the HSM is an [Opener] that the command
+// line hands in. It knows no PKCS#11 and no KMS service.
 //
 // Memory: objects pass through in pages and are forgotten. What grows with a store is one entry for each distinct
 // (resource, key), one hash for each distinct DEK, and in a snapshot one hash for each key of etcd; the same when an etcd

@@ -261,7 +261,7 @@ func (v *verifier) encrypted(ctx context.Context, o *Object, value *stored.Value
 	return nil
 }
 
-// entry finds or makes the DEK's and the key's, and says whether the sample leaves the object out.
+// entry finds or makes the DEK's and the key's, and reports whether the sample leaves the object out.
 func (v *verifier) entry(value *stored.Value) (dek *openedDEK, key *keyCounts, skipped bool) {
 	id := value.Object.DEK()
 	name := keyName{value.Text(), value.Object.KeyID}

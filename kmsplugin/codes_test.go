@@ -89,8 +89,8 @@ func TestNotFoundNamesTheKeys(t *testing.T) {
 	t.Parallel()
 	asked := newVersion(t, time.Now())
 	other := newVersion(t, time.Now().Add(time.Second))
-	twin := asked
-	twin.ID.Fingerprint[0] = 1
+	conflicting := asked
+	conflicting.ID.Fingerprint[0] = 1
 	refused := asked
 	refused.State = envelope.Refused
 	refused.Refused = "it is not CKA_PRIVATE, in slot 7"
@@ -99,12 +99,12 @@ func TestNotFoundNamesTheKeys(t *testing.T) {
 		versions []envelope.Version
 		want     []string
 	}{
-		"other":    {asked.ID.String(), []envelope.Version{other}, []string{asked.ID.String(), "the ring holds " + other.ID.String()}},
-		"empty":    {asked.ID.String(), nil, []string{asked.ID.String(), "holds no key"}},
-		"twin":     {asked.ID.String(), []envelope.Version{twin, other}, []string{"other key material, " + twin.ID.String()}},
-		"refused":  {asked.ID.String(), []envelope.Version{other, refused}, []string{"does not serve it"}},
-		"not ours": {"a\nb", []envelope.Version{other}, []string{`"a\nb"`, "not a key_id of this plugin"}},
-		"long":     {strings.Repeat("k", 5000), nil, []string{"of 5000 bytes"}},
+		"other":       {asked.ID.String(), []envelope.Version{other}, []string{asked.ID.String(), "the ring holds " + other.ID.String()}},
+		"empty":       {asked.ID.String(), nil, []string{asked.ID.String(), "holds no key"}},
+		"conflicting": {asked.ID.String(), []envelope.Version{conflicting, other}, []string{"other key material, " + conflicting.ID.String()}},
+		"refused":     {asked.ID.String(), []envelope.Version{other, refused}, []string{"does not serve it"}},
+		"not ours":    {"a\nb", []envelope.Version{other}, []string{`"a\nb"`, "not a key_id of this plugin"}},
+		"long":        {strings.Repeat("k", 5000), nil, []string{"of 5000 bytes"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

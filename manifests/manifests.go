@@ -1,8 +1,7 @@
 // Package manifests has what an operator installs around the program: kube-apiserver's EncryptionConfiguration, a static
 // pod, systemd units, what kubeadm and kind need, a Dockerfile, alert rules,
-// scraping, a dashboard. What may live here is those
-// files as templates, and the filling in; they are text, so that nothing of Kubernetes is linked into the program for
-// them. Tests hold them against the programs that read them.
+// scraping, a dashboard. The files are templates of text, so that nothing of Kubernetes is linked into the program for
+// them. Tests check them with the programs that read them.
 //
 // Functions keep nothing and are safe for concurrent use.
 package manifests

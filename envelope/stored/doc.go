@@ -1,6 +1,6 @@
 // Package stored decodes what kube-apiserver keeps in etcd, as far as that can be done without a key: which provider
-// a value was encrypted by, under which key_id and with which DEK, and which resource an etcd key belongs to. Only
-// decoding may live here: no etcd, no files, no decryption.
+// a value was encrypted by, under which key_id and with which DEK, and which resource an etcd key belongs to. It
+// decodes; it reads no etcd and no files, and decrypts nothing.
 //
 // A value in etcd is one of
 //

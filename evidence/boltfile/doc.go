@@ -1,5 +1,5 @@
 // Package boltfile reads a bbolt database, the file that etcd keeps its data in, from last key to first, without
-// believing it. Only reading that format may live here; what etcd stores in it is package snapshot's.
+// believing it. What etcd stores in it is package snapshot's. It depends on nothing; a file is read by one goroutine.
 //
 // Why not go.etcd.io/bbolt, whose format this is: it maps the file and follows its page numbers unchecked. A file that
 // was cut short ends the process with SIGBUS, a forged page number makes it read the process's other memory, a page

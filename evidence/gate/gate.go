@@ -1,6 +1,6 @@
 // Package gate judges whether a key that was current may be destroyed: whether nothing in etcd, and nothing in the
 // snapshots that were named, needs it. The judgement is pure: reports, times and a key_id go in, reasons against it
-// come out. Reading a report's file, strictly, may live here too; etcd, tokens and output may not.
+// come out. It also reads the file of a report, strictly. It asks no etcd and no token, and keeps nothing.
 //
 // What it demands (section 8 of the design): two clean reports of the same live etcd, one from a file and one made now,
 // at least Settle apart; the first made after the key's successor became current; and for every snapshot that no

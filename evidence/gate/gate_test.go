@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	oldKey = "ring/x01/0011223344556677"
-	newKey = "ring/x02/8899aabbccddeeff"
-	twin   = "ring/x01/ffeeddccbbaa9988" // the version of oldKey with other material
+	oldKey      = "ring/x01/0011223344556677"
+	newKey      = "ring/x02/8899aabbccddeeff"
+	conflicting = "ring/x01/ffeeddccbbaa9988" // the version of oldKey with other material
 )
 
 func at(hours float64) time.Time {
@@ -50,7 +50,7 @@ func snapshot() *evidence.Report {
 // sound is a case that nothing speaks against: the successor became current at hour 0, the report was made at hour 1, and it is hour 26.
 func sound() *gate.Case {
 	return &gate.Case{
-		KeyID: oldKey, Successor: at(0), Others: []string{twin, newKey}, Cluster: "uid-a", Settle: gate.DefaultSettle, FileName: "report.json",
+		KeyID: oldKey, Successor: at(0), Others: []string{conflicting, newKey}, Cluster: "uid-a", Settle: gate.DefaultSettle, FileName: "report.json",
 		File: &gate.File{Report: clean(at(1), 100), Time: at(1)}, Own: clean(at(26), 120), Snapshots: []*evidence.Report{snapshot()},
 	}
 }
@@ -66,9 +66,9 @@ func TestJudge(t *testing.T) {
 		change func(*gate.Case)
 		want   []string // parts of the reasons, in order
 	}{
-		"nothing speaks against it":      {func(*gate.Case) {}, nil},
-		"exactly the settling time":      {func(c *gate.Case) { c.Own.Time = at(25).Format(time.RFC3339Nano) }, nil},
-		"the twin's objects are others'": {func(c *gate.Case) { add(c.File.Report, twin, 3); add(c.Own, twin, 3) }, nil},
+		"nothing speaks against it":             {func(*gate.Case) {}, nil},
+		"exactly the settling time":             {func(c *gate.Case) { c.Own.Time = at(25).Format(time.RFC3339Nano) }, nil},
+		"the conflicting's objects are others'": {func(c *gate.Case) { add(c.File.Report, conflicting, 3); add(c.Own, conflicting, 3) }, nil},
 		"no settling time, at once": {func(c *gate.Case) {
 			c.Settle, c.Own.Time = 0, at(1).Format(time.RFC3339Nano)
 		}, nil},
@@ -108,7 +108,7 @@ func TestJudge(t *testing.T) {
 		"went back in time":       {func(c *gate.Case) { c.Own.Sources[0].Revision = 99 }, []string{"is at revision 99, and was at 100"}},
 		"its raft term went back": {func(c *gate.Case) { c.Own.Sources[0].Term = 2 }, []string{"is at raft term 2, and was at 5"}},
 		"elections meanwhile":     {func(c *gate.Case) { c.Own.Sources[0].Term = 9 }, nil},
-		"nothing of the ring": {func(c *gate.Case) { c.Others = []string{twin} }, []string{
+		"nothing of the ring": {func(c *gate.Case) { c.Others = []string{conflicting} }, []string{
 			"report.json: no object is under any key of the ring", "etcd now: no object is under any key of the ring",
 		}},
 		"a ring of one key": {func(c *gate.Case) { c.Others = nil }, []string{"report.json: no object is under any key", "etcd now: no object is under any key"}},

@@ -1,5 +1,5 @@
 // Package live reads a running etcd as an evidence.Source, as gently as it reads it completely: in pages sized by bytes,
-// with nothing held back but the page at hand and the next one. Only reading may live here.
+// with nothing held back but the page at hand and the next one. It depends on evidence and etcd's client, and writes nothing.
 //
 // # One state
 //

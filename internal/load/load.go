@@ -1,5 +1,5 @@
 // Package load puts a load on something and tells how long each call took: for hsm-kms bench and for the benchmark programs
-// of test, so that both mean the same by clients, rate and quantile. Only that may live here: no token, no output.
+// of test, so that both mean the same by clients, rate and quantile.
 package load
 
 import (

@@ -1,5 +1,5 @@
-// Package conns bounds the connections of a listener, and what their half-sent requests hold. What may live here: counting,
-// and choosing which to drop.
+// Package conns bounds the connections of a listener, and what their half-sent requests hold. It depends on
+// nothing of the plugin. A listener and its connections are safe for concurrent use; the listener's lock is taken before a connection's.
 //
 // Who can connect can open connections and say nothing, or begin requests and not end them. When there are too many
 // connections, one goes: the oldest that has not finished the HTTP/2 preface (24 bytes of magic and the first SETTINGS

@@ -18,11 +18,11 @@ type changes struct {
 	mu   sync.Mutex
 	last string // what reported said last
 
-	versions  map[string]string // by key_id: the state last logged
-	twinned   string            // what twins said last
-	missing   []string          // the tokens that missingOn named last
-	unread    bool              // the last Refresh failed
-	unwritten bool              // the last write of proven.json failed; keep's own
+	versions   map[string]string // by key_id: the state last logged
+	duplicated string            // what duplicates said last
+	missing    []string          // the tokens that missingOn named last
+	unread     bool              // the last Refresh failed
+	unwritten  bool              // the last write of proven.json failed; keep's own
 }
 
 // reported logs the state of Status, and reports whether it is another than before. The cause may differ from probe to
@@ -67,7 +67,7 @@ func (c *changes) seen(view envelope.View) {
 		}
 	}
 	c.versions = now
-	c.twins(view.Twins)
+	c.duplicates(view.Twins)
 	c.missingOn(view)
 }
 
@@ -87,16 +87,16 @@ func (c *changes) missingOn(view envelope.View) {
 	}
 }
 
-// twins logs that versions share a CKA_ID, when that begins, changes or ends.
-func (c *changes) twins(err error) {
+// duplicates logs that versions share a CKA_ID, when that begins, changes or ends.
+func (c *changes) duplicates(err error) {
 	said := ""
 	if err != nil {
 		said = err.Error()
 	}
-	if said == c.twinned {
+	if said == c.duplicated {
 		return
 	}
-	c.twinned = said
+	c.duplicated = said
 	if err == nil {
 		c.logger.Info("no two keys share a CKA_ID any more")
 		return

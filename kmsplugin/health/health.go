@@ -1,6 +1,6 @@
-// Package health knows whether the HSM can be used, without ever asking it in line: one goroutine re-reads the key ring
-// and exercises its current key, and Report answers from what that found. What may live here: when to probe, what a
-// probe's outcome means for Status, the log lines of a change, and the file that remembers the last proven key_id.
+// Package health finds out whether the HSM can be used, apart from requests: one goroutine re-reads the key ring
+// and exercises its current key, and Report answers from what that found. It decides when to
+// probe and what the outcome means for Status, logs each change, and keeps the file with the last proven key_id.
 //
 // In short: a good probe is ok and names the current key. When the HSM is away, the key_id proven last stays for
 // WriteContinuation, not ok, so that API servers can keep writing with the DEK seed they have. When the current key is

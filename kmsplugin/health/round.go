@@ -59,14 +59,14 @@ func (h *Health) refresh(ctx context.Context) error {
 // it tells a key that is gone from one that has a new handle or a successor. A current key that changed during the
 // probe, and was not itself exercised by it, is probed in its turn.
 func (h *Health) exercise(ctx context.Context) (envelope.View, error) {
-	reread := false
+	refreshed := false
 	for range settleTries {
 		before := h.ringView()
 		err := h.exerciseOnce(ctx)
 		view := h.ringView()
 		switch {
-		case errors.Is(err, envelope.ErrUnknownKey) && !reread:
-			reread = true
+		case errors.Is(err, envelope.ErrUnknownKey) && !refreshed:
+			refreshed = true
 			h.log.refreshed(h.refresh(ctx))
 		case problem.IsUnknownKey(err):
 			return view, fmt.Errorf("%w: %w", envelope.ErrKeyMissing, err)

@@ -6,8 +6,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
 // maxCallSeries bounds the label sets of HSM calls. A module chooses its result codes (vendors have 2^31 of

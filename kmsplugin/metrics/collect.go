@@ -5,9 +5,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // collector asks for values at a scrape. collect must not call the HSM: a scrape is not a reason to.

@@ -10,8 +10,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // Bounds of the server: it is for a scraper and a supervisor, and must not become a way to use memory up.
@@ -74,9 +75,9 @@ func Listen(ctx context.Context, address string, handler http.Handler) (*Server,
 		return nil, hint.Wrap(fmt.Errorf("opening http.address: %w", err), `choose another address or port, or "" for none`)
 	}
 	return &Server{
-		listener: &crowd{Listener: listener, most: maxConnections},
+		listener: &evictingListener{Listener: listener, most: maxConnections},
 		server: &http.Server{
-			Handler: marking(handler), ConnContext: withGuest, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
+			Handler: marking(handler), ConnContext: withClient, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
 			WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 			ErrorLog: log.New(io.Discard, "", 0), // what a port scanner sends is no news
 		},

@@ -129,31 +129,31 @@ func TestOthersHoldConnections(t *testing.T) {
 }
 
 // The newest is let in for the oldest that is not being answered, and if all are, for the oldest.
-func TestCrowd(t *testing.T) {
+func TestEvictingListener(t *testing.T) {
 	t.Parallel()
-	c := &crowd{most: 3}
-	var guests []*guest
-	enter := func() *guest {
+	c := &evictingListener{most: 3}
+	var clients []*client
+	enter := func() *client {
 		conn, other := net.Pipe()
 		t.Cleanup(func() { _ = other.Close() })
-		guests = append(guests, &guest{Conn: conn, crowd: c})
-		return c.admit(guests[len(guests)-1])
+		clients = append(clients, &client{Conn: conn, listener: c})
+		return c.admit(clients[len(clients)-1])
 	}
 	for range 3 {
 		if leaves := enter(); leaves != nil {
 			t.Fatal("one had to go with room for all")
 		}
 	}
-	guests[0].answering(1)
-	if leaves := enter(); leaves != guests[1] || leaves.Close() != nil {
+	clients[0].answering(1)
+	if leaves := enter(); leaves != clients[1] || leaves.Close() != nil {
 		t.Fatal("not the oldest that is not being answered")
 	}
-	guests[2].answering(1)
-	guests[3].answering(1)
-	if leaves := enter(); leaves != guests[0] || leaves.Close() != nil {
+	clients[2].answering(1)
+	clients[3].answering(1)
+	if leaves := enter(); leaves != clients[0] || leaves.Close() != nil {
 		t.Fatal("not the oldest, with all being answered")
 	}
-	_ = guests[0].Close() // again
+	_ = clients[0].Close() // again
 	if len(c.open) != 3 {
 		t.Errorf("%d are counted", len(c.open))
 	}

@@ -4,9 +4,10 @@ import (
 	"runtime"
 	"sync/atomic"
 
-	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
 const namespace = "hsm_kms"

@@ -13,10 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
 
 // token is an envelope.Token of which only the name and the generation are asked.

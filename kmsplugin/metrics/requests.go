@@ -6,9 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
 // The operations that are told apart, as kmsplugin names them; anything else is other.

@@ -1,5 +1,5 @@
-// Package socket makes the Unix socket that kube-apiserver connects to, and takes it away again. What may live here:
-// the folder, the lock, what is in the way, the mode, and the unlinking.
+// Package socket makes the Unix socket that kube-apiserver connects to, and takes it away again. It depends
+// on filelock and ownedfile alone. One goroutine runs Keep and then Release; Listening may be called by any.
 //
 // The order is what makes it safe. The folder must be one in which only root and we can rename or remove, so that
 // nobody races with what follows. A lock beside the socket is held until Release, so that of two plugins one wins. What
@@ -30,8 +30,8 @@ import (
 // ErrInUse: another process serves at the path, or is about to.
 var ErrInUse = errors.New("the socket is in use")
 
-// ErrInTheWay: something that is not a left-over socket of ours lies at the path.
-var ErrInTheWay = errors.New("something else is in the way of the socket")
+// ErrOccupied: something that is not a left-over socket of ours lies at the path.
+var ErrOccupied = errors.New("something else is in the way of the socket")
 
 // ErrFolder: the socket's folder lets others replace the socket.
 var ErrFolder = errors.New("the socket's folder is not safe")
@@ -143,7 +143,7 @@ func checkConfig(cfg Config) error {
 }
 
 func bind(cfg Config) (bound, error) {
-	if err := clearTheWay(cfg.Path); err != nil {
+	if err := removeStale(cfg.Path); err != nil {
 		return bound{}, err
 	}
 	listener, err := listenNarrow(cfg.Path)

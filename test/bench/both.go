@@ -72,7 +72,7 @@ func serveBoth(o *options) error {
 }
 
 // startBoth starts that process on the token.
-func (w *world) startBoth(ctx context.Context, dir, profile string, token *softhsm.Token) (*client, error) {
+func (w *rig) startBoth(ctx context.Context, dir, profile string, token *softhsm.Token) (*client, error) {
 	socket := filepath.Join(dir, "both.sock")
 	child, err := proc.Start(proc.Spec{
 		Name: "both", Path: w.self, Env: token.Env(), Log: filepath.Join(dir, "both.log"),

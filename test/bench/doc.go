@@ -1,5 +1,5 @@
 // Command bench measures the figures that hsm-kms promises, as `make bench` does: real processes, a real socket, a real
-// PKCS#11 module. What may live here: starting what is measured, measuring it, and the table.
+// PKCS#11 module.
 //
 // Machines differ, so latency and rate are told as ratios to two measures taken beside them:
 //

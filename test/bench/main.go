@@ -82,7 +82,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := measure.Folder(o.out); err != nil {
 		return err
 	}
-	w, err := newWorld(o)
+	w, err := newRig(o)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 const steady = "probeInterval: 10m\nrefreshInterval: 1h\n"
 
 // fast measures both profiles on SoftHSM itself, in the configuration that every user gets, and the start.
-func (w *world) fast(ctx context.Context, t *table) error {
+func (w *rig) fast(ctx context.Context, t *table) error {
 	var subjects []*subject
 	for _, profile := range []string{profileGCM, profileHMAC} {
 		s, err := w.start(ctx, setup{name: profile, profile: profile})
@@ -64,7 +64,7 @@ func (w *world) fast(ctx context.Context, t *table) error {
 const judgedDelay = 5 * time.Millisecond
 
 // slow measures both profiles on a token whose every call takes longer, and what is counted.
-func (w *world) slow(ctx context.Context, t *table) error {
+func (w *rig) slow(ctx context.Context, t *table) error {
 	var subjects []*subject
 	for _, profile := range []string{profileGCM, profileHMAC} {
 		s, err := w.start(ctx, setup{
@@ -115,7 +115,7 @@ func (w *world) slow(ctx context.Context, t *table) error {
 	return w.coldAndHung(ctx, gcm, t)
 }
 
-func (w *world) coldAndHung(ctx context.Context, s *subject, t *table) error {
+func (w *rig) coldAndHung(ctx context.Context, s *subject, t *table) error {
 	for _, delay := range []time.Duration{0, 5 * time.Millisecond} {
 		tell(fmt.Sprintf("cold start, %s per PKCS#11 call more", delay))
 		if err := coldStart(ctx, s, w.options.deks, delay, t); err != nil {
@@ -127,7 +127,7 @@ func (w *world) coldAndHung(ctx context.Context, s *subject, t *table) error {
 }
 
 // held measures what the process holds, on a plugin as it comes: the faulty module does nothing here but count sessions.
-func (w *world) held(ctx context.Context, t *table) error {
+func (w *rig) held(ctx context.Context, t *table) error {
 	s, err := w.start(ctx, setup{name: "held", profile: profileGCM, faulty: true})
 	if err != nil {
 		return err

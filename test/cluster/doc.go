@@ -1,6 +1,5 @@
 // Package cluster installs hsm-kms as users do, on nodes that run a real systemd, kubelet and kubeadm: `make cluster`. The
 // commands are those of docs/install.md, taken from the document; what this machine forces to be different is printed.
-// Only tests may live here.
 //
 // A node is a process tree in namespaces of its own (mount, pid, network, uts, ipc, cgroup). Its first process is a copy
 // of the test binary, which builds the root file system and becomes systemd. The kernel ends a node with the process that

@@ -2,7 +2,7 @@
 // uses bin/hsm-kms as a user would, a SoftHSM token, and a real etcd and kube-apiserver, all in a folder of its own that
 // it removes again. Each step proves what it says; one that does not hold ends the demo with exit code 1.
 //
-// Only the story and its words may live here; the machinery is in test/kube, test/softhsm and test/plugin.
+// It has the steps and their texts. test/kube, test/softhsm and test/plugin start what the steps use.
 package main
 
 import (

@@ -1,6 +1,5 @@
 // Package docs holds the documents to what they say: commands marked as tested run and print what is promised, and links
-// lead somewhere. CONTRIBUTING.md tells writers how to mark a block. Only the reading of Markdown and the running of what is in
-// it may live here.
+// lead somewhere. CONTRIBUTING.md tells writers how to mark a block. It reads Markdown and runs what is in it.
 package docs
 
 import (

@@ -29,7 +29,7 @@ const (
 var domainName = regexp.MustCompile(`^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)+[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 // dial connects as the API server does: over the socket, without TLS, with the authority "localhost".
-func (w *world) dial(t *testing.T) kmsapi.KeyManagementServiceClient {
+func (w *rig) dial(t *testing.T) kmsapi.KeyManagementServiceClient {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+w.plugin.Socket(), grpc.WithAuthority("localhost"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
@@ -63,7 +63,7 @@ func limits(r *kmsapi.EncryptResponse) error {
 
 func TestLimitsOfTheAPIServer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	w.startPlugin(t)
 	client := w.dial(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -105,7 +105,7 @@ func decryptRequest(enc *kmsapi.EncryptResponse) *kmsapi.DecryptRequest {
 // What etcd's thief could hand to the plugin must be refused with the documented codes, and must not harm it.
 func TestDecryptRefuses(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	w.startPlugin(t)
 	client := w.dial(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -149,7 +149,7 @@ func otherKeyID(id string) string {
 // An API server that starts reads every DEK at once.
 func TestManyDecryptsAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	w.startPlugin(t)
 	client := w.dial(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

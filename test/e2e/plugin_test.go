@@ -17,7 +17,7 @@ import (
 // After a SIGKILL or a power loss the socket file is still there; the plugin must start all the same.
 func TestSocketLeftOverBySIGKILL(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	w.startPlugin(t)
 	for range 2 {
 		w.plugin.Kill()
@@ -31,7 +31,7 @@ func TestSocketLeftOverBySIGKILL(t *testing.T) {
 // A second plugin, started by mistake or by an overlapping rollout, must go away and leave the first alone.
 func TestSecondPluginOnLiveSocket(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	w.startPlugin(t)
 	before, err := os.Lstat(w.plugin.Socket())
 	if err != nil {
@@ -79,7 +79,7 @@ func TestPluginDownTurnsReadyzRed(t *testing.T) {
 	w.checkEncrypted(t, "two")
 }
 
-func (w *world) waitHealth(t *testing.T, path string, want int) {
+func (w *rig) waitHealth(t *testing.T, path string, want int) {
 	t.Helper()
 	eventually(t, path, func() (bool, string) {
 		code, text, err := w.cluster.Health(t.Context(), path)

@@ -220,7 +220,7 @@ func TestRotationOnATPM(t *testing.T) {
 	}
 	dir := shortDir(t)
 	token := &softhsm.Token{Dir: dir, Module: tpm.Module, Label: tpm.Label, PINFile: tpm.PINFile}
-	a := &alone{world: &world{dir: dir}, token: token}
+	a := &alone{rig: &rig{dir: dir}, token: token}
 	a.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, Extra: quick + "\nprofile: " + tpm.Profile})
 	if err != nil {
 		t.Fatal(err)

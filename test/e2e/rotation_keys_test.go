@@ -20,7 +20,7 @@ import (
 
 // alone is a plugin with a token and no API server: enough where only keys matter.
 type alone struct {
-	*world
+	*rig
 	token *softhsm.Token
 }
 
@@ -36,7 +36,7 @@ func newAlone(t *testing.T, extra string) *alone {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &alone{world: &world{dir: dir}, token: token}
+	a := &alone{rig: &rig{dir: dir}, token: token}
 	a.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, Extra: quick + extra})
 	if err != nil {
 		t.Fatal(err)

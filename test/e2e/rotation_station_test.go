@@ -40,7 +40,7 @@ func newStation(t *testing.T, token *softhsm.Token, extra string) *station {
 	}
 	dir := shortDir(t)
 	s := &station{
-		alone: &alone{world: &world{dir: dir}, token: token},
+		alone: &alone{rig: &rig{dir: dir}, token: token},
 		http:  fmt.Sprintf("127.0.0.1:%d", ports[0]), bin: filepath.Join(dir, "bin"),
 	}
 	s.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, HTTP: s.http, Extra: quick + extra})

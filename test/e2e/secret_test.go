@@ -44,7 +44,7 @@ func TestSecretThroughTheAPI(t *testing.T) {
 // On a booting node nobody promises an order: the API server waits for the plugin and needs no restart.
 func TestAPIServerStartsBeforePlugin(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := w.cluster.StartEtcd(ctx); err != nil {
@@ -115,7 +115,7 @@ func TestPluginRestartsWhileAPIServerServes(t *testing.T) {
 }
 
 // use writes and reads secrets until the context ends or a request fails; it gives how many it wrote.
-func (w *world) use(ctx context.Context) (int, error) {
+func (w *rig) use(ctx context.Context) (int, error) {
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("load-%d", i)
 		err := w.cluster.CreateSecret(ctx, namespace, name, map[string][]byte{"password": []byte(canary(name))})

@@ -26,7 +26,7 @@ type checked struct {
 }
 
 // verify runs the command over all files of the trail.
-func (w *world) verify(path string) checked {
+func (w *rig) verify(path string) checked {
 	w.t.Helper()
 	files, err := filepath.Glob(path + "*")
 	if err != nil {
@@ -83,7 +83,7 @@ func TestFullAuditDisk(t *testing.T) {
 			t.Parallel()
 			dir, fill, free := smallDisk(t)
 			path := filepath.Join(dir, "audit.log")
-			w := newWorld(t, options{audit: path, audits: fmt.Sprintf("required: %t", required)})
+			w := newRig(t, options{audit: path, audits: fmt.Sprintf("required: %t", required)})
 			client, ctx := w.client(), w.within(2*patience)
 			served, failed := 0, 0
 			ask := func() error {
@@ -137,9 +137,9 @@ func TestFullAuditDisk(t *testing.T) {
 // in meanwhile.
 func TestAuditRotation(t *testing.T) {
 	t.Parallel()
-	for name, rotate := range map[string]func(w *world, path string, i int){
-		"by size": func(*world, string, int) {},
-		"rename and SIGHUP": func(w *world, path string, i int) {
+	for name, rotate := range map[string]func(w *rig, path string, i int){
+		"by size": func(*rig, string, int) {},
+		"rename and SIGHUP": func(w *rig, path string, i int) {
 			if err := os.Rename(path, fmt.Sprintf("%s.%d", path, 9-i)); err != nil {
 				w.t.Fatal(err)
 			}
@@ -151,7 +151,7 @@ func TestAuditRotation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, options{audits: "maxSizeMB: 1"})
+			w := newRig(t, options{audits: "maxSizeMB: 1"})
 			path := w.plugin.AuditLog()
 			client, ctx := w.client(), w.within(2*patience)
 			served := 0
@@ -175,7 +175,7 @@ func TestAuditRotation(t *testing.T) {
 	}
 	t.Run("copy and truncate", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t, options{})
+		w := newRig(t, options{})
 		path := w.plugin.AuditLog()
 		ask := func() {
 			if err := once(w.within(patience), w.client()); err != nil {

@@ -36,7 +36,7 @@ const (
 func TestCanaries(t *testing.T) {
 	t.Parallel()
 	pin := "canary" + rand.Text()
-	w := newWorld(t, options{pin: pin, extra: "probeInterval: 1s\nlogging: {level: debug}"})
+	w := newRig(t, options{pin: pin, extra: "probeInterval: 1s\nlogging: {level: debug}"})
 	mark := make([]byte, markSize)
 	_, _ = rand.Read(mark) // never fails
 	w.traffic(mark)
@@ -65,7 +65,7 @@ func TestCanaries(t *testing.T) {
 }
 
 // traffic encrypts and decrypts each DEK, has some requests fail, and waits until all probes of that time are over.
-func (w *world) traffic(mark []byte) {
+func (w *rig) traffic(mark []byte) {
 	w.t.Helper()
 	client, ctx := w.client(), w.within(patience)
 	for i := range uint64(deks) {
@@ -108,7 +108,7 @@ func found(text string, secret []byte) string {
 }
 
 // searchMemory looks at all that the process can write to: what a core file would hold.
-func (w *world) searchMemory(pin string, mark []byte) {
+func (w *rig) searchMemory(pin string, mark []byte) {
 	w.t.Helper()
 	if os.Geteuid() != 0 {
 		w.t.Log("NOT CHECKED: the memory, which only root may read")
@@ -150,7 +150,7 @@ func (w *world) searchMemory(pin string, mark []byte) {
 }
 
 // memory goes over all writable memory of the plugin (proc_pid_maps(5), proc_pid_mem(5)).
-func (w *world) memory() iter.Seq[[]byte] {
+func (w *rig) memory() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		pid := w.plugin.Process().PID()
 		mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))

@@ -87,7 +87,7 @@ func floods() map[string]func(i int) [][]byte {
 // that kube-apiserver waits. The limits of memory, connections and threads hold meanwhile.
 func TestFloodsLeaveTheAPIServerServed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
+	w := newRig(t, options{})
 	client := w.client()
 	if err := once(w.within(patience), client); err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestFloodsLeaveTheAPIServerServed(t *testing.T) {
 // open than there may be, and say nothing or never enough.
 func TestSlowClientsLetANewOneIn(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
+	w := newRig(t, options{})
 	for i := range 100 {
 		var dialer net.Dialer
 		conn, err := dialer.DialContext(t.Context(), "unix", w.plugin.Socket())
@@ -162,7 +162,7 @@ func once(ctx context.Context, client kmsapi.KeyManagementServiceClient) error {
 }
 
 // during calls until the flood is over.
-func (w *world) during(client kmsapi.KeyManagementServiceClient, flood func(context.Context)) (calls int, slowest time.Duration, err error) {
+func (w *rig) during(client kmsapi.KeyManagementServiceClient, flood func(context.Context)) (calls int, slowest time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
 	over := make(chan struct{})
@@ -186,12 +186,12 @@ func (w *world) during(client kmsapi.KeyManagementServiceClient, flood func(cont
 }
 
 // flood opens at least 400 connections that each send the parts, from 20 goroutines, and closes them when all are there.
-func (w *world) flood(ctx context.Context, parts func(i int) [][]byte) {
+func (w *rig) flood(ctx context.Context, parts func(i int) [][]byte) {
 	w.floodOf(ctx, 400, 200*time.Millisecond, parts)
 }
 
 // floodOf is flood with at least so many connections, each of which writes for as long as patient.
-func (w *world) floodOf(ctx context.Context, connections int, patient time.Duration, parts func(i int) [][]byte) {
+func (w *rig) floodOf(ctx context.Context, connections int, patient time.Duration, parts func(i int) [][]byte) {
 	var mu sync.Mutex
 	var open []net.Conn
 	defer func() {
@@ -225,7 +225,7 @@ func (w *world) floodOf(ctx context.Context, connections int, patient time.Durat
 }
 
 // bigMessages sends requests of 10 MiB on connections of their own.
-func (w *world) bigMessages(ctx context.Context) {
+func (w *rig) bigMessages(ctx context.Context) {
 	var running sync.WaitGroup
 	for range 8 {
 		client := w.client()
@@ -242,7 +242,7 @@ func (w *world) bigMessages(ctx context.Context) {
 }
 
 // gauge is the value of a metric without labels.
-func (w *world) gauge(name string) float64 {
+func (w *rig) gauge(name string) float64 {
 	w.t.Helper()
 	match := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(w.metrics())
 	if match == nil {

@@ -36,7 +36,7 @@ func TestHalfSentRequestsStayBelowThePodsLimit(t *testing.T) {
 		"frames of 1 byte": halfSent(1000, 1),
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, options{})
+			w := newRig(t, options{})
 			client := w.client()
 			if err := once(w.within(patience), client); err != nil {
 				t.Fatal(err)
@@ -64,7 +64,7 @@ func TestHalfSentRequestsStayBelowThePodsLimit(t *testing.T) {
 // says what had to go.
 func TestIdleConnectionsLetANewOneIn(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
+	w := newRig(t, options{})
 	for range 60 {
 		var dialer net.Dialer
 		conn, err := dialer.DialContext(t.Context(), "unix", w.plugin.Socket())

@@ -14,7 +14,7 @@ func TestTakenHTTPAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	w := newWorld(t, options{http: other.Addr().String()})
+	w := newRig(t, options{http: other.Addr().String()})
 	if err := once(w.within(patience), w.client()); err != nil {
 		t.Errorf("without its address: %v", err)
 	}

@@ -19,19 +19,19 @@ const mostLines = 25
 // with, and their sum, are all that comes with time: kmsplugin's TestAnHourOfFailures.) Each says what to do.
 func TestAnOutageIsAHandfulOfLines(t *testing.T) {
 	t.Parallel()
-	outages := map[string]func(w *world){
-		"no session": func(w *world) { w.faults.Fail("C_OpenSession", pkcs11.CKR_DEVICE_ERROR).UntilCleared() },
-		"now and then a session": func(w *world) {
+	outages := map[string]func(w *rig){
+		"no session": func(w *rig) { w.faults.Fail("C_OpenSession", pkcs11.CKR_DEVICE_ERROR).UntilCleared() },
+		"now and then a session": func(w *rig) {
 			w.faults.MaxSessions(1)
 			w.faults.Fail("C_EncryptInit", pkcs11.CKR_SESSION_HANDLE_INVALID).UntilCleared()
 		},
-		"all gone":       func(w *world) { w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared() },
-		"all calls hang": func(w *world) { w.faults.HangAll() },
+		"all gone":       func(w *rig) { w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared() },
+		"all calls hang": func(w *rig) { w.faults.HangAll() },
 	}
 	for name, begin := range outages {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, options{faulty: true, token: "callTimeout: 200ms", extra: "probeInterval: 1s\nrefreshInterval: 1s"})
+			w := newRig(t, options{faulty: true, token: "callTimeout: 200ms", extra: "probeInterval: 1s\nrefreshInterval: 1s"})
 			client := w.client()
 			load, stop := context.WithCancel(t.Context())
 			defer stop()
@@ -73,13 +73,13 @@ func TestAnOutageIsAHandfulOfLines(t *testing.T) {
 var errStillReady = errors.New("it is still ready")
 
 // lines are those of the log so far.
-func (w *world) lines() []string {
+func (w *rig) lines() []string {
 	w.t.Helper()
 	return strings.Split(strings.TrimSpace(read(w.t, w.plugin.Log())), "\n")
 }
 
 // attempts counts the calls with which every attempt to connect begins.
-func (w *world) attempts() int { return w.faults.Calls("C_GetSlotList") }
+func (w *rig) attempts() int { return w.faults.Calls("C_GetSlotList") }
 
 // wait lets the outage go on: that nothing is written in a time is what is tested, so there is no event to wait for.
 func wait(t *testing.T, d time.Duration) {

@@ -22,7 +22,7 @@ type prometheus struct {
 	url string
 }
 
-func newPrometheus(t *testing.T, w *world) *prometheus {
+func newPrometheus(t *testing.T, w *rig) *prometheus {
 	t.Helper()
 	path, err := exec.LookPath("prometheus")
 	if err != nil {
@@ -81,7 +81,7 @@ func (p *prometheus) query(ctx context.Context, expr string) (int, error) {
 // draw; every alert rule can be evaluated, and none fires on a plugin that is well.
 func TestPanelsAndRulesInPrometheus(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{extra: "probeInterval: 1s\nrefreshInterval: 1s"})
+	w := newRig(t, options{extra: "probeInterval: 1s\nrefreshInterval: 1s"})
 	p := newPrometheus(t, w)
 	if _, err := w.plugin.RotateKey(w.within(patience), time.Hour); err != nil { // a panel shows when the next is due
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func trickle(ctx context.Context, client kmsapi.KeyManagementServiceClient) {
 }
 
 // dashboardQueries are the queries by panel, with Grafana's variables filled in.
-func dashboardQueries(t *testing.T, w *world) map[string]string {
+func dashboardQueries(t *testing.T, w *rig) map[string]string {
 	t.Helper()
 	text, err := w.plugin.Run(t.Context(), "manifests", "dashboard")
 	if err != nil {

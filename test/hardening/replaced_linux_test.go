@@ -24,7 +24,7 @@ type holdings struct {
 func TestReplacements(t *testing.T) {
 	t.Parallel()
 	const rounds = 100
-	w := newWorld(t, options{faulty: true})
+	w := newRig(t, options{faulty: true})
 	client := w.client()
 	var first holdings
 	for i := 1; i <= rounds; i++ {
@@ -66,7 +66,7 @@ func TestReplacements(t *testing.T) {
 }
 
 // holds counts what /proc and stateDir show.
-func (w *world) holds() (h holdings) {
+func (w *rig) holds() (h holdings) {
 	w.t.Helper()
 	pid := w.plugin.Process().PID()
 	entries, err := os.ReadDir(filepath.Join(filepath.Dir(w.plugin.Config()), "state"))

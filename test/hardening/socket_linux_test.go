@@ -12,7 +12,7 @@ import (
 // that were connected do not notice.
 func TestSocketIsMadeAnew(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
+	w := newRig(t, options{})
 	before := w.client()
 	if err := once(w.within(patience), before); err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func TestSocketIsMadeAnew(t *testing.T) {
 // Where it cannot be made again, /readyz and the metrics say so, and it heals when the way is free.
 func TestSocketThatIsLost(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
+	w := newRig(t, options{})
 	path := w.plugin.Socket()
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 // it ends when it is asked to.
 func TestStderrThatNobodyReads(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{extra: "probeInterval: 1s"})
+	w := newRig(t, options{extra: "probeInterval: 1s"})
 	w.plugin.Kill()
 	reader, writer, err := os.Pipe()
 	if err != nil {

@@ -1,6 +1,6 @@
 // Package kube runs a real etcd and a real kube-apiserver for the tests and the demo: on loopback, unprivileged, all
-// files in one folder, secrets encrypted by the KMS v2 plugin on a given socket. What starts, stops and asks those two
-// may live here; the plugin is its caller's. Several API servers on one etcd of several members are several Clusters that
+// files in one folder, secrets encrypted by the KMS v2 plugin on a given socket. It starts, stops and
+// asks those two; the plugin is its caller's. Several API servers on one etcd of several members are several Clusters that
 // share their Members.
 //
 // All are children of this process and die with it (package proc).

@@ -10,12 +10,12 @@ import (
 
 // rotate is `keys rotate --activate-in d` on a machine with this clock; the copies arrive after lags, by token; a negative
 // lag is a copy that nobody makes.
-func (w *world) rotate(clock *wallClock, d time.Duration, lags []time.Duration) *key {
+func (w *fleet) rotate(clock *wallClock, d time.Duration, lags []time.Duration) *key {
 	return w.rotateTo(envelope.NewCKAID, clock, d, lags)
 }
 
 // rotateTo is rotate with a CKA_ID of that kind.
-func (w *world) rotateTo(newID func(time.Time) ([]byte, error), clock *wallClock, d time.Duration, lags []time.Duration) *key {
+func (w *fleet) rotateTo(newID func(time.Time) ([]byte, error), clock *wallClock, d time.Duration, lags []time.Duration) *key {
 	activation := clock.now().Add(d)
 	for _, k := range w.keys {
 		if !k.Activation.Before(activation) {
@@ -43,7 +43,7 @@ func (w *world) rotateTo(newID func(time.Time) ([]byte, error), clock *wallClock
 const withdrawMargin = 5 * time.Minute
 
 // withdraw is `keys retire` of the latest key on the machine of n, whose configuration names every token.
-func (w *world) withdraw(n *node) *key {
+func (w *fleet) withdraw(n *node) *key {
 	k := w.keys[len(w.keys)-1]
 	var all links
 	for _, token := range w.tokens {
@@ -74,7 +74,7 @@ func (w *world) withdraw(n *node) *key {
 }
 
 // destroy removes the latest key everywhere.
-func (w *world) destroy(k *key) {
+func (w *fleet) destroy(k *key) {
 	w.note("withdraw: %s", short(k.ID.String()))
 	w.keys = w.keys[:len(w.keys)-1]
 	for _, token := range w.tokens {
@@ -95,7 +95,7 @@ func (w *world) destroy(k *key) {
 }
 
 // arrive does the copies that are due.
-func (w *world) arrive() {
+func (w *fleet) arrive() {
 	var left []copying
 	for _, c := range w.copies {
 		if c.at.After(time.Now()) {

@@ -9,14 +9,14 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
-// allowed follows what each node may name by promise 4. It gets the state of the world at every step and after every event.
+// allowed follows what each node may name by promise 4. It gets the state of the fleet at every step and after every event.
 type allowed struct {
-	w    *world
+	w    *fleet
 	held map[*link]map[envelope.KeyID]bool // what a token has held while this process of the node could reach it
 	ever map[*node]map[envelope.KeyID]bool // what the node might have named at some time
 }
 
-func newAllowed(w *world) *allowed {
+func newAllowed(w *fleet) *allowed {
 	a := &allowed{w: w, held: map[*link]map[envelope.KeyID]bool{}, ever: map[*node]map[envelope.KeyID]bool{}}
 	for _, n := range w.nodes {
 		a.ever[n] = map[envelope.KeyID]bool{w.keys[0].ID: true}
@@ -143,7 +143,7 @@ func (a *allowed) pass(d time.Duration) {
 	}
 }
 
-// drawDeferral draws a world with right clocks, whose copies come when they come, if they do.
+// drawDeferral draws a fleet with right clocks, whose copies come when they come, if they do.
 func drawDeferral(t *rapid.T) setup {
 	s := setup{Latency: []time.Duration{5 * time.Millisecond, 7 * time.Millisecond, 11 * time.Millisecond}}
 	for range 3 {
@@ -210,7 +210,7 @@ func TestDeferral(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := drawDeferral(rt)
 		events := rapid.SliceOfN(drawDeferralEvent(s), 1, 12).Draw(rt, "events")
-		story, violated := inBubble(t, s, func(w *world) {
+		story, violated := inBubble(t, s, func(w *fleet) {
 			a := newAllowed(w)
 			a.pass(2 * time.Minute)
 			for _, e := range events {
@@ -236,7 +236,7 @@ func TestDeferredOnNodesThatSeeDifferentTokens(t *testing.T) {
 	for range 3 {
 		s.Nodes = append(s.Nodes, nodeSetup{Tokens: []int{0, 1}, Refresh: 30 * time.Second})
 	}
-	tell(t, s, func(t *testing.T, w *world) {
+	tell(t, s, func(t *testing.T, w *fleet) {
 		first, sees, blind, restarted := w.keys[0], w.nodes[0], w.nodes[1], w.nodes[2]
 		blind.links[1].setUp(false)
 		restarted.links[1].setUp(false)
@@ -272,7 +272,7 @@ func TestTheModelOfDeferralSeesFaults(t *testing.T) {
 	s := twoNodes()
 	s.Eager = true
 	s.Nodes[0].Tokens = []int{0, 1}
-	_, violated := inBubble(t, s, func(w *world) {
+	_, violated := inBubble(t, s, func(w *fleet) {
 		a := newAllowed(w)
 		a.pass(time.Minute)
 		a.happen(deferralEvent{What: "rotate", In: 15 * time.Minute, Lags: []time.Duration{time.Second}})

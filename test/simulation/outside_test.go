@@ -23,9 +23,9 @@ func twoNodes() setup {
 }
 
 // tell runs a story that is no random one.
-func tell(t *testing.T, s setup, story func(*testing.T, *world)) {
+func tell(t *testing.T, s setup, story func(*testing.T, *fleet)) {
 	t.Helper()
-	trace, violated := inBubble(t, s, func(w *world) {
+	trace, violated := inBubble(t, s, func(w *fleet) {
 		w.run(2*time.Minute, never)
 		story(t, w)
 	})
@@ -38,7 +38,7 @@ func tell(t *testing.T, s setup, story func(*testing.T, *world)) {
 }
 
 // sealedBy seals without asking anybody else to open it.
-func (w *world) sealedBy(t *testing.T, n *node) object {
+func (w *fleet) sealedBy(t *testing.T, n *node) object {
 	t.Helper()
 	answer, err := n.encrypt([]byte("DEK"))
 	if err != nil {
@@ -77,7 +77,7 @@ func opens(t *testing.T, n *node, o object) {
 // seals it does not have, says so, and opens when the copy is there.
 func TestOutsideTheCopyIsLate(t *testing.T) {
 	t.Parallel()
-	tell(t, twoNodes(), func(t *testing.T, w *world) {
+	tell(t, twoNodes(), func(t *testing.T, w *fleet) {
 		first, a, b := w.keys[0], w.nodes[0], w.nodes[1]
 		next := w.rotate(a.clock, 3*time.Minute, []time.Duration{-1})
 		time.Sleep(4 * time.Minute)
@@ -102,7 +102,7 @@ func TestOutsideAClockFarAhead(t *testing.T) {
 	t.Parallel()
 	s := twoNodes()
 	s.Nodes = append(s.Nodes, nodeSetup{Tokens: []int{0}, Refresh: 30 * time.Second})
-	tell(t, s, func(t *testing.T, w *world) {
+	tell(t, s, func(t *testing.T, w *fleet) {
 		first, a, b, ahead := w.keys[0], w.nodes[0], w.nodes[1], w.nodes[2]
 		ahead.clock.set(time.Hour)
 		next := w.rotate(a.clock, 15*time.Minute, []time.Duration{2 * time.Minute})
@@ -128,7 +128,7 @@ func TestOutsideAClockFarAhead(t *testing.T) {
 // TestOutsideAnOutageAtTheActivation: the key_id stays, not ok, and the activation is made up for when the token is back.
 func TestOutsideAnOutageAtTheActivation(t *testing.T) {
 	t.Parallel()
-	tell(t, twoNodes(), func(t *testing.T, w *world) {
+	tell(t, twoNodes(), func(t *testing.T, w *fleet) {
 		first, a := w.keys[0], w.nodes[0]
 		next := w.rotate(a.clock, 10*time.Minute, []time.Duration{time.Minute})
 		time.Sleep(2 * time.Minute)
@@ -152,7 +152,7 @@ func TestOutsideFailoverToATokenWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	s := twoNodes()
 	s.Nodes[0].Tokens = []int{0, 1}
-	tell(t, s, func(t *testing.T, w *world) {
+	tell(t, s, func(t *testing.T, w *fleet) {
 		n := w.nodes[0]
 		n.links[1].setUp(false)
 		next := w.rotateTo(envelope.NewEmergencyCKAID, n.clock, 3*time.Minute, []time.Duration{-1})
@@ -190,7 +190,7 @@ func TestOutsideTheBoundOfWithdrawal(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			tell(t, twoNodes(), func(t *testing.T, w *world) {
+			tell(t, twoNodes(), func(t *testing.T, w *fleet) {
 				a, fast := w.nodes[0], w.nodes[1]
 				fast.clock.set(test.ahead)
 				next := w.rotate(a.clock, 15*time.Minute, []time.Duration{0})
@@ -217,7 +217,7 @@ func TestOutsideTheBoundOfWithdrawal(t *testing.T) {
 // key that is in use looks pending. With the file of a plugin it does not.
 func TestOutsideACommandFarBehind(t *testing.T) {
 	t.Parallel()
-	tell(t, twoNodes(), func(t *testing.T, w *world) {
+	tell(t, twoNodes(), func(t *testing.T, w *fleet) {
 		a := w.nodes[0]
 		next := w.rotate(a.clock, 10*time.Minute, []time.Duration{0})
 		w.run(12*time.Minute, never)

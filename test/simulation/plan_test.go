@@ -12,7 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
 
-// plan is a world and what happens to it. All that is random is drawn before it runs, so that a run is the plan's alone
+// plan is a fleet and what happens to it. All that is random is drawn before it runs, so that a run is the plan's alone
 // and a plan that breaks a promise can be made smaller.
 type plan struct {
 	Setup  setup
@@ -107,7 +107,7 @@ func (p *plan) event(t *rapid.T) event {
 }
 
 // play does what the plan says, then repairs all, and tells what was broken.
-func (p *plan) play(w *world) {
+func (p *plan) play(w *fleet) {
 	turn := 0
 	seal := func() bool { turn++; return p.Seals[turn%len(p.Seals)] }
 	for _, e := range p.Events {
@@ -123,7 +123,7 @@ func (p *plan) play(w *world) {
 	}
 }
 
-func (p *plan) happen(w *world, e event) {
+func (p *plan) happen(w *fleet, e event) {
 	n := w.nodes[e.Node]
 	l := n.links[e.Link]
 	right := n.clock.skew().Abs() <= p.Spread/2 // else no command runs on it: its clock is far behind
@@ -164,13 +164,13 @@ func (p *plan) happen(w *world, e event) {
 	}
 }
 
-func (w *world) stopNode(n *node) {
+func (w *fleet) stopNode(n *node) {
 	if n.stop != nil {
 		n.stop()
 	}
 }
 
-func (w *world) restart(n *node) {
+func (w *fleet) restart(n *node) {
 	w.stopNode(n)
 	if err := w.startNode(n); err != nil {
 		w.broken("starting %s: %v", n.name, err)

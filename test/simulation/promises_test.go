@@ -12,7 +12,7 @@ import (
 
 // poll is one Status of n's API server, an Encrypt after delay, and what is promised of both. It seals when the key_id is
 // new, as the API server does, or when told to.
-func (w *world) poll(n *node, delay time.Duration, seal bool) {
+func (w *fleet) poll(n *node, delay time.Duration, seal bool) {
 	if n.stop == nil {
 		return
 	}
@@ -54,7 +54,7 @@ func older(a, b envelope.KeyID) bool {
 }
 
 // seal is one Encrypt, and what is promised of it.
-func (w *world) seal(n *node) {
+func (w *fleet) seal(n *node) {
 	dek := fmt.Sprintf("DEK %d of %s", len(w.objects), n.name)
 	answer, err := n.encrypt([]byte(dek))
 	if err != nil {
@@ -79,7 +79,7 @@ func (w *world) seal(n *node) {
 	}
 }
 
-func (w *world) mustOpen(n *node, o object) {
+func (w *fleet) mustOpen(n *node, o object) {
 	dek, err := n.open(o)
 	switch {
 	case err == nil && string(dek) != o.dek:
@@ -91,7 +91,7 @@ func (w *world) mustOpen(n *node, o object) {
 }
 
 // mayBeAway reports whether one of several tokens, which may be the one that is needed, cannot be asked now.
-func (w *world) mayBeAway(n *node, err error) bool {
+func (w *fleet) mayBeAway(n *node, err error) bool {
 	if status.Code(err) == codes.NotFound {
 		return false
 	}
@@ -104,7 +104,7 @@ func (w *world) mayBeAway(n *node, err error) bool {
 }
 
 // run lets d pass: API servers poll every minute, copies arrive. seal tells of each poll whether it seals anyhow.
-func (w *world) run(d time.Duration, seal func() bool) {
+func (w *fleet) run(d time.Duration, seal func() bool) {
 	const step = 5 * time.Second
 	for end := time.Now().Add(d); time.Now().Before(end) && w.violated == nil; {
 		time.Sleep(min(step, time.Until(end)))
@@ -119,7 +119,7 @@ func (w *world) run(d time.Duration, seal func() bool) {
 }
 
 // repair makes all right: clocks, ways, plugins, copies. And then promise 5 must hold.
-func (w *world) repair() {
+func (w *fleet) repair() {
 	w.note("everything is repaired")
 	for _, n := range w.nodes {
 		n.clock.set(0)

@@ -53,7 +53,7 @@ func pinAnswers() []uint {
 // inject sets faults for d, or until ctx ends, the program does, or it does not heal. They come in storms of a few, after
 // each of which all must be well again: faults that never end would be one long outage, with nothing to recover from.
 // What it does is in the folder's file faults.log.
-func (w *world) inject(ctx context.Context, random *rand.Rand, d time.Duration, r *report) error {
+func (w *rig) inject(ctx context.Context, random *rand.Rand, d time.Duration, r *report) error {
 	record, err := os.Create(filepath.Join(w.dir, "faults.log"))
 	if err != nil {
 		return fmt.Errorf("recording the faults: %w", err)
@@ -80,7 +80,7 @@ const longestHang = 4 * time.Second
 // holdsAfterWorst is what the program holds after the storm that takes most: every call hangs, for as long as one can. The Go
 // runtime keeps each thread that it ever needed, so how many there are is the work of the worst storm so far, and says
 // nothing of growth unless the worst has come before the first look too.
-func (w *world) holdsAfterWorst(ctx context.Context) (resources, error) {
+func (w *rig) holdsAfterWorst(ctx context.Context) (resources, error) {
 	var release []func()
 	for _, function := range functions() {
 		release = append(release, w.module.Hang(function))
@@ -97,7 +97,7 @@ func (w *world) holdsAfterWorst(ctx context.Context) (resources, error) {
 }
 
 // fault sets one fault and says which. Those that last are ended later, by themselves or by heal.
-func (w *world) fault(random *rand.Rand) string {
+func (w *rig) fault(random *rand.Rand) string {
 	m := w.module
 	switch n := random.IntN(20); {
 	case n < 11:
@@ -132,7 +132,7 @@ func (w *world) fault(random *rand.Rand) string {
 }
 
 // failure has a function fail a few times, and sees to it that it is called.
-func (w *world) failure(random *rand.Rand) string {
+func (w *rig) failure(random *rand.Rand) string {
 	m := w.module
 	function, code, times := pick(random, functions()), pick(random, answers()), 1+random.IntN(8)
 	if function == "C_Login" && slices.Contains(pinAnswers(), code) {

@@ -19,7 +19,7 @@ type resources struct {
 }
 
 // holds looks at the program from outside: proc_pid_status(5), its descriptors, and a scrape.
-func (w *world) holds(ctx context.Context) (r resources, err error) {
+func (w *rig) holds(ctx context.Context) (r resources, err error) {
 	// First, since the answer's connection stays open for the next one and counts as a descriptor both times.
 	if r.Recoveries, err = w.recoveries(ctx); err != nil {
 		return r, err
@@ -48,7 +48,7 @@ func (w *world) holds(ctx context.Context) (r resources, err error) {
 }
 
 // recoveries reads the sum of hsm_kms_token_recoveries_total.
-func (w *world) recoveries(ctx context.Context) (int, error) {
+func (w *rig) recoveries(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.http+"/metrics", nil)

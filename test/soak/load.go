@@ -43,14 +43,14 @@ type tally struct {
 // load is clients that ask as kube-apiserver does: one connection for all, a deadline for each call.
 type load struct {
 	tally
-	w      *world
+	w      *rig
 	old    []sealedDEK
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
 
 // startLoad seals the old DEKs and starts the clients; end stops them.
-func startLoad(ctx context.Context, w *world) (*load, error) {
+func startLoad(ctx context.Context, w *rig) (*load, error) {
 	l := &load{w: w, tally: tally{failed: map[string]int{}}}
 	for range oldDEKs {
 		sealed, err := l.seal(ctx)

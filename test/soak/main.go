@@ -1,7 +1,6 @@
 // Command soak mixes load and faults for as long as it is told, as `make soak` does: the real program, asked over its
 // socket, with a PKCS#11 module that fails at random in front of a real token. It ends with one table and exits 1 when a
-// promise was broken, with the seed that gives the same faults again. What may live here: the load, the faults, what is
-// promised, and the table.
+// promise was broken, with the seed that gives the same faults again.
 //
 // The seed gives the same choice of faults in the same order; which call of which client meets one, and how long healing
 // takes between storms, is up to the machine.
@@ -66,7 +65,7 @@ func run() error {
 // soak runs it all: settle, faults, heal, judge. The folder goes unless a promise was broken.
 func soak(ctx context.Context, o options) (err error) {
 	fmt.Printf("soaking for %g min, seed %d\n", o.minutes, o.seed)
-	w, err := newWorld(ctx, o.bin)
+	w, err := newRig(ctx, o.bin)
 	if err != nil {
 		return err
 	}
@@ -105,7 +104,7 @@ func soak(ctx context.Context, o options) (err error) {
 }
 
 // judge prints what was broken, and how to see it again.
-func judge(o options, w *world, r *report) error {
+func judge(o options, w *rig, r *report) error {
 	broken := r.broken()
 	if len(broken) == 0 {
 		return nil

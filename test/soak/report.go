@@ -29,7 +29,7 @@ type report struct {
 }
 
 // counters takes what the faulty module counted.
-func (r *report) counters(w *world) {
+func (r *report) counters(w *rig) {
 	r.Sessions, r.Unclosed = w.module.MaxOpenSessions(), w.module.Injected("C_CloseSession")
 	r.BusyFinalize = w.module.FinalizedWhileBusy()
 }

@@ -1,6 +1,6 @@
 // Package softhsm makes private SoftHSM tokens for the tests and the demo: each in a folder of its own, with its own
-// configuration file, so that the machine's token store is never touched. Only the making, copying and moving of
-// such folders may live here; what is done with a token is the caller's work.
+// configuration file, so that the machine's token store is never touched. It makes, copies and
+// moves such folders; what is done with a token is up to the caller.
 //
 // SoftHSM finds its configuration through SOFTHSM2_CONF, an environment variable of the whole process that it reads at
 // C_Initialize. A child process gets it through Env; a test that loads the module itself sets it (t.Setenv), cannot be

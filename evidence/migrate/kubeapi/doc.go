@@ -1,5 +1,5 @@
-// Package kubeapi asks API servers through client-go for what package migrate needs of them. What may live here are those
-// requests, how a kubeconfig and the API servers' own addresses are found, and what an answer means.
+// Package kubeapi asks API servers through client-go for what package migrate needs of them. It also finds
+// the kubeconfig and the API servers' own addresses. A Server is safe for concurrent use.
 //
 // An object is rewritten by a merge patch without any change, {}. The API server reads the object, applies nothing, and
 // stores it if the bytes differ from those in etcd, or if its transformer calls these stale: encrypted under another

@@ -1,6 +1,5 @@
 // Command apiserver measures hsm-kms where it is used, inside a real kube-apiserver with a real etcd, beside the same
-// API server without encryption and with aescbc: `make bench-apiserver`. What may live here: making the stores, starting
-// what is measured, measuring it, and the table.
+// API server without encryption and with aescbc: `make bench-apiserver`.
 //
 // There are three stores, each an etcd of its own that holds the same Secrets: in plain, under aescbc, and under DEKs
 // that the plugin has wrapped, as many as an API server leaves behind by so many starts. They are written as the API
@@ -97,7 +96,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if t.machine, err = describe(ctx, o.bin, programs); err != nil {
 		return err
 	}
-	w, err := newWorld(o, programs)
+	w, err := newRig(o, programs)
 	if err != nil {
 		return err
 	}

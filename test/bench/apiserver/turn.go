@@ -43,7 +43,7 @@ type turn struct {
 func (t *turn) Listed() time.Duration { return t.Ready + t.List }
 
 // turn gives the variant's API server one life.
-func (w *world) turn(ctx context.Context, v variant, round int) (t turn, err error) {
+func (w *rig) turn(ctx context.Context, v variant, round int) (t turn, err error) {
 	if v.boot {
 		if err := w.plugin.Stop(); err != nil {
 			return t, err
@@ -91,7 +91,7 @@ func (w *world) turn(ctx context.Context, v variant, round int) (t turn, err err
 
 // untilReady starts the API server, and the plugin if it is to start with it, and tells how long it took until the API
 // server was ready.
-func (w *world) untilReady(ctx context.Context, v variant) (time.Duration, error) {
+func (w *rig) untilReady(ctx context.Context, v variant) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	server, start := v.server, time.Now()

@@ -28,7 +28,7 @@ func key(i int) string {
 }
 
 // value is what the API server would store of it. DEKs take turns, as those of several API servers and months do.
-func (w *world) value(i int, data []byte) ([]byte, error) {
+func (w *rig) value(i int, data []byte) ([]byte, error) {
 	plain, err := kubestore.Secret(fmt.Sprintf("namespace-%05d", i/300), fmt.Sprintf("secret-%07d", i), data)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (w *world) value(i int, data []byte) ([]byte, error) {
 }
 
 // fill writes the Secrets to etcd, from twice as many goroutines as there are CPUs.
-func (w *world) fill(ctx context.Context) error {
+func (w *rig) fill(ctx context.Context) error {
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -68,7 +68,7 @@ func (w *world) fill(ctx context.Context) error {
 	return nil
 }
 
-func (w *world) put(ctx context.Context, first, end int, data []byte) error {
+func (w *rig) put(ctx context.Context, first, end int, data []byte) error {
 	ops := make([]clientv3.Op, 0, end-first)
 	for i := first; i < end; i++ {
 		value, err := w.value(i, data)

@@ -1,6 +1,5 @@
 // Command bench fills a real etcd with Secrets as kube-apiserver would store them, without one, and measures what etcd
-// report and etcd verify take over them, live and from a snapshot: `make bench-evidence`. What may live here: making the
-// store, measuring, and the table.
+// report and etcd verify take over them, live and from a snapshot: `make bench-evidence`.
 //
 // The wrapped DEKs come from the plugin itself, over as many keys as asked for; the objects are encrypted under them by
 // the API server's own transformers (package kubestore). What is measured runs as a process of its own, so that its
@@ -77,7 +76,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return fmt.Errorf("making a folder: %w", err)
 	}
-	w := &world{options: o, programs: programs, dir: dir}
+	w := &rig{options: o, programs: programs, dir: dir}
 	defer func() { err = errors.Join(err, w.close()) }()
 	for _, step := range []func(context.Context) error{w.start, w.makeDEKs, w.fill, w.live, w.snapshot} {
 		if err := step(ctx); err != nil {

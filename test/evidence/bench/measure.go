@@ -86,7 +86,7 @@ func residentPeak(pid int) int64 {
 }
 
 // etcdCommand runs hsm-kms etcd.
-func (w *world) etcdCommand(ctx context.Context, args ...string) (spent, error) {
+func (w *rig) etcdCommand(ctx context.Context, args ...string) (spent, error) {
 	args = slices.Concat([]string{"etcd"}, args, []string{"--config", w.plugin.Config(), "-o", "json"})
 	return spend(ctx, w.token.Env(), w.options.bin, args...)
 }
@@ -117,7 +117,7 @@ func median(rounds int, f, bare func() (spent, error)) (measured, compared spent
 }
 
 // live measures against etcd.
-func (w *world) live(ctx context.Context) error {
+func (w *rig) live(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
@@ -149,7 +149,7 @@ func (w *world) live(ctx context.Context) error {
 }
 
 // snapshot saves one and measures the same over it.
-func (w *world) snapshot(ctx context.Context) error {
+func (w *rig) snapshot(ctx context.Context) error {
 	path := filepath.Join(w.dir, "snapshot.db")
 	if _, err := spend(ctx, nil, w.programs.Path("etcdctl"), "--endpoints", w.url, "--command-timeout=10m", "snapshot", "save", path); err != nil {
 		return err
@@ -190,7 +190,7 @@ func (w *world) snapshot(ctx context.Context) error {
 }
 
 // complete checks that a report saw everything.
-func (w *world) complete(out []byte) error {
+func (w *rig) complete(out []byte) error {
 	var report struct {
 		Objects   int64
 		Resources []struct {
@@ -215,7 +215,7 @@ func (w *world) complete(out []byte) error {
 
 // bareDecrypt decrypts as many values as there are objects with the API server's transformers and nothing else, a
 // thousand of them over and over.
-func (w *world) bareDecrypt(ctx context.Context) (spent, error) {
+func (w *rig) bareDecrypt(ctx context.Context) (spent, error) {
 	n := min(1000, w.options.objects)
 	objects := make([]stored.Object, n)
 	data := randomBytes(w.options.size)
@@ -255,7 +255,7 @@ func (w *world) bareDecrypt(ctx context.Context) (spent, error) {
 }
 
 // table prints what was measured.
-func (w *world) table(to io.Writer) error {
+func (w *rig) table(to io.Writer) error {
 	tw := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(tw, "\n%d Secrets of %d bytes, %d keys, %d DEKs, %d CPUs\n", w.options.objects, w.options.size, w.options.keys, w.options.deks, runtime.NumCPU())
 	fmt.Fprintln(tw, "what\tseconds\tobjects/s\tpeak MiB\tx bare\tgoal\t\t")

@@ -43,7 +43,7 @@ func blocks(t *testing.T, path string, sections ...string) []string {
 // machine would have at its default place (configuration, etcd's and the API server's addresses) is added to commands that name none.
 func TestDocuments(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	if _, err := os.Stat(w.bin.kube.Path("etcdctl")); err != nil {
 		t.Skip("the documents use etcdctl, and these programs come without it")
 	}

@@ -78,7 +78,7 @@ func keyed(kind, name string) map[string]any {
 }
 
 // history lives through three providers before the HSM's: what a cluster that was converted looks like.
-func history(t *testing.T, w *world) {
+func history(t *testing.T, w *rig) {
 	t.Helper()
 	identity, cbc, box := provider("identity", map[string]any{}), keyed("aescbc", "key1"), keyed("secretbox", "box1")
 	kms := provider("kms", map[string]any{"apiVersion": "v2", "name": kube.ProviderName, "endpoint": "unix://" + w.plugin.Socket()})
@@ -99,7 +99,7 @@ func history(t *testing.T, w *world) {
 
 func TestEvidence(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	history(t, w)
 	live := []string{"--endpoints", w.cluster.EtcdURL()}
 	args := func(command string, more ...string) []string { return slices.Concat([]string{command}, live, more) }
@@ -159,7 +159,7 @@ func TestEvidence(t *testing.T) {
 }
 
 // snapshots reads the same from files, opens them with a copy of the token elsewhere, and recovers an object.
-func snapshots(t *testing.T, w *world, before *report) {
+func snapshots(t *testing.T, w *rig, before *report) {
 	t.Log("a snapshot tells the same, and what its older revisions hold")
 	path := w.snapshot(t, "backup.db")
 	var r report
@@ -210,7 +210,7 @@ func snapshots(t *testing.T, w *world, before *report) {
 }
 
 // drill opens a snapshot with a copy of the token, and fails to with another.
-func drill(t *testing.T, w *world, path string) {
+func drill(t *testing.T, w *rig, path string) {
 	t.Helper()
 	t.Log("the restore drill: another machine with a copy of the token, and one with another key")
 	token, err := w.token.CopyTo(filepath.Join(w.dir, "hsm-copy"))
@@ -239,7 +239,7 @@ func flip(data []byte) []byte {
 	return out
 }
 
-func get(t *testing.T, w *world, snapshot string) {
+func get(t *testing.T, w *rig, snapshot string) {
 	t.Helper()
 	key := "/registry/secrets/" + namespace + "/kms1"
 	from := []string{"--snapshot", snapshot}

@@ -8,7 +8,7 @@ import (
 )
 
 // hostile puts things into etcd that no API server writes.
-func hostile(t *testing.T, w *world, args func(string, ...string) []string) {
+func hostile(t *testing.T, w *rig, args func(string, ...string) []string) {
 	t.Log("values that nobody can decode are counted and named; nothing moves the cursor")
 	client, err := w.cluster.Etcd()
 	must(t, err)

@@ -25,7 +25,7 @@ import (
 // cannot be read by anybody, and the user may do no more than the documents say.
 func TestMigrateHard(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	encrypts(t, w.cluster, identity, w.hsm)
 	must(t, w.cluster.CreateNamespace(t.Context(), namespace))
 	w.customResource(t)
@@ -120,7 +120,7 @@ type process struct {
 	out, errOut bytes.Buffer
 }
 
-func (w *world) start(t *testing.T, args []string) *process {
+func (w *rig) start(t *testing.T, args []string) *process {
 	t.Helper()
 	p := &process{cmd: proc.Command(t.Context(), w.bin.hsmkms, append(args, "--config", w.plugin.Config())...)}
 	p.cmd.Env = append(os.Environ(), w.token.Env()...)
@@ -130,7 +130,7 @@ func (w *world) start(t *testing.T, args []string) *process {
 }
 
 // underKey counts the objects that are under a key, by their bytes in etcd.
-func (w *world) underKey(t *testing.T, keyID string) (n int) {
+func (w *rig) underKey(t *testing.T, keyID string) (n int) {
 	t.Helper()
 	for _, kv := range w.stored(t) {
 		if bytes.Contains(kv.Value, []byte(keyID)) {
@@ -140,7 +140,7 @@ func (w *world) underKey(t *testing.T, keyID string) (n int) {
 	return n
 }
 
-func (w *world) waitUnder(t *testing.T, keyID string, n int) {
+func (w *rig) waitUnder(t *testing.T, keyID string, n int) {
 	t.Helper()
 	deadline := time.After(patience)
 	for w.underKey(t, keyID) < n {
@@ -156,7 +156,7 @@ func (w *world) waitUnder(t *testing.T, keyID string, n int) {
 const writtenTo = 20
 
 // write changes Secrets until it is told to stop, and says how often it did.
-func (w *world) write(t *testing.T) (stop func() int64) {
+func (w *rig) write(t *testing.T) (stop func() int64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var written atomic.Int64
@@ -184,7 +184,7 @@ func (w *world) write(t *testing.T) (stop func() int64) {
 }
 
 // intact reads every Secret through the API.
-func (w *world) intact(t *testing.T, n int) {
+func (w *rig) intact(t *testing.T, n int) {
 	t.Helper()
 	for i := range n {
 		name := fmt.Sprintf("secret-%d", i)
@@ -196,11 +196,11 @@ func (w *world) intact(t *testing.T, n int) {
 
 // limited is a service account without any permission.
 type limited struct {
-	*world
+	*rig
 	token string
 }
 
-func (w *world) limitedUser(t *testing.T) *limited {
+func (w *rig) limitedUser(t *testing.T) *limited {
 	t.Helper()
 	must(t, w.cluster.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/default/serviceaccounts",
 		map[string]any{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": map[string]any{"name": "migrate"}}, nil))

@@ -13,7 +13,7 @@ import (
 // What a real API server says of names, a provider that was renamed, and a group that it passes on.
 func TestMigrateNames(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	encrypts(t, w.cluster, w.hsm, identity)
 	must(t, w.cluster.CreateNamespace(t.Context(), namespace))
 	w.customResource(t)

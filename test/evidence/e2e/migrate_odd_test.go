@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func (w *world) post(t *testing.T, path string, object map[string]any) {
+func (w *rig) post(t *testing.T, path string, object map[string]any) {
 	t.Helper()
 	must(t, w.cluster.Do(t.Context(), http.MethodPost, path, object, nil))
 }
@@ -19,7 +19,7 @@ func (w *world) post(t *testing.T, path string, object map[string]any) {
 // Objects that an API server treats in a way of their own are rewritten like any other; one that a policy guards is named.
 func TestMigrateOdd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	encrypts(t, w.cluster, identity, w.hsm)
 	must(t, w.cluster.CreateNamespace(t.Context(), namespace))
 	w.customResource(t)
@@ -92,15 +92,15 @@ func TestMigrateOdd(t *testing.T) {
 // The kubeconfig of another cluster than the etcd's: it is noticed before anything is rewritten, and nothing is left there.
 func TestMigrateElsewhere(t *testing.T) {
 	t.Parallel()
-	w, other := newWorld(t), newWorld(t)
-	for _, it := range []*world{w, other} {
+	w, other := newRig(t), newRig(t)
+	for _, it := range []*rig{w, other} {
 		encrypts(t, it.cluster, identity, it.hsm)
 		must(t, it.cluster.CreateNamespace(t.Context(), namespace))
 	}
 	for i := range 50 { // two clusters that were made alike have the same revisions, which would show the object of one as the other's
 		must(t, other.cluster.CreateConfigMap(t.Context(), namespace, fmt.Sprintf("ahead-%d", i), map[string]string{"a": "b"}))
 	}
-	for _, it := range []*world{w, other} {
+	for _, it := range []*rig{w, other} {
 		it.customResource(t)
 		it.populate(t, 5, 5, 5)
 	}

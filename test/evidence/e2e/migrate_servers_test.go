@@ -16,7 +16,7 @@ func TestMigrateServers(t *testing.T) {
 	t.Parallel()
 	bin, err := findPrograms()
 	must(t, err)
-	w := newWorld(t)
+	w := newRig(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	encrypts(t, w.cluster, w.hsm, identity)

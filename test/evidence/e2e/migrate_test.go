@@ -11,7 +11,7 @@ import (
 // A cluster in plain text comes under the HSM's key, and after a rotation under the next one.
 func TestMigrate(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newRig(t)
 	encrypts(t, w.cluster, identity, w.hsm)
 	must(t, w.cluster.CreateNamespace(t.Context(), namespace))
 	w.customResource(t)

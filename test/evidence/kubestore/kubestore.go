@@ -1,6 +1,6 @@
 // Package kubestore makes values as kube-apiserver stores them in etcd, with the API server's own code and without an
 // API server: Secrets in protobuf, encrypted under DEKs that the caller has wrapped. It serves the tests and the
-// benchmark of etcd report, verify and get; nothing else may live here.
+// benchmark of etcd report, verify and get.
 package kubestore
 
 import (

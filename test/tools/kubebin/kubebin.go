@@ -1,7 +1,7 @@
 // Package kubebin finds the kube-apiserver and etcd that the tests and the demo run, or builds them from their Go
 // modules (test/tools/kube) into a cache, likewise what a whole control-plane node needs (Node), and the kube-apiserver of
-// older releases (Release; their modules are the folders of test/tools/kube). Only the search and the build may live
-// here; test/kube and test/cluster run them.
+// older releases (Release; their modules are the folders of test/tools/kube). It finds and
+// builds them; test/kube and test/cluster run them.
 //
 // Search order: $KUBEBUILDER_ASSETS, PATH, the cache. The cache is
 // ${XDG_CACHE_HOME:-$HOME/.cache}/hsm-kms/<kubernetes version>/bin; it appears there by a rename, so that it is

@@ -1,5 +1,5 @@
 // Package proc starts and stops the child processes of the tests, the demo and the tool build: etcd,
-// kube-apiserver, hsm-kms, go build. Only what has to do with a process's life and its log may live here.
+// kube-apiserver, hsm-kms, go build.
 //
 // A child never outlives us. It runs in a process group of its own, so that a Ctrl-C in the terminal reaches us alone
 // and we stop the children in the right order; and where the kernel can (Linux), it is killed when we die
@@ -79,7 +79,7 @@ func (p *Process) PID() int { return p.pid }
 // Done is closed when the child has ended and was waited for.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Running says whether the child has not ended yet.
+// Running reports whether the child has not ended yet.
 func (p *Process) Running() bool {
 	select {
 	case <-p.done:

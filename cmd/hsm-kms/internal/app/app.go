@@ -20,7 +20,7 @@ import (
 type Context struct {
 	Config *config.Config
 	*Process
-	Warn func(error) // shows a warning to whoever runs the command
+	Warn func(error) // shows a warning to the user
 }
 
 // Load reads the configuration and checks what it names.

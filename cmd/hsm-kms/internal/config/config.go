@@ -1,6 +1,5 @@
-// Package config reads the one configuration file of hsm-kms. What may live here: the structs, which are the manual
-// of every field; their defaults; the strict reading of the file; and the rules that can be judged by looking at the
-// file alone. It touches no token, PIN, module, socket or user database (Socket.GID apart), so that a file written on
+// Package config reads the one configuration file of hsm-kms. The structs are the manual of every field and have
+// the defaults. The file is read strictly, and judged by all rules that need nothing else. The package touches no token, PIN, module, socket or user database (Socket.GID apart), so that a file written on
 // another machine can be checked; what the machine has to say is asked by doctor and serve.
 //
 // A Config is not changed after Load, and is then safe for concurrent use.

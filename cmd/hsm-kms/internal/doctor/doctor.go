@@ -1,6 +1,5 @@
-// Package doctor holds a set-up against what hsm-kms needs, and says of each thing what is wrong and what to do. What
-// may live here is the checks, each a question that this machine, the tokens, a running plugin or an
-// EncryptionConfiguration can answer; printing the answers is the command's. A check is made only when those that it
+// Package doctor holds a set-up against what hsm-kms needs, and says of each thing what is wrong and what to do. It
+// depends on hsm, kmsplugin, evidence and config; the command prints what it finds. A check is made only when those that it
 // rests on passed, so that one mistake gives one finding.
 //
 // Nothing is changed: on a token no object is made or altered and no session is opened for writing. A login is made

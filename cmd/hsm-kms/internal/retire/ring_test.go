@@ -57,8 +57,8 @@ func TestSuccessor(t *testing.T) {
 	one := ours(at(1))
 	foreign := version("x01", time.Time{}, envelope.Retained)
 	first, second, third := version(one, at(1), envelope.Retained), version(ours(at(2)), at(2), envelope.Retained), version(ours(at(3)), at(3), envelope.Current)
-	twin := first
-	twin.ID.Fingerprint[0] = 1
+	conflicting := first
+	conflicting.ID.Fingerprint[0] = 1
 	for name, test := range map[string]struct {
 		versions []envelope.Version
 		of       envelope.KeyID
@@ -66,7 +66,7 @@ func TestSuccessor(t *testing.T) {
 	}{
 		"the next":                         {[]envelope.Version{first, second, third}, first.ID, at(2)},
 		"the one after the next":           {[]envelope.Version{first, third}, first.ID, at(3)},
-		"not its twin":                     {[]envelope.Version{first, twin, third}, first.ID, at(3)},
+		"not its conflicting":              {[]envelope.Version{first, conflicting, third}, first.ID, at(3)},
 		"not one made elsewhere":           {[]envelope.Version{foreign, version("x02", time.Time{}, envelope.Retained), second}, foreign.ID, at(2)},
 		"one made elsewhere alone":         {[]envelope.Version{foreign, version("x02", time.Time{}, envelope.Current)}, foreign.ID, time.Time{}},
 		"not one that is to come":          {[]envelope.Version{first, version(ours(at(9)), at(9), envelope.Pending)}, first.ID, time.Time{}},
@@ -108,9 +108,9 @@ func TestUnserved(t *testing.T) {
 		version envelope.Version
 		refused bool
 	}{
-		"it may be the key":                {refused("x01", 0), true},
-		"another version":                  {refused("x02", 0), false},
-		"its twin, which refuseKeys names": {refused("x01", 2), false},
+		"it may be the key":                       {refused("x01", 0), true},
+		"another version":                         {refused("x02", 0), false},
+		"its conflicting, which refuseKeys names": {refused("x01", 2), false},
 	} {
 		now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 		inUse := envelope.Version{Key: envelope.Key{ID: envelope.KeyID{Ring: "r", Version: "x03", Fingerprint: [8]byte{3}}}, State: envelope.Current}

@@ -12,7 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
-// nodeSetup and setup say what a world begins with.
+// nodeSetup and setup say what a fleet begins with.
 type nodeSetup struct {
 	Tokens  []int         // in order of preference
 	Skew    time.Duration // of its clock
@@ -25,8 +25,8 @@ type setup struct {
 	Eager   bool // the broken variant: activation at once
 }
 
-// world is a cluster. One goroutine drives it, in a bubble; the plugins run beside it.
-type world struct {
+// fleet is a cluster. One goroutine drives it, in a bubble; the plugins run beside it.
+type fleet struct {
 	pair  *net.UnixConn
 	dir   string
 	start time.Time
@@ -48,9 +48,9 @@ type copying struct {
 	at    time.Time
 }
 
-// newWorld makes tokens with a first key that node 0's clock made current, and starts all nodes.
-func newWorld(pair *net.UnixConn, dir string, s setup) (*world, error) {
-	w := &world{pair: pair, dir: dir, start: time.Now()}
+// newFleet makes tokens with a first key that node 0's clock made current, and starts all nodes.
+func newFleet(pair *net.UnixConn, dir string, s setup) (*fleet, error) {
+	w := &fleet{pair: pair, dir: dir, start: time.Now()}
 	for i, latency := range s.Latency {
 		w.tokens = append(w.tokens, &hsm{name: fmt.Sprintf("token %d", i), latency: latency, keys: map[envelope.KeyID]*key{}})
 	}
@@ -88,7 +88,7 @@ func newWorld(pair *net.UnixConn, dir string, s setup) (*world, error) {
 }
 
 // end stops all plugins.
-func (w *world) end() {
+func (w *fleet) end() {
 	for _, n := range w.nodes {
 		if n.stop != nil {
 			n.stop()
@@ -96,7 +96,7 @@ func (w *world) end() {
 	}
 }
 
-func (w *world) startNode(n *node) error {
+func (w *fleet) startNode(n *node) error {
 	wire, err := newWire(w.pair)
 	if err != nil {
 		return err
@@ -112,24 +112,24 @@ func short(keyID string) string {
 	return keyID
 }
 
-func (w *world) note(format string, args ...any) {
+func (w *fleet) note(format string, args ...any) {
 	w.trace = append(w.trace, fmt.Sprintf("%-12s ", time.Since(w.start).Round(time.Millisecond))+fmt.Sprintf(format, args...))
 }
 
 // broken notes a promise that did not hold.
-func (w *world) broken(format string, args ...any) {
+func (w *fleet) broken(format string, args ...any) {
 	w.note("BROKEN: "+format, args...)
 	if w.violated == nil {
 		w.violated = fmt.Errorf(format, args...)
 	}
 }
 
-// inBubble runs f in a world, and gives what was broken and the story.
-func inBubble(t *testing.T, s setup, f func(*world)) (story string, violated error) {
+// inBubble runs f in a fleet, and gives what was broken and the story.
+func inBubble(t *testing.T, s setup, f func(*fleet)) (story string, violated error) {
 	t.Helper()
 	pair, dir := socketPair(t), memoryDir(t)
 	runBubble(t, func() {
-		w, err := newWorld(pair, dir, s)
+		w, err := newFleet(pair, dir, s)
 		if err != nil {
 			violated = err
 			return

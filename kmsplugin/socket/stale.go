@@ -31,9 +31,9 @@ func takeLock(path string) (*filelock.Lock, error) {
 	return lock, nil
 }
 
-// clearTheWay removes a socket that a killed plugin left at path, and refuses everything else that lies there. The
+// removeStale removes a socket that a killed plugin left at path, and refuses everything else that lies there. The
 // caller holds the lock, and nobody else can write to the folder.
-func clearTheWay(path string) error {
+func removeStale(path string) error {
 	found, st, err := lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -42,10 +42,10 @@ func clearTheWay(path string) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return hint.Wrap(fmt.Errorf("%w: it is not a socket", ErrInTheWay), "move it away, or give another socket.path")
+		return hint.Wrap(fmt.Errorf("%w: it is not a socket", ErrOccupied), "move it away, or give another socket.path")
 	}
 	if int(st.Uid) != os.Geteuid() {
-		return hint.Wrap(fmt.Errorf("%w: a socket of uid %d", ErrInTheWay, st.Uid), "see whether a plugin runs as that user; if not, remove the file")
+		return hint.Wrap(fmt.Errorf("%w: a socket of uid %d", ErrOccupied, st.Uid), "see whether a plugin runs as that user; if not, remove the file")
 	}
 	if err := mustBeDead(path); err != nil {
 		return err
@@ -80,7 +80,7 @@ func mustBeDead(path string) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return nil
 	case errors.Is(err, unix.EPROTOTYPE):
-		return hint.Wrap(fmt.Errorf("%w: it is not a stream socket", ErrInTheWay), "move it away, or give another socket.path")
+		return hint.Wrap(fmt.Errorf("%w: it is not a stream socket", ErrOccupied), "move it away, or give another socket.path")
 	}
 	return hint.Wrap(fmt.Errorf("%w: it cannot be told whether somebody answers on it: %w", ErrInUse, err), "stop what uses the path, or remove the file")
 }

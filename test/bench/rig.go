@@ -23,8 +23,8 @@ const (
 	connectTimeout = 30 * time.Second // bounds the start of any process here
 )
 
-// world is what is measured: processes and tokens in one folder, which goes with it. It is used by one goroutine.
-type world struct {
+// rig is what is measured: processes and tokens in one folder, which goes with it. It is used by one goroutine.
+type rig struct {
 	options *options
 	self    string // this program's own path, for its other roles
 	dir     string
@@ -34,7 +34,7 @@ type world struct {
 	children []func() int
 }
 
-func newWorld(o *options) (*world, error) {
+func newRig(o *options) (*rig, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("finding this program: %w", err)
@@ -44,13 +44,13 @@ func newWorld(o *options) (*world, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a folder: %w", err)
 	}
-	w := &world{options: o, self: self, dir: dir}
+	w := &rig{options: o, self: self, dir: dir}
 	w.atEnd(func() error { return os.RemoveAll(dir) })
 	return w, nil
 }
 
 // pids are the processes of what is measured, as they are now.
-func (w *world) pids() []int {
+func (w *rig) pids() []int {
 	var pids []int
 	for _, pid := range w.children {
 		pids = append(pids, pid())
@@ -58,10 +58,10 @@ func (w *world) pids() []int {
 	return pids
 }
 
-func (w *world) atEnd(f func() error) { w.ends = append(w.ends, f) }
+func (w *rig) atEnd(f func() error) { w.ends = append(w.ends, f) }
 
 // close ends all that was started, last first.
-func (w *world) close() error {
+func (w *rig) close() error {
 	var errs []error
 	for len(w.ends) > 0 {
 		last := len(w.ends) - 1
@@ -72,7 +72,7 @@ func (w *world) close() error {
 }
 
 // startEmpty starts the server that N is measured of.
-func (w *world) startEmpty(ctx context.Context) error {
+func (w *rig) startEmpty(ctx context.Context) error {
 	socket := filepath.Join(w.dir, "empty.sock")
 	child, err := proc.Start(proc.Spec{
 		Name: "empty", Path: w.self, Args: []string{"-role", "empty", "-socket", socket}, Log: filepath.Join(w.dir, "empty.log"),
@@ -87,7 +87,7 @@ func (w *world) startEmpty(ctx context.Context) error {
 }
 
 // connect waits until the child listens, and has DEKs encrypted by it.
-func (w *world) connect(ctx context.Context, socket string, child *proc.Process) (*client, error) {
+func (w *rig) connect(ctx context.Context, socket string, child *proc.Process) (*client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if err := untilListening(ctx, socket); err != nil {
@@ -120,7 +120,7 @@ type setup struct {
 }
 
 // start makes token, key and plugin, and waits until it serves.
-func (w *world) start(ctx context.Context, how setup) (*subject, error) {
+func (w *rig) start(ctx context.Context, how setup) (*subject, error) {
 	dir := filepath.Join(w.dir, how.name)
 	token, err := softhsm.New(ctx, filepath.Join(dir, "t"), "bench", "")
 	if err != nil {

@@ -28,8 +28,8 @@ const (
 	startTimeout = 30 * time.Second
 )
 
-// world is what is measured: token, plugin and etcd in one folder, which goes with it. It is used by one goroutine.
-type world struct {
+// rig is what is measured: token, plugin and etcd in one folder, which goes with it. It is used by one goroutine.
+type rig struct {
 	options  *options
 	programs kubebin.Set
 	dir      string
@@ -43,7 +43,7 @@ type world struct {
 }
 
 // start makes the token and starts etcd.
-func (w *world) start(ctx context.Context) error {
+func (w *rig) start(ctx context.Context) error {
 	var err error
 	if w.token, err = softhsm.New(ctx, filepath.Join(w.dir, "hsm"), "bench", ""); err != nil {
 		return err
@@ -99,7 +99,7 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), nil
 }
 
-func (w *world) close() error {
+func (w *rig) close() error {
 	var errs []error
 	if w.client != nil {
 		errs = append(errs, w.client.Close())
@@ -114,7 +114,7 @@ func (w *world) close() error {
 }
 
 // makeDEKs has the plugin wrap DEKs under one key after the other.
-func (w *world) makeDEKs(ctx context.Context) error {
+func (w *rig) makeDEKs(ctx context.Context) error {
 	for i := range w.options.keys {
 		args := []string{"keys", "rotate", "--activate-in", "0s"}
 		if i == 0 {
@@ -142,7 +142,7 @@ func (w *world) makeDEKs(ctx context.Context) error {
 }
 
 // wrap asks the running plugin for n DEKs.
-func (w *world) wrap(ctx context.Context, keyID string, n int) error {
+func (w *rig) wrap(ctx context.Context, keyID string, n int) error {
 	conn, err := grpc.NewClient("unix://"+w.plugin.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
 	if err != nil {
 		return fmt.Errorf("connecting to the plugin: %w", err)

@@ -21,8 +21,8 @@ import (
 
 const maxSessions = 8
 
-// world is a token, the faulty module in front of it, and the program that runs on it, in one folder.
-type world struct {
+// rig is a token, the faulty module in front of it, and the program that runs on it, in one folder.
+type rig struct {
 	dir    string
 	module *faultp11.Module
 	plugin *plugin.Plugin
@@ -32,22 +32,22 @@ type world struct {
 	keyID  string // from the first Status; it must never change
 }
 
-// newWorld starts the program and waits until it is healthy.
-func newWorld(ctx context.Context, bin string) (*world, error) {
+// newRig starts the program and waits until it is healthy.
+func newRig(ctx context.Context, bin string) (*rig, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "kmssoak") // short: a socket's path has at most 107 bytes
 	if err != nil {
 		return nil, fmt.Errorf("making a folder: %w", err)
 	}
-	w := &world{dir: dir}
+	w := &rig{dir: dir}
 	if err := w.start(ctx, bin); err != nil {
 		return nil, errors.Join(err, w.close(false))
 	}
 	return w, nil
 }
 
-func (w *world) start(ctx context.Context, bin string) error {
+func (w *rig) start(ctx context.Context, bin string) error {
 	token, err := softhsm.New(ctx, filepath.Join(w.dir, "token"), "soak", "")
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func (w *world) start(ctx context.Context, bin string) error {
 }
 
 // stop ends the program as its supervisor would; the error is of one that did not drain, or not with exit 0.
-func (w *world) stop() error {
+func (w *rig) stop() error {
 	if w.plugin == nil || w.plugin.Process() == nil {
 		return nil
 	}
@@ -104,7 +104,7 @@ func (w *world) stop() error {
 }
 
 // close ends all that was started; a second stop does nothing. The folder stays when keep says so.
-func (w *world) close(keep bool) error {
+func (w *rig) close(keep bool) error {
 	var errs []error
 	if w.conn != nil {
 		errs = append(errs, w.conn.Close())
@@ -117,7 +117,7 @@ func (w *world) close(keep bool) error {
 }
 
 // heal clears all faults and waits until the program is well.
-func (w *world) heal(ctx context.Context) (took time.Duration, err error) {
+func (w *rig) heal(ctx context.Context) (took time.Duration, err error) {
 	w.module.Clear()
 	ctx, cancel := context.WithTimeout(ctx, healing)
 	defer cancel()
@@ -132,7 +132,7 @@ func (w *world) heal(ctx context.Context) (took time.Duration, err error) {
 }
 
 // well asks for Status, which must be ok, and has a DEK sealed and opened.
-func (w *world) well(ctx context.Context) error {
+func (w *rig) well(ctx context.Context) error {
 	answer, err := w.api.Status(ctx, &kmsapi.StatusRequest{})
 	if err != nil {
 		return err

@@ -40,9 +40,9 @@ type variant struct {
 	boot   bool          // the plugin starts at the same moment, as on a node that boots
 }
 
-// world is what is measured: token, plugin, etcds and API servers in one folder, which goes with it. It is used by one
+// rig is what is measured: token, plugin, etcds and API servers in one folder, which goes with it. It is used by one
 // goroutine.
-type world struct {
+type rig struct {
 	options  *options
 	programs kubebin.Set
 	dir      string
@@ -53,20 +53,20 @@ type world struct {
 	ends     []func() error
 }
 
-func newWorld(o *options, programs kubebin.Set) (*world, error) {
+func newRig(o *options, programs kubebin.Set) (*rig, error) {
 	dir, err := os.MkdirTemp("", "kmsapi") // short: a socket's path has at most 107 bytes
 	if err != nil {
 		return nil, fmt.Errorf("making a folder: %w", err)
 	}
-	w := &world{options: o, programs: programs, dir: dir}
+	w := &rig{options: o, programs: programs, dir: dir}
 	w.atEnd(func() error { return os.RemoveAll(dir) })
 	return w, nil
 }
 
-func (w *world) atEnd(f func() error) { w.ends = append(w.ends, f) }
+func (w *rig) atEnd(f func() error) { w.ends = append(w.ends, f) }
 
 // close ends all that was started, last first.
-func (w *world) close() error {
+func (w *rig) close() error {
 	var errs []error
 	for _, end := range slices.Backward(w.ends) {
 		errs = append(errs, end())
@@ -77,7 +77,7 @@ func (w *world) close() error {
 
 // start makes token, plugin and stores, and gives each API server a first life, in which it writes its certificate and
 // what it wants to find in etcd.
-func (w *world) start(ctx context.Context) error {
+func (w *rig) start(ctx context.Context) error {
 	if err := w.startPlugin(ctx); err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (w *world) start(ctx context.Context) error {
 	return w.startVariants(ctx)
 }
 
-func (w *world) startPlugin(ctx context.Context) error {
+func (w *rig) startPlugin(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	token, err := softhsm.New(ctx, filepath.Join(w.dir, "t"), "bench", "")
@@ -130,7 +130,7 @@ func (w *world) startPlugin(ctx context.Context) error {
 	return err
 }
 
-func (w *world) startStore(ctx context.Context, s *store) (err error) {
+func (w *rig) startStore(ctx context.Context, s *store) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if s.members, err = kube.NewMembers(w.programs, filepath.Join(w.dir, "etcd-"+s.name), 1); err != nil {
@@ -148,7 +148,7 @@ func (w *world) startStore(ctx context.Context, s *store) (err error) {
 
 // startVariants makes the variants. Those of the plugin differ in what a call of the HSM takes; one more has an API
 // server that decodes one object after the other, as all did by default before 1.37.
-func (w *world) startVariants(ctx context.Context) error {
+func (w *rig) startVariants(ctx context.Context) error {
 	for _, s := range w.stores {
 		server, err := w.startServer(ctx, s, s.name)
 		if err != nil {
@@ -173,9 +173,9 @@ func (w *world) startVariants(ctx context.Context) error {
 	return nil
 }
 
-// decodesAtOnce says whether this API server decodes several objects of a watch at once unless told not to (the feature
+// decodesAtOnce reports whether this API server decodes several objects of a watch at once unless told not to (the feature
 // ConcurrentWatchObjectDecode: there since 1.31, the default since 1.37).
-func (w *world) decodesAtOnce(ctx context.Context) bool {
+func (w *rig) decodesAtOnce(ctx context.Context) bool {
 	version, err := firstLine(ctx, w.programs.Path("kube-apiserver"), "--version")
 	return err == nil && minor(version) >= 37
 }
@@ -188,7 +188,7 @@ func minor(version string) (n int) {
 }
 
 // startServer makes an API server on the store and lets it live once.
-func (w *world) startServer(ctx context.Context, s *store, name string, args ...string) (*kube.Cluster, error) {
+func (w *rig) startServer(ctx context.Context, s *store, name string, args ...string) (*kube.Cluster, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	server, err := kube.New(kube.Options{
@@ -222,7 +222,7 @@ func (w *world) startServer(ctx context.Context, s *store, name string, args ...
 }
 
 // pids are the processes that run between turns.
-func (w *world) pids() []int {
+func (w *rig) pids() []int {
 	pids := []int{w.plugin.Process().PID()}
 	for _, s := range w.stores {
 		pids = append(pids, s.members.PIDs()...)
@@ -231,7 +231,7 @@ func (w *world) pids() []int {
 }
 
 // rounds lets all variants take turns; each round begins with another.
-func (w *world) rounds(ctx context.Context, t *table) error {
+func (w *rig) rounds(ctx context.Context, t *table) error {
 	for _, v := range w.variants {
 		t.variants = append(t.variants, v.name)
 	}

@@ -23,8 +23,8 @@ import (
 // patience is how long anything may take before a test gives up on it.
 const patience = 30 * time.Second
 
-// world is a token, and a plugin that runs on it.
-type world struct {
+// rig is a token, and a plugin that runs on it.
+type rig struct {
 	t      *testing.T
 	dir    string
 	token  *softhsm.Token
@@ -33,7 +33,7 @@ type world struct {
 	http   string // host:port
 }
 
-// options are what a test may ask of its world.
+// options are what a test may ask of its rig.
 type options struct {
 	pin    string
 	extra  string // more lines of configuration
@@ -44,10 +44,10 @@ type options struct {
 	audits string // more fields of audit
 }
 
-// newWorld makes the token, its first key, and starts the plugin.
-func newWorld(t *testing.T, o options) *world {
+// newRig makes the token, its first key, and starts the plugin.
+func newRig(t *testing.T, o options) *rig {
 	t.Helper()
-	w := &world{t: t, dir: shortDir(t), http: o.http}
+	w := &rig{t: t, dir: shortDir(t), http: o.http}
 	if w.http == "" {
 		w.http = freeAddress(t)
 	}
@@ -84,14 +84,14 @@ func newWorld(t *testing.T, o options) *world {
 	return w
 }
 
-func (w *world) within(d time.Duration) context.Context {
+func (w *rig) within(d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(w.t.Context(), d)
 	w.t.Cleanup(cancel)
 	return ctx
 }
 
 // client is a connection as kube-apiserver makes one.
-func (w *world) client() kmsapi.KeyManagementServiceClient {
+func (w *rig) client() kmsapi.KeyManagementServiceClient {
 	w.t.Helper()
 	conn, err := grpc.NewClient("unix://"+w.plugin.Socket(), grpc.WithAuthority("localhost"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
@@ -103,7 +103,7 @@ func (w *world) client() kmsapi.KeyManagementServiceClient {
 }
 
 // metrics is a scrape.
-func (w *world) metrics() string {
+func (w *rig) metrics() string {
 	w.t.Helper()
 	text, err := get(w.within(patience), "http://"+w.http+"/metrics")
 	if err != nil {

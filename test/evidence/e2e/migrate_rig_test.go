@@ -38,9 +38,9 @@ type migration struct {
 	Seconds                        float64
 }
 
-// migrator runs `etcd migrate` on a world.
+// migrator runs `etcd migrate` on a rig.
 type migrator struct {
-	*world
+	*rig
 	kubeconfig string
 	servers    []string
 	resources  string
@@ -48,9 +48,9 @@ type migrator struct {
 
 const migrated = "secrets,configmaps,widgets.example.com"
 
-func (w *world) migrator(t *testing.T, others ...*kube.Cluster) *migrator {
+func (w *rig) migrator(t *testing.T, others ...*kube.Cluster) *migrator {
 	t.Helper()
-	m := &migrator{world: w, kubeconfig: filepath.Join(w.dir, "kubeconfig"), resources: migrated}
+	m := &migrator{rig: w, kubeconfig: filepath.Join(w.dir, "kubeconfig"), resources: migrated}
 	must(t, w.cluster.WriteKubeconfig(m.kubeconfig, others...))
 	for _, cluster := range append([]*kube.Cluster{w.cluster}, others...) {
 		m.servers = append(m.servers, cluster.URL())
@@ -98,7 +98,7 @@ func encrypts(t *testing.T, cluster *kube.Cluster, kinds ...func(resource string
 }
 
 // hsm is the plugin; its name must be another one in each entry.
-func (w *world) hsm(resource string) map[string]any {
+func (w *rig) hsm(resource string) map[string]any {
 	name := kube.ProviderName + "-" + strings.ReplaceAll(resource, ".", "-")
 	return provider("kms", map[string]any{"apiVersion": "v2", "name": name, "endpoint": "unix://" + w.plugin.Socket()})
 }
@@ -106,7 +106,7 @@ func (w *world) hsm(resource string) map[string]any {
 func identity(string) map[string]any { return provider("identity", map[string]any{}) }
 
 // rotate makes the next key and waits until the plugin has it.
-func (w *world) rotate(t *testing.T) string {
+func (w *rig) rotate(t *testing.T) string {
 	t.Helper()
 	key, err := w.plugin.RotateKey(t.Context(), 0)
 	must(t, err)
@@ -125,7 +125,7 @@ func (w *world) rotate(t *testing.T) string {
 }
 
 // populate makes objects of all three resources, concurrently.
-func (w *world) populate(t *testing.T, secrets, configMaps, widgets int) {
+func (w *rig) populate(t *testing.T, secrets, configMaps, widgets int) {
 	t.Helper()
 	w.widget(t, "widget-0") // waits until it is served
 	var wg sync.WaitGroup
@@ -162,7 +162,7 @@ func (w *world) populate(t *testing.T, secrets, configMaps, widgets int) {
 }
 
 // stored are all objects that are migrated, by key.
-func (w *world) stored(t *testing.T) map[string]*mvccpb.KeyValue {
+func (w *rig) stored(t *testing.T) map[string]*mvccpb.KeyValue {
 	t.Helper()
 	client, err := w.cluster.Etcd()
 	must(t, err)
@@ -178,7 +178,7 @@ func (w *world) stored(t *testing.T) map[string]*mvccpb.KeyValue {
 }
 
 // revisions are those of all objects that are migrated, by key.
-func (w *world) revisions(t *testing.T) map[string]int64 {
+func (w *rig) revisions(t *testing.T) map[string]int64 {
 	t.Helper()
 	all := map[string]int64{}
 	for key, kv := range w.stored(t) {
@@ -188,7 +188,7 @@ func (w *world) revisions(t *testing.T) map[string]int64 {
 }
 
 // noCanaries checks that nothing of ours is left in the API.
-func (w *world) noCanaries(t *testing.T) {
+func (w *rig) noCanaries(t *testing.T) {
 	t.Helper()
 	for key := range w.revisions(t) {
 		if strings.Contains(key, "canary") {

@@ -39,7 +39,7 @@ func newOperator(t *testing.T, p *plane, n *node, book *runbook) *operator {
 	}
 	dir := shortDir(t)
 	o := &operator{
-		station: &station{alone: &alone{world: &world{dir: dir, plugin: n.plugin}, token: n.token}, http: n.http, bin: filepath.Join(dir, "bin")},
+		station: &station{alone: &alone{rig: &rig{dir: dir, plugin: n.plugin}, token: n.token}, http: n.http, bin: filepath.Join(dir, "bin")},
 		book:    book, config: filepath.Join(dir, "config.yaml"), folder: dir,
 		// A process that is killed in a call has not waited for it.
 		faults: faultp11.New(t, n.token.Module, faultp11.Options{SoftHSMConf: n.token.Conf(), AllowBusyFinalize: true}),

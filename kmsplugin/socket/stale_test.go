@@ -101,7 +101,7 @@ func TestSomethingElseInTheWay(t *testing.T) {
 			if err := put(path); err != nil {
 				t.Fatal(err)
 			}
-			mustRefuse(t, Config{Path: path}, ErrInTheWay)
+			mustRefuse(t, Config{Path: path}, ErrOccupied)
 		})
 	}
 }

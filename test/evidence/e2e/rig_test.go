@@ -50,8 +50,8 @@ var findPrograms = sync.OnceValues(func() (programs, error) {
 	return programs{bin, set}, nil
 })
 
-// world is one node: token, key, plugin and cluster.
-type world struct {
+// rig is one node: token, key, plugin and cluster.
+type rig struct {
 	dir     string
 	bin     programs
 	token   *softhsm.Token
@@ -61,15 +61,15 @@ type world struct {
 	cluster *kube.Cluster
 }
 
-// newWorld starts the plugin and etcd; the API server is the test's to start.
-func newWorld(t *testing.T) *world {
+// newRig starts the plugin and etcd; the API server is the test's to start.
+func newRig(t *testing.T) *rig {
 	t.Helper()
 	bin, err := findPrograms()
 	must(t, err)
 	dir, err := os.MkdirTemp("", "hsm-kms-ev-") // t.TempDir is too long for a socket's path on some systems
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{dir: dir, bin: bin}
+	w := &rig{dir: dir, bin: bin}
 	w.token, err = softhsm.New(t.Context(), filepath.Join(dir, "hsm"), "e2e", "")
 	must(t, err)
 	w.plugin = w.pluginOn(t, "plugin", w.token)
@@ -91,14 +91,14 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) pluginOn(t *testing.T, name string, token *softhsm.Token) *plugin.Plugin {
+func (w *rig) pluginOn(t *testing.T, name string, token *softhsm.Token) *plugin.Plugin {
 	t.Helper()
 	p, err := plugin.New(plugin.Options{Bin: w.bin.hsmkms, Dir: filepath.Join(w.dir, name), Token: token, Extra: "refreshInterval: 1s\nprobeInterval: 1s"})
 	must(t, err)
 	return p
 }
 
-func (w *world) stop(t *testing.T) {
+func (w *rig) stop(t *testing.T) {
 	t.Helper()
 	if t.Failed() {
 		t.Logf("kube-apiserver:\n%s", w.cluster.Log(30))
@@ -109,7 +109,7 @@ func (w *world) stop(t *testing.T) {
 }
 
 // under restarts the API server with these providers, the first of which encrypts.
-func (w *world) under(t *testing.T, providers ...map[string]any) {
+func (w *rig) under(t *testing.T, providers ...map[string]any) {
 	t.Helper()
 	config := map[string]any{
 		"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
@@ -165,18 +165,18 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func (w *world) secret(t *testing.T, name string) {
+func (w *rig) secret(t *testing.T, name string) {
 	t.Helper()
 	must(t, w.cluster.CreateSecret(t.Context(), namespace, name, map[string][]byte{"password": []byte("canary-" + name)}))
 }
 
 // customResource makes the CRD; widget waits until it is served.
-func (w *world) customResource(t *testing.T) {
+func (w *rig) customResource(t *testing.T) {
 	t.Helper()
 	must(t, w.cluster.DefineWidgets(t.Context()))
 }
 
-func (w *world) widget(t *testing.T, name string) {
+func (w *rig) widget(t *testing.T, name string) {
 	t.Helper()
 	deadline := time.After(patience)
 	for {
@@ -193,7 +193,7 @@ func (w *world) widget(t *testing.T, name string) {
 }
 
 // snapshot saves one as its user does, or, where there is no etcdctl, as etcdctl does.
-func (w *world) snapshot(t *testing.T, name string) string {
+func (w *rig) snapshot(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(w.dir, name)
 	if _, err := os.Stat(w.bin.kube.Path("etcdctl")); err == nil {
@@ -213,7 +213,7 @@ func (w *world) snapshot(t *testing.T, name string) string {
 }
 
 // tool runs a program beside kube-apiserver.
-func (w *world) tool(t *testing.T, name string, args ...string) {
+func (w *rig) tool(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), w.bin.kube.Path(name), args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)

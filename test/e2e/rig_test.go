@@ -23,7 +23,7 @@ import (
 // patience is how long anything may take that the tests wait for.
 const patience = time.Minute
 
-// namespace is made in every world.
+// namespace is made in every rig.
 const namespace = "e2e"
 
 // programs are what the tests run: found or built once for all of them.
@@ -53,16 +53,16 @@ var findPrograms = sync.OnceValues(func() (programs, error) {
 	return programs{bin, set}, nil
 })
 
-// world is one node: token, key, plugin and cluster. Nothing of it runs yet when newWorld returns.
-type world struct {
+// rig is one node: token, key, plugin and cluster. Nothing of it runs yet when newRig returns.
+type rig struct {
 	dir     string
 	keyID   string
 	plugin  *plugin.Plugin
 	cluster *kube.Cluster
 }
 
-// newWorld makes a world of the test's own, with a key; everything in it ends with the test.
-func newWorld(t *testing.T) *world {
+// newRig makes a rig of the test's own, with a key; everything in it ends with the test.
+func newRig(t *testing.T) *rig {
 	t.Helper()
 	bin, err := findPrograms()
 	if err != nil {
@@ -81,7 +81,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{dir: dir}
+	w := &rig{dir: dir}
 	w.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token})
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // stop ends everything, and shows the logs of a test that failed.
-func (w *world) stop(t *testing.T) {
+func (w *rig) stop(t *testing.T) {
 	t.Helper()
 	if t.Failed() {
 		t.Logf("kube-apiserver:\n%s", w.cluster.Log(30))
@@ -116,10 +116,10 @@ func (w *world) stop(t *testing.T) {
 	}
 }
 
-// running is a world in which plugin, etcd and API server are up.
-func running(t *testing.T) *world {
+// running is a rig in which plugin, etcd and API server are up.
+func running(t *testing.T) *rig {
 	t.Helper()
-	w := newWorld(t)
+	w := newRig(t)
 	w.startPlugin(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -132,8 +132,8 @@ func running(t *testing.T) *world {
 	return w
 }
 
-// startPlugin starts the plugin, waits until it is healthy and checks that it works under the world's key.
-func (w *world) startPlugin(t *testing.T) {
+// startPlugin starts the plugin, waits until it is healthy and checks that it works under the rig's key.
+func (w *rig) startPlugin(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -146,7 +146,7 @@ func (w *world) startPlugin(t *testing.T) {
 	}
 }
 
-func (w *world) makeNamespace(t *testing.T) {
+func (w *rig) makeNamespace(t *testing.T) {
 	t.Helper()
 	if err := w.cluster.CreateNamespace(t.Context(), namespace); err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func (w *world) makeNamespace(t *testing.T) {
 }
 
 // restartAPIServer empties the API server's cache of DEKs: what it reads next, the HSM must open.
-func (w *world) restartAPIServer(t *testing.T) {
+func (w *rig) restartAPIServer(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -166,14 +166,14 @@ func (w *world) restartAPIServer(t *testing.T) {
 // canary is the value that writeSecret stores under a name; it must never be readable in etcd.
 func canary(name string) string { return "canary-" + name }
 
-func (w *world) writeSecret(t *testing.T, name string) {
+func (w *rig) writeSecret(t *testing.T, name string) {
 	t.Helper()
 	if err := w.cluster.CreateSecret(t.Context(), namespace, name, map[string][]byte{"password": []byte(canary(name))}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *world) readSecret(t *testing.T, name string) {
+func (w *rig) readSecret(t *testing.T, name string) {
 	t.Helper()
 	secret, err := w.cluster.GetSecret(t.Context(), namespace, name)
 	if err != nil {
@@ -185,7 +185,7 @@ func (w *world) readSecret(t *testing.T, name string) {
 }
 
 // checkEncrypted checks what etcd holds of a secret.
-func (w *world) checkEncrypted(t *testing.T, name string) {
+func (w *rig) checkEncrypted(t *testing.T, name string) {
 	t.Helper()
 	raw, err := w.cluster.EtcdGet(t.Context(), "/registry/secrets/"+namespace+"/"+name)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 
 // starts measures how long it takes from the start of the process to the first Status that is ok, by the keys in the ring
 // and by what each PKCS#11 call takes, and counts the calls.
-func (w *world) starts(ctx context.Context, t *table) error {
+func (w *rig) starts(ctx context.Context, t *table) error {
 	dir := filepath.Join(w.dir, "starts")
 	token, err := softhsm.New(ctx, filepath.Join(dir, "t"), "bench", "")
 	if err != nil {
@@ -79,7 +79,7 @@ func startsAt(ctx context.Context, s *subject, keys int, delay time.Duration, t 
 }
 
 // makeKeys adds n keys to the ring in a process of its own.
-func (w *world) makeKeys(ctx context.Context, dir string, token *softhsm.Token, n int) error {
+func (w *rig) makeKeys(ctx context.Context, dir string, token *softhsm.Token, n int) error {
 	child, err := proc.Start(proc.Spec{
 		Name: "keys", Path: w.self, Env: token.Env(), Log: filepath.Join(dir, "keys.log"),
 		Args: append([]string{"-role", "keys", "-keys", fmt.Sprint(n)}, tokenArgs("", token)...),

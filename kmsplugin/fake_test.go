@@ -100,7 +100,7 @@ type records struct {
 	dropped int
 }
 
-func (r *records) Record(op Operation) error {
+func (r *records) Record(_ context.Context, op Operation) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ops = append(r.ops, op)

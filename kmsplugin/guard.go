@@ -114,7 +114,7 @@ func (g *guard) settle(ctx context.Context, op *Operation, answer any, err error
 	class := problem.Of(err)
 	op.Code = class.Code
 	op.Duration = time.Since(op.Time)
-	if recordErr := g.recorder.Record(*op); recordErr != nil {
+	if recordErr := g.recorder.Record(ctx, *op); recordErr != nil {
 		if answer, ok := answer.(*kmsapi.DecryptResponse); ok {
 			clear(answer.Plaintext)
 		}

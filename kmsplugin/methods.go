@@ -72,7 +72,7 @@ func (g *guard) unreadable(ctx context.Context, operation string, refusal error)
 	op.Peer, _ = peers.FromContext(ctx)
 	cause := refusal
 	if operation != OperationStatus {
-		if err := g.recorder.Record(op); err != nil {
+		if err := g.recorder.Record(ctx, op); err != nil {
 			cause = fmt.Errorf("%w: %w", problem.ErrRecord, errors.Join(err, refusal))
 		}
 	}

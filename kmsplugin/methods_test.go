@@ -107,7 +107,7 @@ func TestUnreadableWhileTheRecorderFails(t *testing.T) {
 
 type panics struct{}
 
-func (panics) Record(Operation) error { panic("recorder") }
+func (panics) Record(context.Context, Operation) error { panic("recorder") }
 
 // A request that its peer takes back before it has sent it asked for nothing.
 func TestTakenBackBeforeItIsRead(t *testing.T) {

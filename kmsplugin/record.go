@@ -1,6 +1,7 @@
 package kmsplugin
 
 import (
+	"context"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -31,9 +32,10 @@ type Operation struct {
 
 // Recorder keeps the audit trail. Record is called for every Encrypt and Decrypt, refused ones too, before the answer
 // goes out; it is on the request's path, and is called from many goroutines at once. An error means that the record had
-// to be kept and was not: the answer is then withheld. A recorder that may lose records returns nil.
+// to be kept and was not: the answer is then withheld. ctx is the request's and may have ended: it bounds how long a record
+// waits for others, and is no reason to make none. A recorder that may lose records returns nil.
 type Recorder interface {
-	Record(op Operation) error
+	Record(ctx context.Context, op Operation) error
 }
 
 // Metrics counts. Its methods are called from many goroutines at once, and must not block.
@@ -51,7 +53,7 @@ type Metrics interface {
 // nobody is told of anything: the Recorder and Metrics of an Options without.
 type nobody struct{}
 
-func (nobody) Record(Operation) error                     { return nil }
+func (nobody) Record(context.Context, Operation) error    { return nil }
 func (nobody) Answered(string, codes.Code, time.Duration) {}
 func (nobody) Probed(error, time.Duration)                {}
 func (nobody) PeerRefused()                               {}

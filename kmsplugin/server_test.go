@@ -45,7 +45,7 @@ func TestPanicIsInternalAndTheProcessLives(t *testing.T) {
 
 type panicking struct{ nobody }
 
-func (panicking) Record(Operation) error { panic("recorder") }
+func (panicking) Record(context.Context, Operation) error { panic("recorder") }
 
 func TestPanicInTheRecorder(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func open(t testing.TB, path string, change ...func(*Options)) *Writer {
 func record(t testing.TB, w *Writer, from, to int) {
 	t.Helper()
 	for n := from; n <= to; n++ {
-		if err := w.Record(sample(n)); err != nil {
+		if err := w.Record(context.Background(), sample(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -111,7 +112,7 @@ func TestRecordsAreReadable(t *testing.T) {
 	special.RequestUID = "a\"\x1b[2J\n\u202e\u009bb\xff"
 	special.KeyID = strings.Repeat("é", 400)
 	special.Object, special.Reason = "/registry/secrets/a/b", "restore"
-	if err := w.Record(special); err != nil {
+	if err := w.Record(context.Background(), special); err != nil {
 		t.Fatal(err)
 	}
 	closeIt(t, w)
@@ -176,7 +177,7 @@ func TestRecordAfterCloseIsAnError(t *testing.T) {
 	t.Parallel()
 	w := open(t, trail(t))
 	closeIt(t, w)
-	if err := w.Record(sample(1)); !errors.Is(err, errClosed) {
+	if err := w.Record(context.Background(), sample(1)); !errors.Is(err, errClosed) {
 		t.Errorf("err = %v", err)
 	}
 	if err := w.Reopen(); !errors.Is(err, errClosed) {
@@ -189,7 +190,7 @@ func TestOwnNamesAreRefused(t *testing.T) {
 	w := open(t, trail(t))
 	r := sample(1)
 	r.Operation = opEnded
-	if err := w.Record(r); err == nil {
+	if err := w.Record(context.Background(), r); err == nil {
 		t.Error("a caller wrote one of the chain's own records")
 	}
 }
@@ -227,7 +228,7 @@ func TestFlushesOnlyAfterAWrite(t *testing.T) {
 		failure.Store(&ioError)
 		record(t, w, 1, 1)
 		wait(flushInterval)
-		if err := w.Record(sample(2)); !errors.Is(err, ioError) {
+		if err := w.Record(context.Background(), sample(2)); !errors.Is(err, ioError) {
 			t.Fatalf("err = %v: a required trail that cannot be flushed takes no record", err)
 		}
 		failure.Store(nil)
@@ -262,7 +263,7 @@ func TestBeside(t *testing.T) {
 func TestRecordAllocatesNothing(t *testing.T) {
 	w := open(t, trail(t))
 	r := sample(1)
-	if n := testing.AllocsPerRun(200, func() { _ = w.Record(r) }); n >= 1 {
+	if n := testing.AllocsPerRun(200, func() { _ = w.Record(context.Background(), r) }); n >= 1 {
 		t.Errorf("%v allocations per record", n)
 	}
 }
@@ -271,7 +272,7 @@ func BenchmarkRecord(b *testing.B) {
 	w := open(b, trail(b))
 	r := sample(1)
 	for b.Loop() {
-		if err := w.Record(r); err != nil {
+		if err := w.Record(context.Background(), r); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -282,7 +283,7 @@ func BenchmarkRecordParallel(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		r := sample(1)
 		for pb.Next() {
-			if err := w.Record(r); err != nil {
+			if err := w.Record(context.Background(), r); err != nil {
 				b.Error(err)
 			}
 		}

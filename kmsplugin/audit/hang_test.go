@@ -1,7 +1,10 @@
 package audit
 
 import (
+	"context"
+	"errors"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,7 +42,7 @@ func TestStatsWhileTheDiskHangs(t *testing.T) {
 	}
 	w.mu.Unlock()
 	recorded := make(chan error, 1)
-	go func() { recorded <- w.Record(Record{Time: time.Now(), Operation: "Decrypt"}) }()
+	go func() { recorded <- w.Record(context.Background(), Record{Time: time.Now(), Operation: "Decrypt"}) }()
 	for w.stats.writing.began.Load() == 0 { // until it has the lock
 		time.Sleep(time.Millisecond)
 	}
@@ -57,12 +60,35 @@ func TestStatsWhileTheDiskHangs(t *testing.T) {
 	if w.stats.writing.began.Add(-int64(2 * hungAfter)); !w.Stats().Failing {
 		t.Error("a write that hangs is not told of")
 	}
+	// A request behind it is given up on when its time is over, and the trail tells of it later.
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.Record(ended, Record{Time: time.Now(), Operation: "Decrypt"}); !errors.Is(err, errBusy) {
+		t.Errorf("behind a disk that hangs: %v", err)
+	}
+	if got := w.Stats().Lost; got != before.Lost+1 {
+		t.Errorf("%d operations are lost, before %d", got, before.Lost)
+	}
 	_ = writer.Close() // the write ends with an error
 	<-recorded
 	w.mu.Lock()
 	w.file, w.fd = disk, int(disk.Fd())
+	w.size = sizeOf(t, disk)
 	w.mu.Unlock()
-	_ = w.Close()
+	_ = w.Close() // its flush of the pipe failed
+	text, err := os.ReadFile(w.path)
+	if err != nil || !strings.Contains(string(text), `"lost":2`) {
+		t.Errorf("the trail does not tell of what is lost: %v\n%s", err, text)
+	}
+}
+
+func sizeOf(t *testing.T, file *os.File) int64 {
+	t.Helper()
+	info, err := file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
 }
 
 func TestAttempt(t *testing.T) {

@@ -17,6 +17,12 @@ const rotateRetry = time.Minute
 // checkWait is how long a new file's lock is waited for: a check of the trail holds it for an instant.
 const checkWait = 50 * time.Millisecond
 
+// The two ways in which a trail is rotated, as the last record of the file has it.
+const (
+	rotatedBySize   = "size"   // the trail renamed the file itself, at Options.MaxBytes
+	rotatedByHangup = "SIGHUP" // somebody renamed it, and Reopen was called
+)
+
 // rotate goes on in a new file; the full one becomes path.N, N the sequence of its last record in twelve
 // digits, so that a shell's glob lists the files in order. That no file can be renamed or made is counted and
 // logged and not an error: the chain goes on in the file that there is. The error is that of a write.
@@ -27,7 +33,7 @@ func (w *Writer) rotate() error {
 	if err := w.writePending(); err != nil {
 		return err
 	}
-	if err := w.writeEvent(&event{operation: opRotated}); err != nil {
+	if err := w.writeEvent(&event{operation: opRotated, cause: rotatedBySize}); err != nil {
 		return err
 	}
 	file, err := w.nextFile(fmt.Sprintf("%s.%012d", w.path, w.sequence))
@@ -101,7 +107,7 @@ func (w *Writer) Reopen() error {
 		ended = w.writePending()
 	}
 	if ended == nil {
-		ended = w.writeEvent(&event{operation: opRotated})
+		ended = w.writeEvent(&event{operation: opRotated, cause: rotatedByHangup})
 	}
 	first := &event{operation: opContinued}
 	if ended != nil {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -33,7 +34,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		for i := range writers {
 			wg.Go(func() {
 				for n := range each {
-					if err := w.Record(sample(i*each + n)); err != nil {
+					if err := w.Record(context.Background(), sample(i*each+n)); err != nil {
 						t.Error(err)
 					}
 				}
@@ -55,6 +56,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		}
 	}
 	slices.Reverse(files) // audit.log, then the rotated ones in order
+	rotatedBy(t, files[1], rotatedBySize)
 	if r := verify(t, files[1]); !r.OK || r.End != EndRotated {
 		t.Errorf("a rotated file alone: %s", show(r))
 	}
@@ -63,6 +65,15 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 	if r := verify(t, append(files, files[3])...); r.OK {
 		t.Errorf("one file twice: %s", show(r))
+	}
+}
+
+// rotatedBy checks which mechanism the last record of a file names.
+func rotatedBy(t *testing.T, path, mechanism string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(text), `"operation":"audit.rotated","cause":"`+mechanism+`"`) {
+		t.Errorf("%s does not say that it was rotated by %s: %v\n%s", path, mechanism, err, text)
 	}
 }
 
@@ -122,6 +133,7 @@ func TestReopen(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeIt(t, w)
+	rotatedBy(t, path+".1", rotatedByHangup)
 	r := verify(t, filesOf(t, path)...)
 	wantOK(t, r)
 	if r.Operations != 5 || r.Recoveries != 0 || len(filesOf(t, path)) != 3 {

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"math"
@@ -104,7 +105,7 @@ func TestFullDiskWhenRequired(t *testing.T) {
 	record(t, w, 1, 1)
 	limitFileSize(t, uint64(w.size)+100)
 	for range 3 {
-		if err := w.Record(sample(2)); !errors.Is(err, syscall.EFBIG) {
+		if err := w.Record(context.Background(), sample(2)); !errors.Is(err, syscall.EFBIG) {
 			t.Fatalf("err = %v, want EFBIG", err)
 		}
 	}

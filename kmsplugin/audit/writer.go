@@ -2,13 +2,14 @@ package audit
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/internal/filelock"
@@ -36,13 +37,19 @@ const flushInterval = time.Second
 
 // Writer appends to one trail. All methods may be called from any number of goroutines.
 //
+// Locks: mu is the only one, and guards every field below it and those of the flusher that say so. It is held during write(2),
+// so a disk that hangs keeps it; what must not wait for the disk takes it with a context, or reads stats and unseen, which
+// are atomic. fsync(2) runs without it.
+//
 // Record costs two system calls (fstat, write) under one lock and allocates nothing: about three microseconds.
 // A writer goroutine was not better: the answer has to wait for the write either way.
 type Writer struct {
 	opts Options
 	path string
 
-	mu       sync.Mutex
+	unseen atomic.Uint64 // operations lost without the lock, not yet in pending
+
+	mu       contextLock
 	file     *os.File
 	fd       int   // of file: File.Fd costs two system calls each time
 	size     int64 // of the file as we left it: another size means that somebody else changed it
@@ -85,7 +92,7 @@ func Open(opts Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{opts: opts, path: path, previous: noRecord(), buf: make([]byte, 0, maxLine)}
+	w := &Writer{opts: opts, path: path, mu: newLock(), previous: noRecord(), buf: make([]byte, 0, maxLine)}
 	w.file, w.fd = file, int(file.Fd())
 	if err := w.resume(); err != nil {
 		return nil, errors.Join(err, filelock.Release(file))
@@ -139,9 +146,17 @@ func (w *Writer) resume() error {
 
 // Record appends r. When it returns nil, the record is with the kernel, and it is on the disk a second
 // later, or the operation is counted as lost because the trail is not required. An error (Required only)
-// means that the operation must not be answered.
-func (w *Writer) Record(r Record) error {
-	w.mu.Lock()
+// means that the operation must not be answered. It waits for other records until ctx ends, and for recordWait at
+// least; its own write cannot be ended.
+func (w *Writer) Record(ctx context.Context, r Record) error {
+	if err := w.mu.lockWithin(ctx, recordWait); err != nil {
+		w.stats.lost.Add(1)
+		w.unseen.Add(1)
+		if !w.opts.Required {
+			return nil
+		}
+		return err
+	}
 	defer w.mu.Unlock()
 	w.stats.writing.begin()
 	err := w.settle(w.record(&r))
@@ -168,6 +183,7 @@ func (w *Writer) record(r *Record) error {
 	case w.flushErr != nil && w.opts.Required:
 		return w.flushErr
 	}
+	w.noteUnseen()
 	if err := w.look(); err != nil {
 		return err
 	}
@@ -222,6 +238,14 @@ func (w *Writer) pendingRecovery(cause string) {
 	}
 }
 
+// noteUnseen has the trail tell of operations that got no record because they could not have the lock.
+func (w *Writer) noteUnseen() {
+	if n := w.unseen.Swap(0); n > 0 {
+		w.pendingRecovery(errBusy.Error())
+		w.pending.lost += n
+	}
+}
+
 // Close writes the end record, flushes and gives the lock up. What it could not write or flush is its error.
 // A second Close does nothing.
 func (w *Writer) Close() error {
@@ -230,6 +254,7 @@ func (w *Writer) Close() error {
 		w.mu.Unlock()
 		return nil
 	}
+	w.noteUnseen()
 	err := w.look()
 	if err == nil {
 		err = w.writePending()

@@ -59,7 +59,7 @@ func Recover(ctx context.Context, a *app.Context, r Request) (text []byte, err e
 	if located != nil {
 		record.KeyID = located.KeyID
 	}
-	if recordErr := trail.Record(record); recordErr != nil {
+	if recordErr := trail.Record(ctx, record); recordErr != nil {
 		clear(text)
 		return nil, errors.Join(fmt.Errorf("nothing is shown: %w", recordErr), err)
 	}

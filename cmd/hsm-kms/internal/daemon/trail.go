@@ -66,12 +66,12 @@ func (t *trail) reopenAtHangup(ctx context.Context) {
 }
 
 // Record implements kmsplugin.Recorder.
-func (t *trail) Record(op kmsplugin.Operation) error {
+func (t *trail) Record(ctx context.Context, op kmsplugin.Operation) error {
 	t.count.KeyUsed(op.Operation, op.KeyID, op.Code)
 	if t.writer == nil {
 		return nil
 	}
-	return t.writer.Record(audit.Record{
+	return t.writer.Record(ctx, audit.Record{
 		Time: op.Time, Operation: op.Operation, RequestUID: op.RequestUID, KeyID: op.KeyID,
 		Code: op.Code.String(), Duration: op.Duration,
 		Peer: audit.Peer{PID: int32(op.Peer.PID), UID: op.Peer.UID, Executable: op.Peer.Executable},

@@ -2,6 +2,7 @@ package retire
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func (t Trail) write(p *Plan, records func(recorder) error) error {
 		return err
 	}
 	err = records(func(operation string, code codes.Code, object, more string) error {
-		return writer.Record(audit.Record{
+		return writer.Record(context.Background(), audit.Record{ // it waits for the disk: without its record nothing is destroyed
 			Time: time.Now(), Operation: operation, KeyID: p.KeyID, Code: code.String(), Peer: t.Peer, Object: object, Reason: "by " + t.User + more,
 		})
 	})

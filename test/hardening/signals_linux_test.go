@@ -217,7 +217,7 @@ func (c *interrupted) snapshot() string {
 	c.t.Helper()
 	_, err := c.plugin.Start(c.t.Context())
 	c.must(err)
-	w := &world{t: c.t, plugin: c.plugin}
+	w := &rig{t: c.t, plugin: c.plugin}
 	dek := &kubestore.DEK{Provider: "hsm-kms", Plain: bytes.Repeat([]byte{7}, 32)}
 	answer, err := w.client().Encrypt(c.t.Context(), &kmsapi.EncryptRequest{Plaintext: dek.Plain, Uid: "snapshot"})
 	c.must(err)

@@ -38,7 +38,7 @@ func parseURI(text string) (tokenURI, error) {
 	case len(text) > maxURI:
 		return u, hint.Wrap(fmt.Errorf("has %d bytes, more than %d", len(text), maxURI), "leave out what does not say which token it is")
 	case !found:
-		return u, hint.Wrap(errors.New("does not begin with pkcs11:"), "write it as pkcs11:token=LABEL?module-path=/PATH")
+		return u, hint.Wrap(errors.New("is no URI of the scheme pkcs11"), "write it as pkcs11:token=LABEL?module-path=/PATH")
 	}
 	path, query, _ := strings.Cut(rest, "?")
 	seen := map[string]bool{}

@@ -41,9 +41,9 @@ func TestURIs(t *testing.T) {
 func TestURIsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][2]string{
-		"":                                  {"does not begin with pkcs11:", "pkcs11:token="},
-		"token=a" + module:                  {"does not begin with pkcs11:", "pkcs11:token="},
-		"PKCS11:token=a" + module:           {"does not begin with pkcs11:", "pkcs11:token="},
+		"":                                  {"is no URI of the scheme pkcs11", "pkcs11:token="},
+		"token=a" + module:                  {"is no URI of the scheme pkcs11", "pkcs11:token="},
+		"PKCS11:token=a" + module:           {"is no URI of the scheme pkcs11", "pkcs11:token="},
 		"pkcs11:" + module:                  {"none of token, serial and slot-id", "token="},
 		"pkcs11:manufacturer=m" + module:    {"none of token, serial and slot-id", "token="},
 		"pkcs11:token=a":                    {"no module-path", "?module-path=/PATH"},

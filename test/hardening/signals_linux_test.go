@@ -416,9 +416,10 @@ func (c *interrupted) keyIsTold(e ended) error {
 	switch made := len(now) - len(c.keys); {
 	case slices.ContainsFunc(c.keys, func(k plugin.Key) bool { return !has(now, k.KeyID) }):
 		return fmt.Errorf("a key is gone: %+v", now)
-	case said.KeyID != "" && (made != 1 || !has(now, said.KeyID)):
-		return fmt.Errorf("it said %s, and the ring is %+v", said.KeyID, now)
-	case said.KeyID == "" && said.State != "unknown" && made != 0 && e.sig != unix.SIGKILL:
+	case said.State == "unknown":
+	case said.ID != "" && (made != 1 || !slices.ContainsFunc(now, func(k plugin.Key) bool { return k.ID == said.ID })): // the key_id is not known of a key that was not looked at
+		return fmt.Errorf("it said %s, and the ring is %+v", said.ID, now)
+	case said.ID == "" && made != 0 && e.sig != unix.SIGKILL:
 		return fmt.Errorf("it said nothing of the key that it made: %+v", now)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -78,6 +79,9 @@ func (t *Token) openAdmin(ctx context.Context, w workerProcess, api p11.API) (*k
 	in, err := t.login(ctx, api, w, w.For(context.Background(), t.cfg.ConnectTimeout), slot, session, info)
 	if err != nil {
 		t.leave(api, reader)
+	}
+	if isUnsettled(err) { // programs that have disturbed each other must not do so again at their second looks
+		time.Sleep(rand.N(4 * secondLookPause))
 	}
 	return reader, info, in, err
 }

@@ -43,6 +43,15 @@ var (
 	ErrSelfTest = errors.New("the HSM failed the self-test")
 )
 
+// What to do about a PIN that keeps a token from being used, wherever it is said.
+const (
+	PINRefusedHint = "write the right PIN to the PIN file: another PIN is tried at once, without a restart. The same PIN is not tried again, because tokens lock for good; " +
+		"if it is right, allow one more attempt with: hsm-kms doctor --try-pin"
+	PINLockedHint = "a TPM in dictionary-attack lock-out recovers by itself (see it with tpm2_getcap properties-variable), or with tpm2_dictionarylockout -c; " +
+		"any other token: find out who tried wrong PINs, and let the security officer unlock it. The plugin looks again, at least every 10 minutes"
+	PINExpiredHint = "set a new PIN with the vendor's tool and write it to the PIN file: another PIN is tried at once, without a restart"
+)
+
 // IsPIN reports whether a token cannot be used because of its PIN: refused, locked or expired.
 func IsPIN(err error) bool {
 	return errors.Is(err, ErrPINRefused) || errors.Is(err, ErrPINLocked) || errors.Is(err, ErrPINExpired)

@@ -20,9 +20,9 @@ func AdviceFor(err error) string {
 		err    error
 		advice string
 	}{
-		{envelope.ErrPINLocked, lockedHint},
-		{envelope.ErrPINExpired, expiredHint},
-		{envelope.ErrPINRefused, "write the right PIN to the PIN file: a changed file is tried once, without a restart"},
+		{envelope.ErrPINLocked, envelope.PINLockedHint},
+		{envelope.ErrPINExpired, envelope.PINExpiredHint},
+		{envelope.ErrPINRefused, envelope.PINRefusedHint},
 		{envelope.ErrSelfTest, "run hsm-kms doctor: the token does not do what the profile needs, or does not open what it sealed (docs/hsm-support.md)"},
 		{ErrConfiguration, "correct the configuration, or what it names, and start the plugin again"},
 		{ErrTokenAbsent, "see that the HSM is reachable and initialised, and that tokens[] names it by label, serial or slot"},
@@ -43,6 +43,8 @@ func adviceForCall(err error) string {
 		return "run hsm-kms doctor on this node: it tells the HSM from the network, the module and the PIN"
 	}
 	switch failed.RV {
+	case pkcs11.CKR_CANT_LOCK:
+		return "the library cannot be used by several threads, which hsm-kms requires (CKF_OS_LOCKING_OK): ask its vendor for one that can"
 	case pkcs11.CKR_SESSION_COUNT:
 		return "the token has no session left: see which other programs hold them, or lower maxSessions"
 	case pkcs11.CKR_USER_PIN_NOT_INITIALIZED:

@@ -139,7 +139,10 @@ func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs
 	reader.room = t.roomToRead()
 	keys, err := reader.readAndTest(ctx)
 	if err != nil {
-		return nil, err
+		return nil, t.explainNoLogin(err)
+	}
+	if t.cfg.Login == LoginNone && len(keys.keys) == 0 && info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
+		return nil, t.requiresLogin(errors.New("it shows no key of the ring"))
 	}
 	if len(keys.byID) == 0 && t.hadKeysBefore() && !isNew {
 		return nil, errVanished

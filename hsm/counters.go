@@ -25,7 +25,7 @@ func counted(api p11.API, slot uint, cleanBefore bool) bool {
 func mayLogin(info pkcs11.TokenInfo) error {
 	switch {
 	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return hint.Wrap(fmt.Errorf("%w: no login is tried", envelope.ErrPINLocked), lockedHint)
+		return hint.Wrap(fmt.Errorf("%w: no login is tried", envelope.ErrPINLocked), envelope.PINLockedHint)
 	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
 		return hint.Wrap(fmt.Errorf("%w: the token says that the next wrong PIN locks it, so none is tried", envelope.ErrPINRefused),
 			"log in by hand with the vendor's tool and the right PIN: that resets the counter")

@@ -107,9 +107,11 @@ func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
 	if err != nil {
 		return 0, info, err
 	}
-	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error {
-		return m.worker.For(ctx, max(m.t.cfg.ConnectTimeout, crypto11Calls*m.t.cfg.CallTimeout)).OpenMaker(slot, file)
-	})
+	patient := m.worker.For(ctx, max(m.t.cfg.ConnectTimeout, crypto11Calls*m.t.cfg.CallTimeout))
+	if m.t.cfg.Login == LoginNone {
+		return slot, info, patient.OpenMaker(slot, nil)
+	}
+	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error { return patient.OpenMaker(slot, &file) })
 	return slot, info, err
 }
 
@@ -162,7 +164,7 @@ func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bo
 			return i, nil
 		}
 		if !refusesTemplate(err) || i == len(choices)-1 {
-			return i, fmt.Errorf("generating a key: %w", err)
+			return i, m.t.explainNoLogin(fmt.Errorf("generating a key: %w", err))
 		}
 		if !stays {
 			continue

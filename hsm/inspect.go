@@ -10,7 +10,6 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
-	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
 // Inspection is what a token tells without a login. It is made in a worker of its own with C_Initialize, C_GetSlotList,
@@ -25,8 +24,9 @@ type Inspection struct {
 	Slot                               uint
 	Label, Serial, Manufacturer, Model string
 	PIN                                PINState
-	// Guard is what the attempt guard says of a login with the present PIN: nil, an error of package guard, or what is
-	// wrong with the PIN file. It is nil too when there is no PIN file that may be read.
+	// PINFile is what is wrong with the PIN file, or with the PIN pad; nil: nothing. The worker has read the file.
+	PINFile error
+	// Guard is what the attempt guard says of a login with the present PIN: nil, or an error of package guard.
 	Guard error
 	// Lacks are the mechanisms of the profile that the token does not offer, as "CKM_AES_GCM"; CannotMake tells that
 	// it does not offer the making of a key for it. What a token offers and what it does are two things: the
@@ -61,8 +61,8 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 			Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model), PIN: pinState(info.Flags),
 		}
 		seen.Lacks, seen.CannotMake = offers(api, slot, t.common.Profile)
-		if file, err := pinfile.Stat(t.cfg.PINFile, t.cfg.AllowGroupPIN); err == nil {
-			seen.Guard = t.guard.Standing(t.guarded(info), t.pin(ctx, w, file).tag)
+		if t.cfg.Login != LoginNone {
+			seen.PINFile, seen.Guard = t.inspectPIN(ctx, w, info)
 		}
 		return nil
 	})
@@ -70,6 +70,19 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 		return Inspection{Err: fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err)), Hangs: ranOutOfTime(err)}
 	}
 	return seen
+}
+
+// inspectPIN looks at the PIN file, and at what stands against the PIN in it.
+func (t *Token) inspectPIN(ctx context.Context, w workerProcess, info pkcs11.TokenInfo) (file, standing error) {
+	source, err := t.pinSource(info)
+	if err != nil {
+		return err, nil
+	}
+	pin := t.pin(ctx, w, source)
+	if _, err := pin.tag([]byte(t.cfg.Name)); err != nil { // which tag it is does not matter
+		return err, nil
+	}
+	return nil, t.guard.Standing(t.guarded(info), pin.tag)
 }
 
 // withoutLogin finds the token in a worker of its own, and has f look at it.
@@ -139,9 +152,9 @@ func AllowPIN(ctx context.Context, common Config, cfg TokenConfig) error {
 		if err := mayLogin(info); err != nil {
 			return err
 		}
-		file, err := pinfile.Stat(cfg.PINFile, cfg.AllowGroupPIN)
+		file, err := t.pinSource(info)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrConfiguration, err)
+			return err
 		}
 		return t.guard.Clear(ctx, t.guarded(info), t.pin(ctx, w, file).tag)
 	})

@@ -18,6 +18,9 @@ import (
 // login logs in unless the application is logged in already: login belongs to all sessions of a token. At most
 // one C_Login is made, under the attempt guard, through patient.
 func (t *Token) login(ctx context.Context, api p11.API, w workerProcess, patient p11.API, slot uint, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
+	if t.cfg.Login == LoginNone {
+		return false, nil
+	}
 	if in, err := isLoggedIn(api, s); err != nil || in {
 		return in, err
 	}
@@ -28,7 +31,7 @@ func (t *Token) login(ctx context.Context, api p11.API, w workerProcess, patient
 	if err != nil {
 		return false, err
 	}
-	return true, mustBeLoggedIn(api, s)
+	return mustBeLoggedIn(api, s, info)
 }
 
 // tryPIN calls login at most once, under the attempt guard. Everything that logs in comes through here.
@@ -36,9 +39,9 @@ func (t *Token) tryPIN(ctx context.Context, api p11.API, w workerProcess, slot u
 	if err := mayLogin(info); err != nil {
 		return err
 	}
-	file, err := pinfile.Stat(t.cfg.PINFile, t.cfg.AllowGroupPIN)
+	file, err := t.pinSource(info)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+		return err
 	}
 	pin := t.pin(ctx, w, file)
 	token := t.guarded(info)
@@ -58,6 +61,35 @@ func (t *Token) tryPIN(ctx context.Context, api p11.API, w workerProcess, slot u
 	return t.explainLogin(err, outcome, pin)
 }
 
+// pinSource is where the PIN comes from: a state of the PIN file, or the token's PIN pad.
+func (t *Token) pinSource(info pkcs11.TokenInfo) (pinfile.Identity, error) {
+	if t.cfg.Login == LoginPINPad {
+		if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 {
+			err := fmt.Errorf("%w: login is pinpad, and the token has none (CKF_PROTECTED_AUTHENTICATION_PATH is clear)", ErrConfiguration)
+			return pinfile.Identity{}, hint.Wrap(err, "set login: pin and pinFile for tokens["+t.cfg.Name+"], or connect the token's PIN pad")
+		}
+		return pinfile.Identity{}, nil
+	}
+	file, err := pinfile.Stat(t.cfg.PINFile, t.cfg.PINRules)
+	if err != nil {
+		return file, fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	return file, nil
+}
+
+// explainNoLogin says of an error, on a token that is not logged in to, that this may be why.
+func (t *Token) explainNoLogin(err error) error {
+	if err == nil || t.cfg.Login != LoginNone || !strings.Contains(err.Error(), "CKR_USER_NOT_LOGGED_IN") { // crypto11 leaves only text
+		return err
+	}
+	return t.requiresLogin(err)
+}
+
+func (t *Token) requiresLogin(err error) error {
+	return hint.Wrap(fmt.Errorf("%w: login is none, and the token requires a login: %w", ErrConfiguration, err),
+		"set login: pin and pinFile for tokens["+t.cfg.Name+"]")
+}
+
 // pinLook is what is known of the PIN in a file, once tag has been called.
 type pinLook struct {
 	pinfile.Look
@@ -66,6 +98,9 @@ type pinLook struct {
 }
 
 func (t *Token) pin(ctx context.Context, w workerProcess, file pinfile.Identity) *pinLook {
+	if file.IsPINPad() {
+		return &pinLook{at: func([]byte) (pinfile.Look, error) { return pinfile.PINPad(), nil }}
+	}
 	return &pinLook{path: file.Path, at: func(key []byte) (pinfile.Look, error) {
 		return w.For(ctx, t.cfg.CallTimeout).LookAtPIN(file, key)
 	}}
@@ -83,6 +118,7 @@ func (t *Token) guarded(info pkcs11.TokenInfo) guard.Token {
 	identity := strings.Join([]string{trim(info.SerialNumber), trim(info.Label), trim(info.ManufacturerID), trim(info.Model)}, "|")
 	return guard.Token{
 		Name:        fmt.Sprintf("%q in %q", identity, t.cfg.Module),
+		Prompts:     t.cfg.Login == LoginPINPad,
 		Clean:       info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW == 0,
 		ToBeChanged: info.Flags&pkcs11.CKF_USER_PIN_TO_BE_CHANGED != 0,
 	}
@@ -97,7 +133,7 @@ func outcomeOf(err error) guard.Outcome {
 		return guard.Succeeded
 	case errors.Is(err, p11.ErrEnded), errors.Is(err, p11.ErrOverdue):
 		return guard.Unseen
-	case isPINFile(err):
+	case pinfile.IsError(err):
 		return guard.NotTried
 	case says("CKR_PIN_LOCKED"):
 		return guard.Locked
@@ -120,43 +156,34 @@ func (t *Token) explainLogin(err error, outcome guard.Outcome, pin *pinLook) err
 		if pin.Blank {
 			err = fmt.Errorf("%w; the PIN in %s begins or ends with a blank", err, pin.path)
 		}
-		return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINRefused, err),
-			"correct the PIN file: the same PIN is not tried again, because tokens lock for good; if it is right, allow one more attempt with: hsm-kms doctor --try-pin")
+		return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINRefused, err), t.refusedHint())
 	case outcome == guard.Locked, errors.Is(err, guard.ErrLocked):
-		return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINLocked, err), lockedHint)
+		return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINLocked, err), envelope.PINLockedHint)
 	case outcome == guard.Expired, errors.Is(err, guard.ErrExpired):
-		return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINExpired, err), expiredHint)
+		return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrPINExpired, err), envelope.PINExpiredHint)
 	case errors.Is(err, guard.ErrPaused) && t.loginFailed != nil:
 		return fmt.Errorf("logging in: %w: %w", err, t.loginFailed)
-	case isPINFile(err) && !errors.Is(err, pinfile.ErrChanging): // reading it again cures that one
+	case pinfile.IsError(err) && !errors.Is(err, pinfile.ErrChanging): // reading it again cures that one
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	return fmt.Errorf("logging in: %w", err)
 }
 
-const (
-	lockedHint = "a TPM in dictionary-attack lock-out recovers by itself (see it with tpm2_getcap properties-variable), or with tpm2_dictionarylockout -c; " +
-		"any other token: find out who tried wrong PINs, and let the security officer unlock it. The plugin looks again, at least every 10 minutes"
-	expiredHint = "set a new PIN with the vendor's tool and write it to the PIN file: a changed PIN is tried at once, without a restart"
-)
-
-// isPINFile reports whether an error speaks of the PIN file.
-func isPINFile(err error) bool {
-	for _, known := range []error{pinfile.ErrAbsent, pinfile.ErrUnreadable, pinfile.ErrUnsafe, pinfile.ErrMalformed, pinfile.ErrChanging} {
-		if errors.Is(err, known) {
-			return true
-		}
+func (t *Token) refusedHint() string {
+	if t.cfg.Login == LoginPINPad {
+		return "the token is not asked for its PIN again by itself: be at its PIN pad, and run hsm-kms doctor --try-pin"
 	}
-	return false
+	return envelope.PINRefusedHint
 }
 
-// mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys.
-func mustBeLoggedIn(api p11.API, s p11.Session) error {
-	in, err := isLoggedIn(api, s)
-	if err == nil && !in {
+// mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys. Where no
+// login is required it sees them: NSS softokn takes an empty PIN and logs nobody in.
+func mustBeLoggedIn(api p11.API, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
+	in, err = isLoggedIn(api, s)
+	if err == nil && !in && info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
 		err = errors.New("logging in: the token reports success, and the session is not logged in")
 	}
-	return err
+	return in, err
 }
 
 func isLoggedIn(api p11.API, s p11.Session) (bool, error) {

@@ -12,25 +12,26 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
 	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
 // TokenConfig is one token of the configuration. At least one of Label, Serial and Slot is given; the token must fit all
 // that are, and Manufacturer and Model as well.
 type TokenConfig struct {
-	Name     string
-	Module   string // path
-	Reserved string // pReserved of C_Initialize: only NSS softokn needs it
-	Label    string
-	Serial   string
-	Slot     *uint
-	PINFile  string
-	// AllowGroupPIN: a group that this process is in may read the PIN file.
-	AllowGroupPIN bool
-	MaxSessions   int               // working sessions; one more is for login and refresh
-	CallTimeout   time.Duration     // of one operation, and of every single call besides
-	Env           map[string]string // of the worker, over this process's own
-	PassEnv       []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
+	Name        string
+	Module      string // path
+	Reserved    string // pReserved of C_Initialize: only NSS softokn needs it
+	Label       string
+	Serial      string
+	Slot        *uint
+	Login       Login
+	PINFile     string            // for LoginPIN
+	PINRules    pinfile.Rules     // of that file
+	MaxSessions int               // working sessions; one more is for login and refresh
+	CallTimeout time.Duration     // of one operation, and of every single call besides
+	Env         map[string]string // of the worker, over this process's own
+	PassEnv     []string          // names or prefixes (NAME_*) that the worker gets of this process's environment; see worker.Environment
 	// IVAppended: in profile aes-gcm-hsm-iv the token appends its nonce, of 16 bytes, to the tag.
 	IVAppended bool
 	// Manufacturer and Model are empty for any.
@@ -38,6 +39,18 @@ type TokenConfig struct {
 	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
 	ConnectTimeout time.Duration
 }
+
+// Login is how a token is logged in to.
+type Login int
+
+const (
+	// LoginPIN: with the PIN in a file.
+	LoginPIN Login = iota
+	// LoginNone: not at all. The token shows its private keys to everybody.
+	LoginNone
+	// LoginPINPad: C_Login without a PIN, for which the token asks itself (CKF_PROTECTED_AUTHENTICATION_PATH).
+	LoginPINPad
+)
 
 // DefaultConnectTimeout is TokenConfig.ConnectTimeout where it is 0.
 const DefaultConnectTimeout = 30 * time.Second

@@ -32,7 +32,7 @@ type workerProcess interface {
 type workerCalls interface {
 	p11.API
 	LookAtPIN(file pinfile.Identity, key []byte) (pinfile.Look, error)
-	OpenMaker(slot uint, pin pinfile.Identity) error
+	OpenMaker(slot uint, pin *pinfile.Identity) error
 	Make(secret worker.Secret) error
 }
 

@@ -36,7 +36,7 @@ func (v *Values) HTTPOfPod() bool {
 // PINFolders are the folders with PIN files besides that of the configuration.
 func (v *Values) PINFolders() []string {
 	var folders []string
-	for _, t := range v.Tokens {
+	for _, t := range v.withPIN() {
 		if folder := filepath.Dir(t.PINFile); folder != v.ConfigDir() && !slices.Contains(folders, folder) {
 			folders = append(folders, folder)
 		}
@@ -47,7 +47,7 @@ func (v *Values) PINFolders() []string {
 // PINs are the names of the PIN files in a folder.
 func (v *Values) PINs(folder string) []string {
 	var names []string
-	for _, t := range v.Tokens {
+	for _, t := range v.withPIN() {
 		if name := filepath.Base(t.PINFile); filepath.Dir(t.PINFile) == folder && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
@@ -67,7 +67,7 @@ func (v *Values) checkSidecar() error {
 			"set allowPodVolumes: true in the configuration of the sidecar, and in no other")
 	}
 	files := map[string]string{}
-	for _, t := range v.Tokens {
+	for _, t := range v.withPIN() {
 		if !t.AllowGroupPIN {
 			return hint.Wrap(fmt.Errorf("token %s: a sidecar reads the PIN through a group, and the configuration does not allow that", t.Name),
 				"set allowGroupPIN: true for this token in the configuration of the sidecar, and in no other")

@@ -45,9 +45,10 @@ type Values struct {
 
 // Token is what manifests need to know of a token.
 type Token struct {
-	Name, Module, PINFile string
-	Label                 string // "": it is chosen by serial or slot
-	AllowGroupPIN         bool   // the configuration takes a PIN file that a group reads
+	Name, Module  string
+	PINFile       string // "": the token needs no login, or asks for the PIN itself
+	Label         string // "": it is chosen by serial or slot
+	AllowGroupPIN bool   // the configuration takes a PIN file that a group reads
 	// Links are the paths that Module leads to where it is a link: each link on the way, and the file at the end.
 	Links          []string
 	MaxSessions    int
@@ -94,6 +95,11 @@ func (t Token) Credential() string {
 		return ""
 	}
 	return t.PINFile
+}
+
+// withPIN are the tokens that have a PIN file.
+func (v *Values) withPIN() []Token {
+	return slices.DeleteFunc(slices.Clone(v.Tokens), func(t Token) bool { return t.PINFile == "" })
 }
 
 // File is where the PIN lies on the host: a credential is taken from /etc/hsm-kms.

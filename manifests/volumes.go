@@ -37,7 +37,7 @@ func (v *Values) Volumes() []Volume {
 		all = append(all, Volume{Name: name, Path: path, Type: hostType, ReadOnly: readOnly})
 	}
 	add("config", v.ConfigDir(), "Directory", true)
-	for _, t := range v.Tokens {
+	for _, t := range v.withPIN() {
 		add("pin", filepath.Dir(t.PINFile), "Directory", true)
 	}
 	for _, t := range v.Tokens {

@@ -11,7 +11,7 @@
 //	locked, expired         when the token's flags let it, after 30 s, 1 min, 2 min ... 10 min
 //	unknown                 once, at once; then only a PIN that has logged in to this token before, after 2 min, 10 min and
 //	                        1 h, three times within 24 hours; never while the token counts a failed login
-//	another failure         at once, twice; then after 2 s, 4 s ... 30 s
+//	another failure         at once, twice; then after 2 s, 4 s ... 30 s. At a PIN pad after 30 s, 1 min, 2 min ... 10 min
 package guard
 
 import (
@@ -67,6 +67,7 @@ const (
 type Token struct {
 	Name        string // of the module and the token in it
 	Clean       bool   // the token says that no login has failed since the last success (CKF_USER_PIN_COUNT_LOW is clear)
+	Prompts     bool   // each attempt asks a person for the PIN, at a PIN pad
 	ToBeChanged bool   // the token says that the PIN must be changed first (CKF_USER_PIN_TO_BE_CHANGED)
 }
 

@@ -56,6 +56,9 @@ func (t try) allows(token Token, now time.Time) error {
 			return err
 		}
 	}
+	if token.Prompts && t.Failed > 0 && t.rests(now, doubled(firstLockedPause, lastLockedPause, t.Failed-1)) {
+		return ErrPaused
+	}
 	if t.Failed > failedAtOnce && t.rests(now, doubled(firstFailedPause, lastFailedPause, t.Failed-failedAtOnce-1)) {
 		return ErrPaused
 	}

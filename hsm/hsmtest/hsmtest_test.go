@@ -8,6 +8,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 	"github.com/hsm-kms/hsm-kms/test/testworker"
 	"github.com/hsm-kms/hsm-kms/test/tokens"
@@ -81,6 +82,29 @@ func TestNSS(t *testing.T) {
 	s := subject(t, tokens.NSS(t))
 	s.Common.AllowImportedKeys = true // softokn says CKA_LOCAL false of keys that it made itself
 	hsmtest.Run(t, s)
+}
+
+// A token without a PIN is used with no login at all, and with an empty PIN.
+func TestNSSWithoutPIN(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	s := subject(t, tokens.NSSWithoutPIN(t))
+	s.Common.AllowImportedKeys = true
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	s.Token.PINRules = pinfile.Rules{Empty: true}
+	for _, login := range []hsm.Login{hsm.LoginNone, hsm.LoginPIN} {
+		s.Token.Login = login
+		d := hsmtest.Start(t, s)
+		if err := seal(t, d).open(d); err != nil {
+			t.Errorf("login %d: %v", login, err)
+		}
+		logins := d.Calls.Of("C_Login")
+		d.Close()
+		if login == hsm.LoginNone && logins != 0 {
+			t.Errorf("%d logins", logins)
+		}
+	}
 }
 
 func TestP11KitRemote(t *testing.T) {

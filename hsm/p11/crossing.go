@@ -120,18 +120,21 @@ func (l *Library) CloseSession(s Session) error {
 
 // Login implements API. The PIN is handed to the module where it lies, and wiped.
 func (l *Library) Login(s Session, file pinfile.Identity) error {
-	pin, err := pinfile.ReadState(file)
-	if err != nil {
-		return err
-	}
-	defer pin.Wipe()
-	empty := [1]byte{}
-	from := empty[:]
-	if bytes := pin.Bytes(); len(bytes) > 0 {
-		from = bytes
+	var from []byte // nil: the protected authentication path (PKCS#11 v2.40, section 5.6, C_Login)
+	length := 0
+	if !file.IsPINPad() {
+		pin, err := pinfile.ReadState(file)
+		if err != nil {
+			return err
+		}
+		defer pin.Wipe()
+		from, length = pin.Bytes(), len(pin.Bytes())
+		if length == 0 {
+			from = make([]byte, 1)
+		}
 	}
 	start := time.Now()
-	return l.done("C_Login", RV(C.crossing_login(l.list, C.ck_ulong(s), bytesOf(from), C.ck_ulong(len(pin.Bytes())))), start)
+	return l.done("C_Login", RV(C.crossing_login(l.list, C.ck_ulong(s), bytesOf(from), C.ck_ulong(length))), start)
 }
 
 // ServeLane answers the requests of a lane on the descriptor fd, a blocking stream socket, until the other end closes it.

@@ -86,6 +86,14 @@ func (l *Library) With(hook Hook) *Library {
 	return &with
 }
 
+// Through is the same library as ctx sees it. p11-kit's client module gives every caller an instance of its own, with a
+// login of its own.
+func (l *Library) Through(ctx *pkcs11.Ctx) *Library {
+	through := *l
+	through.ctx, through.list = ctx, listOf(ctx)
+	return &through
+}
+
 // call makes one of miekg's calls and reports it.
 func (l *Library) call(function string, f func() error) error {
 	start := time.Now()

@@ -42,7 +42,7 @@ type API interface {
 	CloseSession(s Session) error
 	SessionInfo(s Session) (pkcs11.SessionInfo, error)
 	// Login logs the user in with the PIN in this state of this file. A file that is in another state by now is
-	// pinfile.ErrChanging, and no login is tried.
+	// pinfile.ErrChanging, and no login is tried. Without a file C_Login gets no PIN, and the token asks for it itself.
 	Login(s Session, pin pinfile.Identity) error
 	// FindSecretKeys finds the secret keys of one label, at most limit.
 	FindSecretKeys(s Session, label string, limit int) ([]Object, error)

@@ -11,6 +11,12 @@ import (
 // tagBits is the length of a tag: enough that another PIN has another tag, and too little to find a long PIN by it.
 const tagBits = 20
 
+// padTag is no PIN's: the tag of whatever is entered at a PIN pad, which nobody here sees.
+const padTag = 1 << tagBits
+
+// PINPad is what is known of a PIN that is entered at a PIN pad.
+func PINPad() Look { return Look{Tag: padTag} }
+
 // Look is what may be known of a PIN outside the process that reads it.
 type Look struct {
 	// Tag is the first 20 bits of HMAC-SHA-256(key, PIN).
@@ -21,7 +27,7 @@ type Look struct {
 
 // ReadState is Read of the file in just this state. Another one is ErrChanging.
 func ReadState(file Identity) (*PIN, error) {
-	pin, now, err := Read(file.Path, file.GroupReads)
+	pin, now, err := Read(file.Path, file.Rules)
 	if err != nil {
 		return nil, err
 	}

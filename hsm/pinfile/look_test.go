@@ -14,7 +14,7 @@ func pinIn(t *testing.T, content string) Identity {
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, err := Stat(path, false)
+	file, err := Stat(path, Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestBlanksAreNoticed(t *testing.T) {
 
 func TestByteOrderMark(t *testing.T) {
 	t.Parallel()
-	if _, _, err := Read(pinIn(t, "\xef\xbb\xbf1234\n").Path, false); !errors.Is(err, ErrMalformed) {
+	if _, _, err := Read(pinIn(t, "\xef\xbb\xbf1234\n").Path, Rules{}); !errors.Is(err, ErrMalformed) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -65,13 +65,48 @@ func TestByteOrderMark(t *testing.T) {
 func TestZerosFollowThePIN(t *testing.T) {
 	t.Parallel()
 	for _, content := range []string{"1234\n", "1234\r\n", "1234", string(bytes.Repeat([]byte("x"), MaxLength)) + "\n"} {
-		pin, _, err := Read(pinIn(t, content).Path, false)
+		pin, _, err := Read(pinIn(t, content).Path, Rules{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		rest := pin.Bytes()[len(pin.Bytes()):cap(pin.Bytes())]
 		if len(rest) == 0 || len(bytes.Trim(rest, "\x00")) != 0 {
 			t.Errorf("%.8q: %q follows the PIN", content, rest)
+		}
+	}
+}
+
+func TestEmptyPIN(t *testing.T) {
+	t.Parallel()
+	for _, content := range []string{"", "\n"} {
+		path := filepath.Join(t.TempDir(), "pin")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := Read(path, Rules{}); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%q: %v", content, err)
+		}
+		file, err := Stat(path, Rules{Empty: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pin, err := ReadState(file)
+		if err != nil || len(pin.Bytes()) != 0 || pin.Bytes() == nil {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+}
+
+// What can be seen without reading the file is seen.
+func TestStatJudgesTheSize(t *testing.T) {
+	t.Parallel()
+	for size, want := range map[int]error{0: ErrMalformed, 1: nil, MaxLength + 2: nil, MaxLength + 3: ErrMalformed} {
+		path := filepath.Join(t.TempDir(), "pin")
+		if err := os.WriteFile(path, bytes.Repeat([]byte("x"), size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Stat(path, Rules{}); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 }

@@ -26,6 +26,15 @@ import (
 // MaxLength is the longest PIN accepted, in bytes. AWS CloudHSM's "user:password" is the longest known and far shorter.
 const MaxLength = 256
 
+// Rules are what a configuration allows of a PIN file beyond what is always allowed.
+type Rules struct {
+	// GroupReads: a group that this process is in may read the file too. In a Secret volume of a pod that is not root, nobody
+	// else's group is there.
+	GroupReads bool `json:"groupReads,omitempty"`
+	// Empty: the file may be empty, and the PIN is then the empty one.
+	Empty bool `json:"empty,omitempty"`
+}
+
 // The ways in which a PIN file fails. All but ErrChanging need a person.
 var (
 	// ErrAbsent: there is no such file, or a relative name is used without $CREDENTIALS_DIRECTORY.
@@ -40,8 +49,16 @@ var (
 	ErrChanging = errors.New("PIN file is being written")
 )
 
+// IsError reports whether an error says what is wrong with a PIN file.
+func IsError(err error) bool {
+	return slices.ContainsFunc(Errors(), func(known error) bool { return errors.Is(err, known) })
+}
+
+// Errors are the ways in which a PIN file fails.
+func Errors() []error { return []error{ErrAbsent, ErrUnreadable, ErrUnsafe, ErrMalformed, ErrChanging} }
+
 // Identity tells one state of one PIN file from every other, with nothing in it that is derived from the PIN. It is
-// comparable; the JSON form is what is kept on disk.
+// comparable. The zero Identity stands for no file: the token asks for the PIN itself, at a PIN pad.
 type Identity struct {
 	Path   string `json:"path"` // absolute, links not followed
 	Device uint64 `json:"device"`
@@ -50,9 +67,11 @@ type Identity struct {
 	Ctime  int64  `json:"ctime"` // nanoseconds since 1970; changed by every write, chmod, chown and rename
 	// Credential: it lies in $CREDENTIALS_DIRECTORY, where systemd makes it again at every start.
 	Credential bool `json:"credential,omitempty"`
-	// GroupReads: it was opened under the rule that a group of this process may read it too.
-	GroupReads bool `json:"groupReads,omitempty"`
+	Rules           // under which it was opened
 }
+
+// IsPINPad reports whether there is no file: the token asks for the PIN itself.
+func (i Identity) IsPINPad() bool { return i == Identity{} }
 
 // Is reports whether both are the same state of the same file, by whatever path it was found. A credential is known by its
 // name alone: a restart makes another file of it and says nothing of its content, and a command that is run beside the
@@ -61,7 +80,7 @@ func (i Identity) Is(other Identity) bool {
 	if i.Credential && other.Credential {
 		return i.Name() == other.Name()
 	}
-	i.Path, i.GroupReads = other.Path, other.GroupReads
+	i.Path, i.Rules = other.Path, other.Rules
 	return i == other
 }
 
@@ -90,23 +109,22 @@ func Resolve(pinFile string) (string, error) {
 }
 
 // Read returns the PIN in the file and the identity of the file that it came from. The caller wipes the PIN. Errors
-// wrap one of the sentinels above, name the file, and carry a hint; none holds any of the content. With groupReads a group
-// that this process is in may read the file: in a Secret volume of a pod that is not root, nobody else's group is there.
-func Read(pinFile string, groupReads bool) (*PIN, Identity, error) {
-	file, before, err := open(pinFile, groupReads)
+// wrap one of the sentinels above, name the file, and carry a hint; none holds any of the content.
+func Read(pinFile string, rules Rules) (*PIN, Identity, error) {
+	file, before, err := open(pinFile, rules)
 	if err != nil {
 		return nil, Identity{}, err
 	}
 	defer file.Close()
-	pin, err := read(file, before)
+	pin, err := read(file, before, rules)
 	if err != nil {
 		return nil, Identity{}, err
 	}
-	return pin, identityOf(file, before, groupReads), nil
+	return pin, identityOf(file, before, rules), nil
 }
 
 // read returns the PIN in file, which was as before says when it was opened and must be so still.
-func read(file *os.File, before ownedfile.Info) (_ *PIN, err error) {
+func read(file *os.File, before ownedfile.Info, rules Rules) (_ *PIN, err error) {
 	// One byte more than the longest PIN with its newline, so that a longer file shows.
 	buf := make([]byte, MaxLength+3)
 	defer func() {
@@ -123,26 +141,30 @@ func read(file *os.File, before ownedfile.Info) (_ *PIN, err error) {
 		return nil, failure(file.Name(), ErrChanging, "it changed while it was read",
 			"write the new PIN to another file and rename that over this one")
 	}
-	pin, problem := parse(buf[:n])
+	pin, problem := parse(buf[:n], rules)
 	if problem != "" {
-		return nil, failure(file.Name(), ErrMalformed, problem, "let it hold the user PIN and nothing else")
+		advice := contentHint
+		if problem == noPIN {
+			advice = emptyHint
+		}
+		return nil, failure(file.Name(), ErrMalformed, problem, advice)
 	}
 	clear(buf[len(pin):]) // some modules read the PIN up to a zero byte, whatever its length
 	return newPIN(pin), nil
 }
 
-// Stat checks the file as Read does, without reading it, and returns its identity.
-func Stat(pinFile string, groupReads bool) (Identity, error) {
-	file, info, err := open(pinFile, groupReads)
+// Stat checks the file as Read does, as far as that goes without reading it, and returns its identity.
+func Stat(pinFile string, rules Rules) (Identity, error) {
+	file, info, err := open(pinFile, rules)
 	if err != nil {
 		return Identity{}, err
 	}
 	defer file.Close()
-	return identityOf(file, info, groupReads), nil
+	return identityOf(file, info, rules), nil
 }
 
 // open resolves and opens the file and holds its owner and mode against the rules.
-func open(pinFile string, groupReads bool) (*os.File, ownedfile.Info, error) {
+func open(pinFile string, rules Rules) (*os.File, ownedfile.Info, error) {
 	path, err := Resolve(pinFile)
 	if err != nil {
 		return nil, ownedfile.Info{}, err
@@ -155,19 +177,31 @@ func open(pinFile string, groupReads bool) (*os.File, ownedfile.Info, error) {
 	case err != nil:
 		return nil, info, failure(path, ErrUnreadable, err.Error(), "run as the file's owner or as root: ls -l "+path)
 	}
-	if problem, advice := judge(path, info, groupReads); problem != "" {
+	if problem, advice := judge(path, info, rules); problem != "" {
 		_ = file.Close() // nothing was written
 		return nil, info, failure(path, ErrUnsafe, problem, advice)
+	}
+	problem, advice := "", contentHint
+	switch {
+	case info.Size == 0 && !rules.Empty:
+		problem = noPIN
+		advice = emptyHint
+	case info.Size > MaxLength+2: // with a newline
+		problem = tooLong
+	}
+	if problem != "" {
+		_ = file.Close() // nothing was written
+		return nil, info, failure(path, ErrMalformed, problem, advice)
 	}
 	return file, info, nil
 }
 
 // judge returns what is wrong with the kind, owner or mode of the file at path, and what to do, or "".
-func judge(path string, info ownedfile.Info, groupReads bool) (problem, advice string) {
+func judge(path string, info ownedfile.Info, rules Rules) (problem, advice string) {
 	// systemd makes credentials 0440 root:root (and lets the service's user in by ACL, which shows as group bits), in
 	// a folder that nobody else can enter.
 	forbidden := fs.FileMode(0o077)
-	if inCredentials(path) || groupReads && !info.HasACL() && inGroup(info.GID) {
+	if inCredentials(path) || rules.GroupReads && !info.HasACL() && inGroup(info.GID) {
 		forbidden = 0o037
 	}
 	switch {
@@ -189,28 +223,37 @@ func inGroup(gid uint32) bool {
 	return int(gid) == os.Getegid() || err == nil && slices.Contains(groups, int(gid))
 }
 
+// What is wrong with a file's content, and what to do.
+var tooLong = fmt.Sprintf("it holds more than %d bytes", MaxLength)
+
+const (
+	noPIN       = "it holds no PIN"
+	contentHint = "let it hold the user PIN and nothing else"
+	emptyHint   = contentHint + "; if the token's PIN is the empty one, set emptyPIN: true"
+)
+
 // parse strips one newline and returns the PIN, or what is wrong. The result shares b's memory.
-func parse(b []byte) (pin []byte, problem string) {
+func parse(b []byte, rules Rules) (pin []byte, problem string) {
 	pin = b
 	if rest, ok := bytes.CutSuffix(pin, []byte("\n")); ok {
 		pin = bytes.TrimSuffix(rest, []byte("\r"))
 	}
 	switch {
-	case len(pin) == 0:
-		return nil, "it holds no PIN"
+	case len(pin) == 0 && !rules.Empty:
+		return nil, noPIN
 	case bytes.HasPrefix(pin, []byte("\xef\xbb\xbf")):
 		return nil, "it begins with a byte order mark, which an editor has put there; it is no part of the PIN"
 	case len(pin) > MaxLength:
-		return nil, fmt.Sprintf("it holds more than %d bytes", MaxLength)
+		return nil, tooLong
 	case bytes.ContainsAny(pin, "\x00\r\n"):
 		return nil, "it holds a NUL or more than one line"
 	}
 	return pin, ""
 }
 
-func identityOf(file *os.File, info ownedfile.Info, groupReads bool) Identity {
+func identityOf(file *os.File, info ownedfile.Info, rules Rules) Identity {
 	return Identity{Path: file.Name(), Device: info.Device, Inode: info.Inode, Size: info.Size, Ctime: info.Ctime,
-		Credential: inCredentials(file.Name()), GroupReads: groupReads}
+		Credential: inCredentials(file.Name()), Rules: rules}
 }
 
 // credentialsDirectory returns where systemd put this service's credentials, or "". A relative value is nobody's.

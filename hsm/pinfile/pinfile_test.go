@@ -53,7 +53,7 @@ func TestReadContent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := write(t, filepath.Join(t.TempDir(), "pin"), tc.content, 0o400)
-			pin, _, err := pinfile.Read(path, false)
+			pin, _, err := pinfile.Read(path, pinfile.Rules{})
 			if !errors.Is(err, tc.err) {
 				t.Fatalf("err = %v, want %v", err, tc.err)
 			}
@@ -101,8 +101,8 @@ func TestReadFile(t *testing.T) {
 		"good/x":       {pinfile.ErrUnreadable, "ls -l "},
 	} {
 		path := filepath.Join(dir, name)
-		_, fromStat := pinfile.Stat(path, false)
-		_, _, err := pinfile.Read(path, false)
+		_, fromStat := pinfile.Stat(path, pinfile.Rules{})
+		_, _, err := pinfile.Read(path, pinfile.Rules{})
 		for _, err := range []error{err, fromStat} {
 			if !errors.Is(err, tc.err) || !strings.Contains(hint.Of(err), tc.hint) {
 				t.Errorf("%s: err = %v (hint %q), want %v (hint %q)", name, err, hint.Of(err), tc.err, tc.hint)
@@ -122,7 +122,7 @@ func TestForeignOwner(t *testing.T) {
 	if err := os.Chown(path, 12345, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := pinfile.Read(path, false); !errors.Is(err, pinfile.ErrUnsafe) || !strings.Contains(err.Error(), "uid 12345") {
+	if _, _, err := pinfile.Read(path, pinfile.Rules{}); !errors.Is(err, pinfile.ErrUnsafe) || !strings.Contains(err.Error(), "uid 12345") {
 		t.Errorf("err = %v, want ErrUnsafe that names uid 12345", err)
 	}
 }
@@ -149,7 +149,7 @@ func TestGroupReads(t *testing.T) {
 		if err := os.Chown(path, -1, tc.gid); err != nil {
 			t.Fatal(err)
 		}
-		pin, file, err := pinfile.Read(path, true)
+		pin, file, err := pinfile.Read(path, pinfile.Rules{GroupReads: true})
 		if !errors.Is(err, tc.err) {
 			t.Errorf("%s: %v, want %v", name, err, tc.err)
 		}
@@ -162,7 +162,7 @@ func TestGroupReads(t *testing.T) {
 		} else {
 			again.Wipe()
 		}
-		if strict, err := pinfile.Stat(path, false); err == nil && !file.Is(strict) {
+		if strict, err := pinfile.Stat(path, pinfile.Rules{}); err == nil && !file.Is(strict) {
 			t.Errorf("%s: the rule makes another file of it", name)
 		}
 	}
@@ -175,7 +175,7 @@ func TestCredentialsDirectory(t *testing.T) {
 	write(t, filepath.Join(dir, "group-writable"), canary, 0o460)
 
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	if _, _, err := pinfile.Read("pin", false); !errors.Is(err, pinfile.ErrAbsent) || !strings.Contains(hint.Of(err), "LoadCredential=") {
+	if _, _, err := pinfile.Read("pin", pinfile.Rules{}); !errors.Is(err, pinfile.ErrAbsent) || !strings.Contains(hint.Of(err), "LoadCredential=") {
 		t.Errorf("without the variable: %v (hint %q)", err, hint.Of(err))
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
@@ -188,13 +188,13 @@ func TestCredentialsDirectory(t *testing.T) {
 		"../" + filepath.Base(dir):    pinfile.ErrAbsent,
 		dir + "/../" + "nowhere/none": pinfile.ErrAbsent,
 	} {
-		if _, _, err := pinfile.Read(name, false); !errors.Is(err, want) {
+		if _, _, err := pinfile.Read(name, pinfile.Rules{}); !errors.Is(err, want) {
 			t.Errorf("%s: err = %v, want %v", name, err, want)
 		}
 	}
 	// A folder whose name merely begins alike is not the credentials' own.
 	t.Setenv("CREDENTIALS_DIRECTORY", dir[:len(dir)-1])
-	if _, _, err := pinfile.Read(filepath.Join(dir, "pin"), false); !errors.Is(err, pinfile.ErrUnsafe) {
+	if _, _, err := pinfile.Read(filepath.Join(dir, "pin"), pinfile.Rules{}); !errors.Is(err, pinfile.ErrUnsafe) {
 		t.Errorf("0440 outside the folder: err = %v, want ErrUnsafe", err)
 	}
 }
@@ -202,18 +202,18 @@ func TestCredentialsDirectory(t *testing.T) {
 func TestIdentityFollowsTheFile(t *testing.T) {
 	t.Parallel()
 	path := write(t, filepath.Join(t.TempDir(), "pin"), canary, 0o600)
-	_, first, err := pinfile.Read(path, false)
+	_, first, err := pinfile.Read(path, pinfile.Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := pinfile.Stat(path, false); err != nil || again != first {
+	if again, err := pinfile.Stat(path, pinfile.Rules{}); err != nil || again != first {
 		t.Errorf("unchanged file: %+v, %v, want %+v", again, err, first)
 	}
 	write(t, path+".new", "another", 0o600)
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	pin, second, err := pinfile.Read(path, false)
+	pin, second, err := pinfile.Read(path, pinfile.Rules{})
 	if err != nil || string(pin.Bytes()) != "another" || second == first {
 		t.Errorf("a corrected file was not noticed: %+v, %v", second, err)
 	}
@@ -226,7 +226,7 @@ func TestIdentityFollowsTheFile(t *testing.T) {
 
 func TestPINIsNeverPrinted(t *testing.T) {
 	t.Parallel()
-	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary, 0o400), false)
+	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary, 0o400), pinfile.Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestPINIsNeverPrinted(t *testing.T) {
 
 func TestWipe(t *testing.T) {
 	t.Parallel()
-	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary+"\n", 0o400), false)
+	pin, _, err := pinfile.Read(write(t, filepath.Join(t.TempDir(), "pin"), canary+"\n", 0o400), pinfile.Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ func TestReadNoticesAWriter(t *testing.T) {
 	if err := os.WriteFile(path, []byte("12"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, before, err := open(path, false)
+	file, before, err := open(path, Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +24,7 @@ func TestReadNoticesAWriter(t *testing.T) {
 	if err := os.WriteFile(path, []byte("1234"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if pin, err := read(file, before); pin != nil || !errors.Is(err, ErrChanging) || hint.Of(err) == "" {
+	if pin, err := read(file, before, Rules{}); pin != nil || !errors.Is(err, ErrChanging) || hint.Of(err) == "" {
 		t.Errorf("err = %v, want ErrChanging with a hint", err)
 	}
 }

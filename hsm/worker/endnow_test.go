@@ -89,7 +89,7 @@ const starterPIN = "HSM_KMS_TEST_STARTER_PIN"
 
 // queue asks for a login that hangs and, behind it, for a destruction.
 func queue(c *worker.Client, pinFile string) error {
-	file, err := pinfile.Stat(pinFile, false)
+	file, err := pinfile.Stat(pinFile, pinfile.Rules{})
 	if err != nil {
 		return err
 	}

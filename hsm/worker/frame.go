@@ -133,9 +133,7 @@ type failure struct {
 }
 
 // kinds are the sentinels that survive the way between the processes.
-var kinds = [...]error{
-	pinfile.ErrAbsent, pinfile.ErrUnreadable, pinfile.ErrUnsafe, pinfile.ErrMalformed, pinfile.ErrChanging, ErrLoad, ErrBuild,
-}
+var kinds = append(pinfile.Errors(), ErrLoad, ErrBuild)
 
 func wrapError(err error) *failure {
 	if err == nil {
@@ -243,13 +241,13 @@ func (q *request) check() error {
 		ok = ok && q.Load != nil && q.Load.ConnectTimeout > 0
 	case opLookAtPIN:
 		ok = ok && q.PIN != nil && len(q.Key) > 0
-	case opLogin, opOpenMaker:
+	case opLogin:
 		ok = ok && q.PIN != nil
 	case opMake:
 		ok = ok && q.Secret != nil && len(q.Secret.Attributes) <= 64
 	case opAttributes:
 		ok = ok && len(q.Attributes) > 0
-	case opInitialize, opSlots, opTokenInfo, opMechanism, opSessionInfo, opFind, opFindData, opCreateData, opDestroy, opEnd:
+	case opInitialize, opSlots, opTokenInfo, opMechanism, opSessionInfo, opFind, opFindData, opCreateData, opDestroy, opOpenMaker, opEnd:
 	default:
 		ok = false
 	}

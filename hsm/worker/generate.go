@@ -2,6 +2,7 @@ package worker
 
 import (
 	"errors"
+	"reflect"
 
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
@@ -10,8 +11,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
-// Keys are made through crypto11, which initialises and finalises the module by itself and takes the PIN as a string that
-// nobody can wipe. So a worker that makes keys is ended afterwards.
+// Keys are made through crypto11, which initialises and finalises the module by itself. So a worker that makes keys is ended
+// afterwards.
 
 // Secret is a secret key of 256 bits that is to be made.
 type Secret struct {
@@ -19,10 +20,10 @@ type Secret struct {
 	Attributes []pkcs11.Attribute `json:"attributes"`
 }
 
-// OpenMaker logs in for Make, with the PIN in this state of this file. The module is initialised again for it: sessions
-// that were open are gone. The error's text is crypto11's, which keeps no *p11.Error.
-func (c *Client) OpenMaker(slot uint, pin pinfile.Identity) error {
-	_, err := c.ask(request{header: header{Operation: opOpenMaker}, Slot: slot, PIN: &pin})
+// OpenMaker logs in for Make as Login does; nil: no login is made. The module is initialised again for it: sessions that
+// were open are gone. The error's text is crypto11's, which keeps no *p11.Error, where it is not C_Login that failed.
+func (c *Client) OpenMaker(slot uint, pin *pinfile.Identity) error {
+	_, err := c.ask(request{header: header{Operation: opOpenMaker}, Slot: slot, PIN: pin})
 	return err
 }
 
@@ -33,15 +34,10 @@ func (c *Client) Make(key Secret) error {
 }
 
 // openMaker is OpenMaker in the worker.
-func (s *server) openMaker(library *p11.Library, slot uint, file pinfile.Identity) error {
+func (s *server) openMaker(library *p11.Library, slot uint, file *pinfile.Identity) error {
 	if s.maker != nil {
 		return errProtocol
 	}
-	pin, err := pinfile.ReadState(file)
-	if err != nil {
-		return err
-	}
-	defer pin.Wipe()
 	if s.asked.Load() > 1 || p11.LanesBusy() > 0 { // C_Finalize under a call crashes libraries
 		return errors.New("calls are under way")
 	}
@@ -51,10 +47,20 @@ func (s *server) openMaker(library *p11.Library, slot uint, file pinfile.Identit
 		}
 	}
 	number := int(slot)
-	s.maker, err = crypto11.Configure(&crypto11.Config{
-		Path: s.module, SlotNumber: &number, Pin: string(pin.Bytes()), MaxSessions: 2,
-	})
-	return err
+	var err error
+	s.maker, err = crypto11.Configure(&crypto11.Config{Path: s.module, SlotNumber: &number, MaxSessions: 2, LoginNotSupported: true})
+	if err != nil || file == nil {
+		return err
+	}
+	ctx, session := connectionOf(s.maker)
+	return library.Through(ctx).Login(session, *file)
+}
+
+// connectionOf is what crypto11 works on, and does not export: its session that stays, in which a login counts for all of
+// them. So the PIN is read and handed over in one place, and a token with a PIN pad gets none.
+func connectionOf(maker *crypto11.Context) (*pkcs11.Ctx, p11.Session) {
+	fields := reflect.ValueOf(maker).Elem()
+	return (*pkcs11.Ctx)(fields.FieldByName("ctx").UnsafePointer()), p11.Session(fields.FieldByName("persistentSession").Uint())
 }
 
 // make is Make in the worker.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
 
@@ -319,6 +320,26 @@ func TestProgramKilledWhileHandlersHang(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := r.module.WaitAlone(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// A token with a PIN pad gets no PIN.
+func TestPINPad(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.module = faultp11.New(t, r.token.Module, faultp11.Options{SoftHSMConf: r.token.Conf(), PINPad: r.token.PINFile})
+	r.cfg.Module = r.module.Path()
+	r.module.Traits(faultp11.PINPad)
+	c := r.start()
+	if err := c.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.OpenSession(r.slot(c), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Login(s, pinfile.Identity{}); err != nil {
 		t.Error(err)
 	}
 }

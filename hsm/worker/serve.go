@@ -287,7 +287,7 @@ func (s *server) perform(library *p11.Library, q *request, a *answer) (err error
 	case opDestroy:
 		err = s.underLock(func() error { return library.DestroyObject(q.Session, q.Object) })
 	case opOpenMaker:
-		err = s.underLock(func() error { return s.openMaker(library, q.Slot, *q.PIN) })
+		err = s.underLock(func() error { return s.openMaker(library, q.Slot, q.PIN) })
 	case opMake:
 		err = s.underLock(func() error { return s.make(q.Secret) })
 	}

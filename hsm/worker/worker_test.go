@@ -138,11 +138,11 @@ func (r *rig) makeKey() {
 	r.t.Helper()
 	c := r.start()
 	defer c.End()
-	file, err := pinfile.Stat(r.token.PINFile, false)
+	file, err := pinfile.Stat(r.token.PINFile, pinfile.Rules{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := errors.Join(c.Initialize(), c.OpenMaker(r.slot(c), file)); err != nil {
+	if err := errors.Join(c.Initialize(), c.OpenMaker(r.slot(c), &file)); err != nil {
 		r.t.Fatal(err)
 	}
 	attribute := func(kind uint, value any) pkcs11.Attribute { return *pkcs11.NewAttribute(kind, value) }
@@ -175,7 +175,7 @@ func (r *rig) slot(api p11.API) uint {
 func (r *rig) connected() (*worker.Client, p11.Session, p11.Object) {
 	r.t.Helper()
 	c := r.start()
-	file, err := pinfile.Stat(r.token.PINFile, false)
+	file, err := pinfile.Stat(r.token.PINFile, pinfile.Rules{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -375,7 +375,7 @@ func TestEnd(t *testing.T) {
 // hangingLogin returns a session in which a C_Login hangs, the PIN file of it, and what lets it go on.
 func (r *rig) hangingLogin(c *worker.Client) (s p11.Session, file pinfile.Identity, release func()) {
 	r.t.Helper()
-	file, err := pinfile.Stat(r.token.PINFile, false)
+	file, err := pinfile.Stat(r.token.PINFile, pinfile.Rules{})
 	if err != nil {
 		r.t.Fatal(err)
 	}

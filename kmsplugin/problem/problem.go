@@ -100,13 +100,13 @@ func wholePlugin() []Class {
 			Hint: "run hsm-kms keys create once for the cluster, or copy the ring's keys to this token", Stops: true,
 			causes: []error{envelope.ErrRingEmpty}},
 		{Code: codes.FailedPrecondition, Words: "the HSM says that its PIN is locked; run hsm-kms doctor on this node",
-			Hint:   "find out who tried wrong PINs and let the security officer unlock the token; a TPM in dictionary-attack lock-out recovers by itself",
+			Hint:   envelope.PINLockedHint,
 			causes: []error{envelope.ErrPINLocked}},
 		{Code: codes.FailedPrecondition, Words: "the HSM says that the PIN has expired; set a new one",
-			Hint:   "set a new PIN with the vendor's tool and write it to the PIN file: a changed PIN is tried at once, without a restart",
+			Hint:   envelope.PINExpiredHint,
 			causes: []error{envelope.ErrPINExpired}},
 		{Code: codes.FailedPrecondition, Words: "the HSM refused the PIN; correct the PIN file on this node",
-			Hint: "write the right PIN to the PIN file: another PIN is tried once, without a restart", causes: []error{envelope.ErrPINRefused}},
+			Hint: envelope.PINRefusedHint, causes: []error{envelope.ErrPINRefused}},
 	}
 }
 

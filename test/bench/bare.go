@@ -160,7 +160,7 @@ func openBare(o *options) (*bareCalls, error) {
 }
 
 func (c *bareCalls) logIn(pinFile string) error {
-	file, err := pinfile.Stat(pinFile, false)
+	file, err := pinfile.Stat(pinFile, pinfile.Rules{})
 	if err != nil {
 		return fmt.Errorf("reading the PIN file: %w", err)
 	}

@@ -109,7 +109,7 @@ func (c *contract) login() {
 	c.must(err)
 	before, err := c.API.SessionInfo(c.session)
 	c.must(err)
-	file, err := pinfile.Stat(c.PINFile, false)
+	file, err := pinfile.Stat(c.PINFile, pinfile.Rules{})
 	c.must(err)
 	other := file
 	other.Ctime++

@@ -19,7 +19,10 @@ func preflight(cfg *config.Config) error {
 		if _, err := modulefile.Check(t.Module, cfg.AllowUnsafeModulePath); err != nil {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
-		if _, err := pinfile.Stat(t.PINFile, t.AllowGroupPIN); err != nil && !errors.Is(err, pinfile.ErrChanging) {
+		if t.Login != config.LoginPIN {
+			continue
+		}
+		if _, err := pinfile.Stat(t.PINFile, pinRules(t)); err != nil && !errors.Is(err, pinfile.ErrChanging) {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
@@ -44,11 +45,26 @@ func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 		tokens = append(tokens, hsm.TokenConfig{
 			Manufacturer: manufacturer, Model: model,
 			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
-			PINFile: t.PINFile, AllowGroupPIN: t.AllowGroupPIN, MaxSessions: t.MaxSessions, IVAppended: t.IVAppended,
+			Login: loginOf(t.Login), PINFile: t.PINFile, PINRules: pinRules(t), MaxSessions: t.MaxSessions, IVAppended: t.IVAppended,
 			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(), Env: t.Env, PassEnv: t.PassEnv,
 		})
 	}
 	return common, tokens, nil
+}
+
+// loginOf is a login of the configuration as package hsm knows it.
+func loginOf(login string) hsm.Login {
+	switch login {
+	case config.LoginNone:
+		return hsm.LoginNone
+	case config.LoginPINPad:
+		return hsm.LoginPINPad
+	}
+	return hsm.LoginPIN
+}
+
+func pinRules(t config.Token) pinfile.Rules {
+	return pinfile.Rules{GroupReads: t.AllowGroupPIN, Empty: t.EmptyPIN}
 }
 
 // HSM is package hsm's configuration of a command that a signal may end at any moment.

@@ -23,6 +23,13 @@ const (
 	ProfileAESGCMHSMIV = "aes-gcm-hsm-iv"
 )
 
+// The ways of logging in to a token.
+const (
+	LoginPIN    = "pin"
+	LoginNone   = "none"
+	LoginPINPad = "pinpad"
+)
+
 // PlaceholderRing is the name of the ring in the samples. It is no name for a ring: clusters that keep it share their keys.
 const PlaceholderRing = "change-me"
 
@@ -122,10 +129,15 @@ type Token struct {
 	Serial string `yaml:"serial,omitempty"`
 	// Slot is the slot number. The last choice: many modules number slots differently after a restart.
 	Slot *uint `yaml:"slot,omitempty"`
+	// Login is how to log in to the token: pin, the default; none, for a token that needs no login; or pinpad, for one that
+	// asks for the PIN itself (CKF_PROTECTED_AUTHENTICATION_PATH).
+	Login string `yaml:"login"`
 	// PINFile is the file with the user PIN: an absolute path, or the name of a systemd credential, which is looked up
-	// in $CREDENTIALS_DIRECTORY. Required. Owner root or our own user, mode 0400 or 0600; at most 256 bytes, of which
+	// in $CREDENTIALS_DIRECTORY. Required with login: pin, and refused otherwise. Owner root or our own user, mode 0400 or 0600; at most 256 bytes, of which
 	// one newline at the end is not part of the PIN. It is read again at each login.
-	PINFile string `yaml:"pinFile"`
+	PINFile string `yaml:"pinFile,omitempty"`
+	// EmptyPIN says that the token's PIN is the empty one, so that the file may be empty. Default false.
+	EmptyPIN bool `yaml:"emptyPIN"`
 	// AllowGroupPIN accepts mode 0440 too, where the file's group is one of this process's: a Secret volume in a pod with
 	// fsGroup has that. Default false. With true, every process of that group can read the PIN.
 	AllowGroupPIN bool `yaml:"allowGroupPIN"`
@@ -202,7 +214,7 @@ func Default() *Config {
 // function that it is given keeps the decoder's KnownFields, which Decode of a node forgets.
 func (t *Token) UnmarshalYAML(unmarshal func(any) error) error {
 	type fields Token
-	*t = Token{MaxSessions: 8, CallTimeout: Duration(2 * time.Second), ConnectTimeout: Duration(30 * time.Second)}
+	*t = Token{Login: LoginPIN, MaxSessions: 8, CallTimeout: Duration(2 * time.Second), ConnectTimeout: Duration(30 * time.Second)}
 	return unmarshal((*fields)(t))
 }
 

@@ -35,7 +35,7 @@ tokens:
 func minimalConfig() *config.Config {
 	want := config.Default()
 	want.KeyRing = "kube-secrets"
-	token := config.Token{Name: "hsm-a", Module: "/usr/lib/softhsm/libsofthsm2.so", Label: "k8s", PINFile: "/etc/hsm-kms/pin", MaxSessions: 8}
+	token := config.Token{Name: "hsm-a", Module: "/usr/lib/softhsm/libsofthsm2.so", Label: "k8s", Login: "pin", PINFile: "/etc/hsm-kms/pin", MaxSessions: 8}
 	if err := token.CallTimeout.UnmarshalText([]byte("2s")); err != nil {
 		panic(err)
 	}

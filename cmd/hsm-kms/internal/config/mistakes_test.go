@@ -178,3 +178,23 @@ func hasLine(err error, prefix string) bool {
 	}
 	return false
 }
+
+func TestMistakesLogin(t *testing.T) {
+	t.Parallel()
+	withoutFile := func(lines ...string) string {
+		return strings.Replace(token(lines...), "    pinFile: /etc/hsm-kms/pin\n", "", 1)
+	}
+	checkMistakes(t, []mistake{
+		{token("login: card"), `c.yaml:9: tokens[0].login: "card" is not pin or none or pinpad`},
+		{token(`login: ""`), "c.yaml:9: tokens[0].login: is empty"},
+		{token("login: none"), "c.yaml:8: tokens[0].pinFile: has no effect with login: none"},
+		{withoutFile("login: pinpad", "emptyPIN: true"), "c.yaml:9: tokens[0].emptyPIN: has no effect with login: pinpad"},
+		{withoutFile("login: pin"), "c.yaml:5: tokens[0].pinFile: is missing"},
+		{token("emptyPIN: yes please"), `c.yaml:9: tokens[0].emptyPIN: "yes please" does not fit`},
+	})
+	for _, login := range []string{"none", "pinpad"} {
+		if _, err := config.Parse("c.yaml", []byte(withoutFile("login: "+login))); err != nil {
+			t.Error(err)
+		}
+	}
+}

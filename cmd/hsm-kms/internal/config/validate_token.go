@@ -59,9 +59,7 @@ func (t *Token) validate(p *problems, i int) {
 		p.absolute(field("module"), t.Module, "as /usr/lib/softhsm/libsofthsm2.so")
 		t.validateSelector(p, field)
 	}
-	if !filepath.IsAbs(t.PINFile) && (t.PINFile == "" || t.PINFile == "." || t.PINFile == ".." || strings.Contains(t.PINFile, "/")) {
-		p.badValue(field("pinFile"), t.PINFile, "an absolute path or the name of a systemd credential", "as /etc/hsm-kms/pin, or pin with LoadCredential=pin:FILE")
-	}
+	t.validateLogin(p, field)
 	p.number(field("maxSessions"), t.MaxSessions, 1, maxSessions)
 	switch d := t.CallTimeout.Std(); {
 	case d <= 0:
@@ -82,6 +80,22 @@ func (t *Token) validate(p *problems, i int) {
 	}
 	if strings.ContainsRune(t.InitArgs, 0) || len(t.InitArgs) > 4096 {
 		p.report(field("initArgs"), "has a NUL or more than 4096 bytes", "write it as the vendor's manual says")
+	}
+}
+
+// validateLogin sees that there is a PIN file where one is used, and only there.
+func (t *Token) validateLogin(p *problems, field func(string) string) {
+	p.oneOf(field("login"), t.Login, LoginPIN, LoginNone, LoginPINPad)
+	if t.Login == LoginNone || t.Login == LoginPINPad {
+		for name, given := range map[string]bool{"pinFile": p.has(field("pinFile")), "emptyPIN": t.EmptyPIN, "allowGroupPIN": t.AllowGroupPIN} {
+			if given {
+				p.report(field(name), "has no effect with login: "+t.Login, "remove it, or set login: pin")
+			}
+		}
+		return
+	}
+	if !filepath.IsAbs(t.PINFile) && (t.PINFile == "" || t.PINFile == "." || t.PINFile == ".." || strings.Contains(t.PINFile, "/")) {
+		p.badValue(field("pinFile"), t.PINFile, "an absolute path or the name of a systemd credential", "as /etc/hsm-kms/pin, or pin with LoadCredential=pin:FILE")
 	}
 }
 

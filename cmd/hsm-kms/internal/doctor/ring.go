@@ -38,7 +38,7 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 
 	seen := &ringSeen{}
 	for i, problem := range set.Connected(ctx) {
-		if d.login(asked[i].Name, problem) {
+		if d.login(asked[i], problem) {
 			seen.read = append(seen.read, asked[i].Name)
 		}
 	}
@@ -65,15 +65,17 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 }
 
 // login judges what a token said to the login and to the self-test that goes with it.
-func (d *doctor) login(token string, problem error) bool {
+func (d *doctor) login(t hsm.TokenConfig, problem error) bool {
+	token, accepted := t.Name, "the PIN was accepted"
+	if t.Login == hsm.LoginNone {
+		accepted = "the token needs no login"
+	}
 	switch {
 	case problem == nil:
-		d.pass("login", token, "the PIN was accepted")
+		d.pass("login", token, accepted)
 		return true
-	case errors.Is(problem, envelope.ErrPINRefused):
-		d.fail("login", token, problem.Error(), "write the right PIN to the PIN file: a changed file is tried once, and this one never again")
 	case errors.Is(problem, envelope.ErrSelfTest):
-		d.pass("login", token, "the PIN was accepted")
+		d.pass("login", token, accepted)
 		d.failure("self-test", token, problem, "do not use this token with profile "+d.cfg.Profile+": its encryption is not what it claims; see docs/hsm-support.md and the vendor's firmware notes")
 	default:
 		d.failure("login", token, problem, "see that the HSM answers: the vendor's own tool and its log")

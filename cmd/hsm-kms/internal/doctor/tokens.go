@@ -7,9 +7,9 @@ import (
 	"strings"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/guard"
-	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 )
 
 // inspect asks the tokens that have indices in fit what they tell without a login, and gives the indices of those that
@@ -40,7 +40,7 @@ func (d *doctor) judge(ctx context.Context, t hsm.TokenConfig, seen hsm.Inspecti
 	}
 	d.pass("token", t.Name, fmt.Sprintf("slot %d, label %q, serial %q, %s %s", seen.Slot, seen.Label, seen.Serial, seen.Manufacturer, seen.Model))
 	offered := d.mechanisms(t, seen)
-	return d.counters(t, seen.PIN) && d.guard(ctx, t, seen.Guard) && offered
+	return (t.Login == hsm.LoginNone || d.counters(t, seen.PIN) && d.pin(ctx, t, seen)) && offered
 }
 
 func (d *doctor) mechanisms(t hsm.TokenConfig, seen hsm.Inspection) bool {
@@ -85,6 +85,15 @@ func (d *doctor) counters(t hsm.TokenConfig, pin hsm.PINState) bool {
 	return true
 }
 
+// pin judges the PIN file's content, and whether the attempt guard lets a login through.
+func (d *doctor) pin(ctx context.Context, t hsm.TokenConfig, seen hsm.Inspection) bool {
+	if seen.PINFile != nil {
+		d.failure("pin-file", t.Name, seen.PINFile, "let the PIN file hold the user PIN and nothing else")
+		return false
+	}
+	return d.guard(ctx, t, seen.Guard)
+}
+
 // guard judges whether the attempt guard lets a login through, and clears what stands against it when that was asked for.
 func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) bool {
 	const check = "pin-latch"
@@ -92,9 +101,6 @@ func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) b
 	case standing == nil:
 		d.pass(check, t.Name, "nothing stands against a login with this PIN")
 		return true
-	case isPINFile(standing):
-		d.failure("pin-file", t.Name, standing, "let the PIN file hold the user PIN and nothing else")
-		return false
 	case d.TryPIN:
 		if err := hsm.AllowPIN(ctx, d.common, t); err != nil {
 			d.failure(check, t.Name, err, "see that stateDir can be written")
@@ -104,7 +110,7 @@ func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) b
 		return true
 	case errors.Is(standing, guard.ErrStands):
 		d.fail(check, t.Name, standing.Error()+"; no login was tried",
-			"write the right PIN to the PIN file, or, if you know that it is right, run: hsm-kms doctor --try-pin")
+			envelope.PINRefusedHint)
 		return false
 	case errors.Is(standing, guard.ErrState):
 		d.failure(check, t.Name, standing, "see that the PIN is right, then run: hsm-kms doctor --try-pin")
@@ -112,9 +118,4 @@ func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) b
 	}
 	d.failure(check, t.Name, standing, "see why the last login failed, in the plugin's log; the plugin tries again by itself, hsm-kms doctor --try-pin at once")
 	return false
-}
-
-// isPINFile reports whether the PIN file is at fault.
-func isPINFile(err error) bool {
-	return errors.Is(err, pinfile.ErrMalformed) || errors.Is(err, pinfile.ErrUnreadable) || errors.Is(err, pinfile.ErrChanging)
 }

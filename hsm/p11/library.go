@@ -133,16 +133,24 @@ func (l *Library) Slots() (slots []uint, err error) {
 	return slots, err
 }
 
-// TokenInfo implements API. Some modules answer it only after C_GetSlotInfo for the slot, whatever that says.
+// TokenInfo implements API. Some modules answer it only after C_GetSlotInfo for the slot.
 func (l *Library) TokenInfo(slot uint) (info pkcs11.TokenInfo, err error) {
-	_ = l.call("C_GetSlotInfo", func() error {
+	ask := func() error {
+		return l.call("C_GetTokenInfo", func() error {
+			info, err = l.ctx.GetTokenInfo(slot)
+			return err
+		})
+	}
+	if err = ask(); err == nil {
+		return info, nil
+	}
+	known := l.call("C_GetSlotInfo", func() error {
 		_, err := l.ctx.GetSlotInfo(slot)
 		return err
 	})
-	err = l.call("C_GetTokenInfo", func() error {
-		info, err = l.ctx.GetTokenInfo(slot)
-		return err
-	})
+	if known == nil {
+		err = ask()
+	}
 	return info, err
 }
 

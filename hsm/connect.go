@@ -112,6 +112,9 @@ func (t *Token) leave(api p11.API, reader *keyReader) {
 // lockLogin keeps every other worker and command of this machine from logging in to the module's tokens meanwhile:
 // SoftHSM truncates a token's file at each login and writes it afterwards, and a process that looks in between sees no token.
 func (t *Token) lockLogin(ctx context.Context) (unlock func(), err error) {
+	if t.looksAgain {
+		return func() {}, nil
+	}
 	sum := sha256.Sum256([]byte(t.cfg.Module))
 	lock, err := filelock.Wait(ctx, filepath.Join(t.common.StateDir, "login-"+hex.EncodeToString(sum[:8])+".lock"))
 	switch {
@@ -121,6 +124,20 @@ func (t *Token) lockLogin(ctx context.Context) (unlock func(), err error) {
 		return nil, stateError(err)
 	}
 	return func() { _ = lock.Unlock() }, nil
+}
+
+// lookAgain has f look for the token a second time, in a new worker and with the login lock held all the time:
+// C_Initialize is where SoftHSM reads its tokens.
+func (t *Token) lookAgain(ctx context.Context, f func() error) error {
+	time.Sleep(secondLookPause)
+	unlock, err := t.lockLogin(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	t.looksAgain = true
+	defer func() { t.looksAgain = false }()
+	return f()
 }
 
 func stateError(err error) error {

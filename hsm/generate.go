@@ -61,8 +61,10 @@ func (m *maker) run(ctx context.Context) (err error) {
 	slot, info, err := m.open(ctx)
 	if isUnsettled(err) {
 		m.close()
-		time.Sleep(secondLookPause)
-		slot, info, err = m.open(ctx)
+		err = m.t.lookAgain(ctx, func() error {
+			slot, info, err = m.open(ctx)
+			return err
+		})
 	}
 	if err != nil {
 		return err

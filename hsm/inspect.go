@@ -2,9 +2,7 @@ package hsm
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -88,9 +86,8 @@ func (t *Token) inspectPIN(ctx context.Context, w workerProcess, info pkcs11.Tok
 // withoutLogin finds the token in a worker of its own, and has f look at it.
 func (t *Token) withoutLogin(ctx context.Context, f func(w workerProcess, api p11.API, slot uint, info pkcs11.TokenInfo) error) error {
 	err := t.inOneWorker(ctx, f)
-	if errors.Is(err, ErrTokenAbsent) {
-		time.Sleep(secondLookPause)
-		err = t.inOneWorker(ctx, f)
+	if isUnsettled(err) {
+		err = t.lookAgain(ctx, func() error { return t.inOneWorker(ctx, f) })
 	}
 	return err
 }

@@ -146,8 +146,10 @@ func (t *Token) attempt(ctx context.Context, fresh bool) error {
 	})
 	gen, err := t.makeConnection(ctx, fresh)
 	if isUnsettled(err) && t.noFailureYet() {
-		time.Sleep(secondLookPause)
-		gen, err = t.makeConnection(ctx, true)
+		err = t.lookAgain(ctx, func() error {
+			gen, err = t.makeConnection(ctx, true)
+			return err
+		})
 	}
 	slow.Stop()
 	if err == nil {

@@ -85,6 +85,7 @@ type Token struct {
 	worker workerProcess // the present one; nil: none. It belongs to the attempt that is under way, or to run.
 	// loginFailed is what the last login failed with; nil: none has. It belongs to the attempt as well.
 	loginFailed error
+	looksAgain  bool // the login lock is held for all of a second look; it belongs to the attempt too
 
 	permits chan struct{} // one for each working session that exists or is being opened
 	alone   chan struct{} // holds one value while an operation takes all permits

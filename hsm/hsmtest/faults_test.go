@@ -13,6 +13,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/test/tokens"
 )
 
@@ -219,4 +220,51 @@ func TestOpencryptokiPINAcrossProcesses(t *testing.T) {
 	if err := s.LogInElsewhere(t.Context()); err != nil {
 		t.Errorf("after a login by hand: %v", err)
 	}
+}
+
+// A TPM in dictionary-attack lock-out is said to be that, the PIN is left alone meanwhile, and the token heals by itself when
+// the TPM does.
+func TestTPMInLockOut(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	s := subject(t, tokens.TPM(t))
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	tpm := func(args ...string) {
+		t.Helper()
+		if out, err := exec.CommandContext(t.Context(), "tpm2_dictionarylockout", args...).CombinedOutput(); err != nil {
+			t.Fatalf("tpm2_dictionarylockout %v: %v: %s", args, err, out)
+		}
+	}
+	tpm("--setup-parameters", "--max-tries=2", "--recovery-time=1000", "--lockout-recovery-time=1000")
+	wrong := s
+	wrong.Token.PINFile = filepath.Join(t.TempDir(), "pin")
+	hsmtest.WritePIN(t, wrong.Token.PINFile, hsmtest.WrongPIN)
+	for range 3 { // an attacker, who asks no attempt guard
+		if err := wrong.LogInByHand(t.Context()); err == nil {
+			t.Fatal("a wrong PIN was accepted")
+		}
+	}
+	d := hsmtest.Start(t, s)
+	problem := func() error { return d.Set.Members()[0].(interface{ Problem() error }).Problem() }
+	d.Eventually(20*time.Second, "saying that it is locked, four times", func() error {
+		if n := d.Calls.Of("C_OpenSession"); n < 4 {
+			return fmt.Errorf("%d attempts", n)
+		}
+		return nil
+	})
+	if err := problem(); !errors.Is(err, envelope.ErrPINLocked) || !strings.Contains(hint.Of(err), "tpm2_dictionarylockout") {
+		t.Errorf("%v (hint %q)", err, hint.Of(err))
+	}
+	if n := d.Calls.Of("C_Login"); n > 1 {
+		t.Errorf("%d logins while it is locked", n)
+	}
+	tpm("--clear-lockout")
+	took := d.Eventually(time.Minute, "healing", problem)
+	t.Logf("healed %s after the lock-out; %d logins in all", took.Round(time.Millisecond), d.Calls.Of("C_Login"))
+	d.Ready()
+	if n := d.Calls.Of("C_Login"); n > 2 {
+		t.Errorf("%d logins", n)
+	}
+	d.Close()
 }

@@ -534,7 +534,7 @@ func (c fakeCalls) FindData(p11.Session, string, string, int) ([]p11.Object, err
 var errNotFaked = errors.New("the fake does not make objects")
 
 func (c fakeCalls) CreateData(p11.Session, string, string, []byte) error { return errNotFaked }
-func (c fakeCalls) OpenMaker(uint, pinfile.Identity) error               { return errNotFaked }
+func (c fakeCalls) OpenMaker(uint, *pinfile.Identity) error              { return errNotFaked }
 func (c fakeCalls) Make(worker.Secret) error                             { return errNotFaked }
 
 func (c fakeCalls) Attribute(s p11.Session, o p11.Object, attribute uint) ([]byte, error) {

@@ -23,12 +23,14 @@ const (
 type Version struct {
 	Key
 	State  State
-	Tokens []string  // the names of the tokens that hold it, in the order of the configuration
-	Works  bool      // sealed and opened with on a token that can be reached now
-	Ready  bool      // it works, and has been proven on every configured token
-	Waits  []Wait    // the configured tokens on which it has not been proven
-	Until  time.Time // from then on it does not wait for absent tokens
-	twice  bool      // one token holds it more than once
+	Tokens []string // the names of the tokens that hold it, in the order of the configuration
+	Works  bool     // sealed and opened with on a token that can be reached now
+	Ready  bool     // it works, and has been proven on every configured token
+	Waits  []Wait   // the configured tokens on which it has not been proven
+	// Suspended are the tokens that hold it, serve other keys, and cannot use this one just now, with the cause.
+	Suspended map[string]error
+	Until     time.Time // from then on it does not wait for absent tokens
+	twice     bool      // one token holds it more than once
 }
 
 // compareIDs orders versions by activation, then CKA_ID, then fingerprint. A key made elsewhere has been

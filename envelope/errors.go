@@ -20,6 +20,8 @@ var (
 	ErrKeyRefused = errors.New("is refused")
 	// ErrUnavailable: the HSM cannot be asked just now: not reachable, hanging, or being recovered.
 	ErrUnavailable = errors.New("HSM unavailable")
+	// ErrKeySuspended: the token can use other keys, and not this one, for now. It comes with ErrUnavailable.
+	ErrKeySuspended = errors.New("the HSM cannot use the key just now")
 	// ErrBusy: too many callers already wait for a session.
 	ErrBusy = errors.New("too many requests are waiting for the HSM")
 	// ErrPINRefused: the token refused the PIN, or an earlier attempt with this PIN file did not succeed.

@@ -126,7 +126,46 @@ func (r *Ring) refreshLocked(ctx context.Context) error {
 	r.everRead = true
 	r.lastRead = r.cfg.Now()
 	r.versions, r.refused = r.merge(members)
+	r.seekLacking(members, errs)
 	return nil
+}
+
+// seekLacking has tokens look again for what another one holds and they do not show. r.mu is held.
+func (r *Ring) seekLacking(members []Token, errs []error) {
+	for i, token := range members {
+		s, ok := token.(Seeker)
+		if !ok || errs[i] != nil {
+			continue
+		}
+		for j := range r.versions {
+			if v := &r.versions[j]; !slices.Contains(v.Tokens, token.Name()) {
+				s.Seek(v.ID)
+			}
+		}
+	}
+}
+
+// seek has every token look again for a key that none shows, and re-reads the ring if one has.
+func (r *Ring) seek(ctx context.Context, id KeyID) error {
+	looked := false
+	for _, token := range r.tokens.Members() {
+		s, ok := token.(Seeker)
+		if !ok {
+			continue
+		}
+		if c := s.Seek(id); c != nil {
+			select {
+			case <-c:
+				looked = true
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	if !looked {
+		return nil
+	}
+	return r.Refresh(ctx)
 }
 
 // forgetProofs drops what was proven of keys that the token holds no longer. Another token, out of reach, may still be
@@ -199,6 +238,7 @@ type View struct {
 // this process could not re-read the ring, and nothing is missing with it.
 func (r *Ring) View() View {
 	generations := r.generations()
+	suspended := r.suspended()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.cfg.Now()
@@ -206,7 +246,7 @@ func (r *Ring) View() View {
 		r.seen[token] = now
 	}
 	versions := slices.Clone(r.versions)
-	r.judge(versions, generations, now)
+	r.judge(versions, generations, suspended, now)
 	if r.floor != r.used && len(generations) > 0 && !isWithin(versions, r.floor, generations) {
 		r.floor = r.used
 	}
@@ -240,6 +280,17 @@ func (r *Ring) generations() map[string]uint64 {
 		}
 	}
 	return g
+}
+
+// suspended are the keys that tokens cannot use just now, by token.
+func (r *Ring) suspended() map[string]map[KeyID]error {
+	all := map[string]map[KeyID]error{}
+	for _, token := range r.tokens.Members() {
+		if s, ok := token.(Suspender); ok {
+			all[token.Name()] = s.Suspended()
+		}
+	}
+	return all
 }
 
 // Floor is the latest key known to have been activated; zero: none. It is no secret.

@@ -144,6 +144,9 @@ func withOneTimeKey(ctx context.Context, token Token, id KeyID, salt []byte, use
 
 // isHSMAway tells the errors that say nothing of a key: the HSM, or the time for it, was not to be had.
 func isHSMAway(err error) bool {
+	if errors.Is(err, ErrKeySuspended) {
+		return false
+	}
 	return errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy) || IsPIN(err) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -23,7 +23,8 @@ func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
 }
 
 // Open unwraps an envelope under the key that keyID names: that one and no other is tried. The caller
-// wipes the DEK. An unknown key_id causes one re-read of the ring, at most one a second. Errors:
+// wipes the DEK. An unknown key_id causes one re-read of the ring, at most one a second, and then has tokens look again
+// whose library may not show it (Seeker). Errors:
 // ErrMalformed, ErrUnauthentic, ErrUnknownKey with what the ring does hold, and those of Token.
 func (r *Ring) Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error) {
 	if _, err := Parse(envelope); err != nil {
@@ -39,6 +40,11 @@ func (r *Ring) Open(ctx context.Context, keyID string, envelope []byte) ([]byte,
 	if !r.holds(id) {
 		if err := r.refreshOnDemand(ctx); err != nil {
 			return nil, err
+		}
+		if !r.holds(id) {
+			if err := r.seek(ctx, id); err != nil {
+				return nil, err
+			}
 		}
 		if !r.holds(id) {
 			return nil, r.unknown(id)

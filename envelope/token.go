@@ -55,6 +55,19 @@ type Distruster interface {
 	Distrust(why error)
 }
 
+// Suspender is a Token that may be unable to use single keys while it serves others. Suspended asks no HSM; it names those
+// keys, and why.
+type Suspender interface {
+	Suspended() map[KeyID]error
+}
+
+// Seeker is a Token that may hold keys that it does not show, because its library reads them once. Seek has it look again
+// for a key that it does not show, if that may help; nil: it may not, or not now. The channel is closed when it has looked.
+// Seek does not wait.
+type Seeker interface {
+	Seek(id KeyID) <-chan struct{}
+}
+
 // Tokens are the tokens that hold one ring. As a Token they are the first that is healthy and holds the
 // key asked for.
 type Tokens interface {

@@ -88,14 +88,22 @@ type proofKey struct {
 }
 
 // judge sets what the tokens that can be reached, by their generations, and what was seen of the others say of each
-// version. A proof counts for the connection in which it was made. Of a token that is out of reach the last one counts:
+// version. suspended are the keys that a token cannot use just now, by token. A proof counts for the connection in which it was made. Of a token that is out of reach the last one counts:
 // the wait is for the copy to arrive, and it has arrived.
-func (r *Ring) judge(versions []Version, generations map[string]uint64, now time.Time) {
+func (r *Ring) judge(versions []Version, generations map[string]uint64, suspended map[string]map[KeyID]error, now time.Time) {
 	waits := make([]Wait, 0, len(versions)*len(r.cfg.Tokens))
 	for i := range versions {
 		v := &versions[i]
 		first := len(waits)
 		for _, token := range r.cfg.Tokens {
+			if cause := suspended[token][v.ID]; cause != nil {
+				if v.Suspended == nil {
+					v.Suspended = map[string]error{}
+				}
+				v.Suspended[token] = cause
+				waits = append(waits, Wait{Token: token, Lacks: true})
+				continue
+			}
 			last, tried := r.proven[proofKey{v.ID, token}]
 			present := generations[token]
 			fresh := present != 0 && last.generation == present

@@ -19,14 +19,17 @@
 // operation of a session goes over the worker's control socket: admin.go has the sequences on the admin session,
 // ringview.go those on a session of their own.
 //
-// An error is classified by its return value (errorclass.go). A lost session is replaced and the operation tried once more.
-// What may be the token's fault is suspected, and the supervisor looks into it (verify.go): it keeps the connection, or drops
-// it and connects again, in the same worker where that is enough. A worker that has died, or in which a module says that
-// it is not initialised, or will not close sessions, is followed by a new one: C_Finalize and C_Initialize in the same
-// process is never tried.
+// An error is classified by its return value (errorclass.go). A lost session is replaced and the operation tried once more;
+// decide.go has what is done about every other error. In short: the operation is tried on a fresh session, then the
+// supervisor checks the key (check.go, verify.go). It keeps the connection, suspends the key (suspend.go), seeks it in a new
+// worker, or drops the connection and connects again, in the same worker where that is enough. A worker that has died, or in
+// which a module says that it is not initialised, or will not close sessions, is followed by a new one: C_Finalize and
+// C_Initialize in the same process is never tried.
 //
-// When half of the sessions hang, or some do and nothing has succeeded since, a successor is started in a second worker.
-// The first goes on serving as far as it can, and is ended when the successor serves. There are two workers at most.
+// When half of the sessions hang, or some do and nothing has succeeded since, or too many keys are suspended or calls fail, a
+// successor is started in a second worker; so it is when the library may not show all keys (swap.go). The first goes on
+// serving as far as it can, and is ended when the successor serves; a token that refuses a second connection loses the first
+// one before. There are two workers at most.
 //
 // An act that cannot be taken back (destroy.go, generate.go, binding.go) is looked after (act.go): by a look through its
 // worker, or else by one through the next worker, when this one has been ended outside the call itself.

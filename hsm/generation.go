@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
@@ -22,7 +23,11 @@ type generation struct {
 	madeAt   time.Time   // when the ring had been read
 	given    atomic.Bool // what was read then was asked for
 
+	checked map[envelope.KeyID]time.Time // when keys were checked last; Token.mu guards it
+
 	mu          sync.Mutex
+	using       int           // operations under way
+	unused      chan struct{} // made by end; closed when no operation is under way any more
 	idle        []p11.Session
 	unclosed    []p11.Session // of no use, and C_CloseSession failed for them
 	closed      bool          // its sessions are closed as they come back
@@ -39,15 +44,42 @@ func (t *Token) drop(why string) {
 		t.dedup.dropped(t.log, t.gen.number, why)
 		t.gen.end()
 		t.retired = append(t.retired, t.gen)
-		t.gen, t.suspect, t.cause = nil, nil, nil
+		t.gen, t.cause = nil, nil
+		clear(t.suspects)
 	})
 }
 
-// end has the generation's sessions closed as they come back.
-func (g *generation) end() {
+// end has the generation's sessions closed as they come back. unused is closed when no operation is under way any more.
+func (g *generation) end() (unused <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
+	if g.unused == nil {
+		g.unused = make(chan struct{})
+		if g.using == 0 {
+			close(g.unused)
+		}
+	}
+	return g.unused
+}
+
+// enter begins an operation. false: the generation has ended.
+func (g *generation) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.using++
+	}
+	return !g.closed
+}
+
+func (g *generation) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.using--
+	if g.closed && g.using == 0 {
+		close(g.unused)
+	}
 }
 
 // closeRetired closes what dropped generations of the present worker left open, before any session is opened in it again.

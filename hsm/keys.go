@@ -29,14 +29,51 @@ type table struct {
 }
 
 // newest are the keys with which the token is tried, the latest first: a few, because one bad key must not condemn the
-// token, and what ails the token shows with each.
-func (t *table) newest() []*heldKey {
+// token, and what ails the token shows with each. Those that but names are left out; nil: none are.
+func (t *table) newest(but func(*heldKey) bool) []*heldKey {
 	keys := slices.SortedFunc(maps.Values(t.byID), newestFirst)
+	if but != nil {
+		keys = slices.DeleteFunc(keys, but)
+	}
 	return keys[:min(len(keys), triedKeys)]
 }
 
 func newestFirst(a, b *heldKey) int {
 	return cmp.Or(b.key.Activation.Compare(a.key.Activation), bytes.Compare(b.key.CKAID, a.key.CKAID))
+}
+
+// has reports whether an object with that CKA_ID was shown.
+func (t *table) has(ckaID []byte) bool {
+	return slices.ContainsFunc(t.keys, func(k envelope.Key) bool { return bytes.Equal(k.CKAID, ckaID) })
+}
+
+// only reports whether no other key of the table has the CKA_ID.
+func (t *table) only(held *heldKey) bool {
+	for _, other := range t.byID {
+		if other != held && bytes.Equal(other.key.CKAID, held.key.CKAID) {
+			return false
+		}
+	}
+	return true
+}
+
+// with is the table with another handle for the key, and without it for the handle 0.
+func (t *table) with(id envelope.KeyID, handle p11.Object) *table {
+	held := t.byID[id]
+	if held == nil || held.handle == handle {
+		return t
+	}
+	next := &table{byID: maps.Clone(t.byID), byHandle: maps.Clone(t.byHandle), keys: t.keys}
+	delete(next.byHandle, held.handle)
+	if handle == 0 {
+		delete(next.byID, id)
+		next.keys = slices.DeleteFunc(slices.Clone(t.keys), func(k envelope.Key) bool { return k.ID == id })
+		return next
+	}
+	moved := *held
+	moved.handle = handle
+	next.byID[id], next.byHandle[handle] = &moved, &moved
+	return next
 }
 
 // triedKeys is with how many keys the token is tried before it is given up.
@@ -51,6 +88,8 @@ type heldKey struct {
 	// sample serves to tell a token that cannot use the key from a ciphertext that is not authentic. nil: there is none,
 	// because the profile needs none, or because the token seals no more with the key.
 	sample *sample
+	// failed is why the token could not use the key when it was read; proof and sample are an earlier connection's. nil: it could.
+	failed error
 }
 
 // sample is something that a key has sealed.
@@ -72,6 +111,7 @@ type keyReader struct {
 	open     func() (p11.Session, error) // opens one of these
 	ring     string
 	profile  envelope.Profile
+	known    *table  // an earlier connection's; nil: there was none
 	allow    bool    // imported keys
 	nonces   *nonces // nil: not counted
 	own      *ownNonces
@@ -107,8 +147,15 @@ func (r *keyReader) readWith(old *table, f func(p *readPool, newest *heldKey)) (
 	}
 	p.grow(len(handles))
 	all := make([]*heldKey, len(handles))
+	unread := make([]error, len(handles))
 	if err := p.each(len(all), func(s *readSession, i int) (err error) {
 		all[i], err = r.inspect(s.Session, handles[i], old)
+		if err != nil && isOfKey(err) {
+			unread[i] = err
+			all[i] = &heldKey{handle: handles[i], key: envelope.Key{ID: envelope.KeyID{Ring: r.ring}}}
+			all[i].refuse("the token does not say what it is: %v", err)
+			return p.replace(s)
+		}
 		return err
 	}); err != nil {
 		return nil, err
@@ -117,10 +164,33 @@ func (r *keyReader) readWith(old *table, f func(p *readPool, newest *heldKey)) (
 	if err != nil {
 		return nil, err
 	}
-	if t = tableOf(all); failed != nil && len(t.byID) == 0 {
+	t = tableOf(all)
+	if failed = errors.Join(failed, errors.Join(unread...)); failed != nil && len(t.newest(hasFailed)) == 0 {
 		return nil, failed
 	}
 	return t, nil
+}
+
+// isOfKey reports whether an error may be one key's alone: the token has answered.
+func isOfKey(err error) bool {
+	_, isCKR := p11.RVOf(err)
+	return isCKR || errors.Is(err, envelope.ErrSelfTest)
+}
+
+func hasFailed(k *heldKey) bool { return k.failed != nil }
+
+// fail notes that the token cannot use the key just now. The key is refused, unless an earlier connection has used it: then
+// its key_id is known, and it is held, to be suspended.
+func (r *keyReader) fail(held *heldKey, err error) {
+	if r.known != nil {
+		for _, before := range r.known.byID {
+			if bytes.Equal(before.key.CKAID, held.key.CKAID) && r.known.only(before) {
+				held.key.ID, held.proof, held.sample, held.failed = before.key.ID, before.proof, before.sample, err
+				return
+			}
+		}
+	}
+	held.refuse("the token cannot use it now: %v", err)
 }
 
 // fingerprintAll takes the fingerprints that are missing, those of the newest keys first. failed is what it said of keys that it
@@ -138,9 +208,9 @@ func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPo
 	err = p.each(len(missing), func(s *readSession, i int) error {
 		held := missing[i]
 		err := r.fingerprint(p, s, held)
-		if err != nil && classOf(err) == classData { // it may be this key alone that the token cannot use just now
+		if err != nil && isOfKey(err) { // it may be this key alone that the token cannot use just now
 			said[i] = err
-			held.refuse("the token cannot use it now: %v", err)
+			r.fail(held, err)
 			return p.replace(s)
 		}
 		if err == nil && held.key.Refused == "" && i == 0 && f != nil {
@@ -189,7 +259,7 @@ func (r *keyReader) testNewest(ctx context.Context, keys *table) (err error) {
 	p := r.pool()
 	defer func() { err = cmp.Or(err, p.close()) }()
 	var failed error
-	for _, held := range keys.newest() {
+	for _, held := range keys.newest(hasFailed) {
 		err := selfTest(ctx, p, held)
 		if err == nil {
 			return nil

@@ -27,11 +27,15 @@ func (t *Token) login(ctx context.Context, api p11.API, w workerProcess, patient
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
 		return false, nil // a token without a PIN; private keys are then shown to all, and it says so itself
 	}
-	err = t.tryPIN(ctx, api, w, slot, info, func(file pinfile.Identity) error { return patient.Login(s, file) })
+	var said error
+	err = t.tryPIN(ctx, api, w, slot, info, func(file pinfile.Identity) error {
+		said = patient.Login(s, file)
+		return said
+	})
 	if err != nil {
 		return false, err
 	}
-	return mustBeLoggedIn(api, s, info)
+	return mustBeLoggedIn(api, s, info, said)
 }
 
 // tryPIN calls login at most once, under the attempt guard. Everything that logs in comes through here.
@@ -177,13 +181,17 @@ func (t *Token) refusedHint() string {
 }
 
 // mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys. Where no
-// login is required it sees them: NSS softokn takes an empty PIN and logs nobody in.
-func mustBeLoggedIn(api p11.API, s p11.Session, info pkcs11.TokenInfo) (in bool, err error) {
+// login is required it sees them: NSS softokn takes an empty PIN and logs nobody in. said is what C_Login said: nil, or that
+// somebody is logged in.
+func mustBeLoggedIn(api p11.API, s p11.Session, info pkcs11.TokenInfo, said error) (in bool, err error) {
 	in, err = isLoggedIn(api, s)
-	if err == nil && !in && info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
-		err = errors.New("logging in: the token reports success, and the session is not logged in")
+	switch {
+	case err != nil || in || info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0:
+		return in, err
+	case said != nil:
+		return false, fmt.Errorf("logging in: the session is not logged in, and the token refuses it: %w", said)
 	}
-	return in, err
+	return false, errors.New("logging in: the token reports success, and the session is not logged in")
 }
 
 func isLoggedIn(api p11.API, s p11.Session) (bool, error) {

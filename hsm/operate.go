@@ -51,81 +51,137 @@ func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [e
 	return [envelope.MACSize]byte(out), nil
 }
 
-// operate does op with the key within the call time-out of the token, retries included. It
-// recovers from each fault once: by another session, another generation, a second look at the ciphertext.
+// operate does op with the key within the call time-out of the token, retries included (decide.go).
 func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
 	until := time.Now().Add(t.cfg.CallTimeout)
-	tried := map[errorClass]bool{}
 	if t.deadly.refuses(id, &op) {
 		return nil, fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnavailable, errDeadly)
 	}
-	died := false
+	var did progress
 	for {
 		if ctx.Err() != nil {
 			return nil, t.outOfTime(ctx) // nobody waits for an answer, so the HSM is not asked
 		}
-		gen, err := t.readyUntil(ctx, until)
+		gen, held, err := t.keyFor(ctx, until, id, &did)
 		if err != nil {
 			return nil, err
 		}
-		held := gen.table.Load().byID[id]
-		if held == nil {
-			return nil, fmt.Errorf("token %s: %w: %s", t.cfg.Name, envelope.ErrUnknownKey, id)
-		}
 		take := t.takeOne
-		if died {
+		if did.died {
 			take = t.takeAlone
 		}
-		out, err := t.once(ctx, until, gen, held, op, len(tried) > 0, take)
+		out, err := t.once(ctx, until, gen, held, op, did.retried || did.checked, take)
 		if err == nil {
+			t.count(gen, false)
 			return out, nil
 		}
-		if errors.Is(err, p11.ErrEnded) {
-			if died {
-				t.deadly.note(id, &op)
-			}
-			died = true
-		}
-		if _, isCKR := p11.RVOf(err); !isCKR && !errors.Is(err, errStale) && !errors.Is(err, errUnclosed) && !errors.Is(err, p11.ErrEnded) {
-			return nil, err
-		}
-		if err = t.prepareRetry(ctx, until, gen, held, op, err, tried); err != nil {
+		if err = t.prepareRetry(ctx, until, gen, held, op, err, &did); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// unconfirmed marks in tried that the second look at a ciphertext failed too.
-const unconfirmed = classNone
+// progress is what an operation has been through.
+type progress struct {
+	retried bool // on a fresh session
+	checked bool // the supervisor has looked
+	opened  bool // a second look at the ciphertext: the token opens what it sealed itself
+	crowded bool // it got no session of its own
+	died    bool // the worker died of it, or of what ran beside it
+	sought  bool // the worker was replaced to find the key
+}
 
-// prepareRetry prepares another try after a fault, or says what the outcome is. tried is what was tried already.
-func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, tried map[errorClass]bool) error {
-	if errors.Is(err, errCrowded) {
-		return nil // no fault; each time there is one permit less, so it is no loop
+// keyFor gives the key in the present connection. A key that the token does not show is sought in a new worker first, where
+// that is to be done.
+func (t *Token) keyFor(ctx context.Context, until time.Time, id envelope.KeyID, did *progress) (*generation, *heldKey, error) {
+	for {
+		gen, err := t.readyUntil(ctx, until, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		if held := gen.table.Load().byID[id]; held != nil {
+			return gen, held, nil
+		}
+		if did.sought || !await(ctx, until, t.Seek(id)) {
+			return nil, nil, fmt.Errorf("token %s: %w: %s", t.cfg.Name, envelope.ErrUnknownKey, id)
+		}
+		did.sought = true
+	}
+}
+
+// await waits until c is closed. false: there is nothing to wait for, or the time is up.
+func await(ctx context.Context, until time.Time, c <-chan struct{}) bool {
+	if c == nil {
+		return false
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-c:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return false
+}
+
+// prepareRetry prepares another try after an error, or says what the outcome is.
+func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generation, held *heldKey, op operation, err error, did *progress) error {
+	id := held.key.ID
+	_, isCKR := p11.RVOf(err)
+	switch {
+	case errors.Is(err, errCrowded): // each time there is one permit less, so it is no loop
+		did.crowded = true
+		return nil
+	case errors.Is(err, errStale):
+		return nil // each time there is another connection
+	case errors.Is(err, p11.ErrEnded):
+		if did.died {
+			t.deadly.note(id, &op)
+			return t.failed(err)
+		}
+		did.died = true
+		t.condemned(gen, err)
+		return nil
+	case !isCKR && !errors.Is(err, errUnclosed):
+		return err
+	}
+	if did.crowded { // it was no limit: an operation begun afterwards fails too
+		did.crowded = false
+		t.restorePermits()
 	}
 	class := classOf(err)
-	again := tried[class]
-	switch {
-	case class == classData && op.flawed:
-		if checkErr := t.confirm(ctx, until, gen, held); checkErr != nil {
-			t.suspected(gen, classData, checkErr)
-			if tried[unconfirmed] {
-				return t.failed(err)
-			}
-			tried[unconfirmed] = true // it says nothing of the ciphertext
-			return nil
-		}
-		if again {
+	if class == classData && op.flawed {
+		checkErr := t.confirm(ctx, until, gen, held)
+		if checkErr == nil && did.opened {
 			return fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnauthentic, err)
 		}
-	case again:
-		t.suspected(gen, max(class, classData), err)
-		return t.failed(err)
-	case class != classSession:
-		t.suspected(gen, class, err)
+		if checkErr == nil {
+			did.opened, did.retried = true, true
+			return nil
+		}
+		err, class = checkErr, classOf(checkErr) // it says nothing of the ciphertext
 	}
-	tried[class] = true
+	if class != classSession {
+		t.count(gen, true)
+	}
+	switch nextStep(class, did.retried, did.checked) {
+	case giveUp:
+		return t.failed(err)
+	case checkFirst:
+		did.checked = true
+		t.suspected(gen, id, err)
+	case retryFresh:
+		did.retried = true
+	}
 	return nil
+}
+
+// count counts a call for the rule about tokens of which many calls fail.
+func (t *Token) count(gen *generation, failed bool) {
+	if why := t.rate.note(failed); why != "" {
+		t.requestSwap(gen, why)
+	}
 }
 
 func (t *Token) failed(err error) error {
@@ -154,16 +210,17 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 			release()
 		}
 	}()
-	if gen.ended() {
+	if !gen.enter() {
 		return nil, errStale
 	}
+	defer gen.leave()
 	if d, ok := ctx.Deadline(); ok && d.Before(until) {
 		until = d
 	}
 	s, err := t.session(ctx, until, gen, fresh)
 	if err == nil {
 		out, err = op.run(gen.api, until, s, held.handle)
-	} else if hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.burnPermits(gen) {
+	} else if mayBeLimit(err) && t.burnPermits(gen, hasRV(err, pkcs11.CKR_SESSION_COUNT)) {
 		keepsPermit = true
 		return nil, fmt.Errorf("%w: %w", errCrowded, err)
 	}
@@ -192,19 +249,23 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 	return out, err
 }
 
-// readyUntil is ready, without a timer where there is nothing to wait for.
-func (t *Token) readyUntil(ctx context.Context, until time.Time) (*generation, error) {
+// readyUntil is ready for an operation with the key, without a timer where there is nothing to wait for.
+func (t *Token) readyUntil(ctx context.Context, until time.Time, id envelope.KeyID) (*generation, error) {
 	if !t.circuitOpen() {
 		t.mu.Lock()
-		gen, suspect := t.gen, t.suspect
+		gen, suspected, suspended := t.gen, t.isSuspected(id), t.suspended[id]
 		t.mu.Unlock()
-		if gen != nil && suspect == nil {
+		switch {
+		case gen == nil || suspected:
+		case suspended != nil:
+			return nil, t.keySuspended(id, suspended.err)
+		default:
 			return gen, nil
 		}
 	}
 	ctx, cancel := context.WithDeadlineCause(ctx, until, errAbandoned)
 	defer cancel()
-	return t.ready(ctx)
+	return t.readyFor(ctx, id)
 }
 
 // errStale: the generation ended while the operation ran. Its handle may have named another key by then, so

@@ -41,6 +41,9 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 		done := t.lendSessions(ctx, reader, gen)
 		read, err := reader.read(old)
 		done(err)
+		if _, isCKR := p11.RVOf(err); isCKR {
+			read, err = readAgain(reader, old, err)
+		}
 		gen.admin = reader.session
 		if reader.leftOpen {
 			t.requireNewWorker()
@@ -52,22 +55,32 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 			return errVanished
 		}
 		gen.table.Store(read)
+		t.noteLive(old, read)
 		keys = read.keys
 		return nil
 	})
 	switch {
 	case err == nil:
-		t.mu.Lock()
-		t.restorePermits() // other programs may have given sessions back
-		t.mu.Unlock()
+		t.restorePermit() // other programs may have given sessions back
 		return keys, nil
 	case ranOutOfTime(err), errors.Is(err, errStale):
-	case errors.Is(err, errVanished):
-		t.suspected(gen, classToken, err)
 	default:
-		t.suspected(gen, max(classOf(err), classLogin), err)
+		t.condemned(gen, err)
 	}
 	return nil, fmt.Errorf("token %s: %w", t.cfg.Name, asUnavailable(err))
+}
+
+// readAgain reads on another session, because what failed may have been the one that was there.
+func readAgain(r *keyReader, old *table, failed error) (*table, error) {
+	s, err := r.api.OpenSession(r.slot, false)
+	if err != nil {
+		return nil, failed
+	}
+	if closeSession(r.api, r.session) != nil {
+		r.leftOpen = true
+	}
+	r.session, r.beside, r.room = s, nil, 0
+	return r.read(old)
 }
 
 // Distrust implements envelope.Distruster: the connection is given up, and the self-test decides about the next one.
@@ -76,6 +89,18 @@ func (t *Token) Distrust(why error) {
 	gen := t.gen
 	t.mu.Unlock()
 	if gen != nil {
-		t.suspected(gen, classToken, why)
+		t.condemned(gen, why)
+	}
+}
+
+// noteLive remembers that the library has shown a key that it did not show before: views need not be compared.
+func (t *Token) noteLive(old, read *table) {
+	for _, key := range read.keys {
+		if !old.has(key.CKAID) {
+			t.mu.Lock()
+			t.swap.live = true
+			t.mu.Unlock()
+			return
+		}
 	}
 }

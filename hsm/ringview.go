@@ -61,7 +61,7 @@ func (t *Token) onOwnSession(ctx context.Context, what string, readWrite bool, f
 		return err
 	})
 	if err != nil && !ranOutOfTime(err) && !errors.Is(err, errStale) {
-		t.suspected(gen, max(classOf(err), classLogin), err)
+		t.condemned(gen, err)
 	}
 	return err
 }
@@ -90,7 +90,7 @@ func stillLoggedIn(api p11.API, s p11.Session, gen *generation) error {
 // unread counts the objects with the key's CKA_ID that are not served and have no fingerprint: each may be the key.
 func (s *ringView) unread(id envelope.KeyID) (n int) {
 	for _, key := range s.table.keys {
-		if key.Refused != "" && key.ID.Version == id.Version && key.ID.Fingerprint == [envelope.FingerprintSize]byte{} {
+		if key.Refused != "" && (key.ID.Version == id.Version || key.CKAID == nil) && key.ID.Fingerprint == [envelope.FingerprintSize]byte{} {
 			n++
 		}
 	}

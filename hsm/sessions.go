@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/miekg/pkcs11"
-
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
@@ -34,7 +32,10 @@ func (t *Token) session(ctx context.Context, until time.Time, gen *generation, f
 // openSession opens a working session; where the token has no more to give, one of ours that has become idle meanwhile does.
 func (t *Token) openSession(ctx context.Context, until time.Time, gen *generation) (p11.Session, error) {
 	s, err := gen.worker.For(ctx, time.Until(until)).OpenSession(gen.slot, false)
-	if hasRV(err, pkcs11.CKR_SESSION_COUNT) {
+	switch {
+	case err == nil:
+		t.restorePermit() // there may be more
+	case mayBeLimit(err):
 		if idle, ok := gen.takeIdle(); ok {
 			return idle, nil
 		}
@@ -94,6 +95,13 @@ func (t *Token) tryPermit() bool {
 	}
 }
 
+// mayBeLimit reports whether C_OpenSession may have failed because the token has no more sessions: tokens say so by any
+// value, but not by those that say that library, slot or token are gone.
+func mayBeLimit(err error) bool {
+	_, isCKR := p11.RVOf(err)
+	return isCKR && classOf(err) < classToken
+}
+
 func (g *generation) takeIdle() (s p11.Session, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -107,22 +115,24 @@ func (g *generation) takeIdle() (s p11.Session, ok bool) {
 }
 
 // burnPermits is told that the token had no session for a caller, who holds a permit: its own limit, or what other programs
-// leave of it, is lower than maxSessions. That permit, which the caller must then keep, and all that nobody holds are taken
-// out, so that callers wait for the sessions that there are and do not fail. The next reading of the ring gives them back.
+// leave of it, is lower than maxSessions. That permit, which the caller must then keep, is taken out, and all that nobody
+// holds where the token says plainly that it is a limit; so callers wait for the sessions that there are and do not fail.
+// It is believed only if an operation that is begun afterwards succeeds: else restorePermits gives them back.
 // false: nothing was taken out, because no other session of ours is at work that could be waited for.
-func (t *Token) burnPermits(gen *generation) bool {
+func (t *Token) burnPermits(gen *generation, plain bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.gen != gen || len(t.permits)-t.burned <= 1 {
 		return false
 	}
-	for t.burned++; ; t.burned++ {
+	for t.burned++; plain; t.burned++ {
 		select {
 		case t.permits <- struct{}{}:
 		default:
 			return true
 		}
 	}
+	return true
 }
 
 // atWork is how many operations have a permit, abandoned ones included.
@@ -132,11 +142,23 @@ func (t *Token) atWork() int {
 	return len(t.permits) - t.burned
 }
 
-// restorePermits gives back what burnPermits took; t.mu is held.
+// restorePermits gives back all that burnPermits took.
 func (t *Token) restorePermits() {
-	for ; t.burned > 0; t.burned-- {
-		<-t.permits
+	for t.restorePermit() {
 	}
+}
+
+// restorePermit gives back one permit that burnPermits took, so that one more session is tried: false: it took none. When
+// that one can be opened the next follows.
+func (t *Token) restorePermit() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.burned == 0 {
+		return false
+	}
+	t.burned--
+	<-t.permits
+	return true
 }
 
 // putBack keeps a session that is sound, and closes one that is not: an Init without its end would leave

@@ -31,6 +31,9 @@ func Open(common Config, tokens []TokenConfig) *Set {
 	if common.launch == nil {
 		common.launch = launch
 	}
+	if common.viewAge == 0 {
+		common.viewAge = defaultViewAge
+	}
 	s := &Set{common: common}
 	s.common.memory = noncememory.New(common.StateDir)
 	for _, cfg := range tokens {

@@ -34,9 +34,9 @@ func (t *Token) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-t.wake:
-			t.verifySuspicion(ctx)
+			t.verifySuspicions(ctx)
 		case <-ticker.C:
-			t.verifySuspicion(ctx)
+			t.verifySuspicions(ctx)
 		case err := <-s.attempt:
 			s.end(t, err)
 		case <-s.rested:
@@ -64,31 +64,37 @@ type supervisor struct {
 
 // begin starts an attempt if one is needed and may be made now.
 func (s *supervisor) begin(ctx context.Context, t *Token) {
-	age, connected := t.connectedFor()
-	switch {
-	case s.attempt != nil || s.rested != nil:
+	if s.attempt != nil || s.rested != nil {
 		return
-	case connected && !t.wantsSuccessor():
+	}
+	age, connected := t.connectedFor()
+	kind := noSuccessor
+	if connected {
+		kind = t.wantsSuccessor()
+	}
+	switch {
+	case connected && kind == noSuccessor:
 		if age > shortLife {
 			s.short, s.pause = 0, firstPause
 		}
 		s.fresh = false
 		return
-	case connected:
+	case kind == curesWorker:
 		if wait := s.untilReplacement(); wait > 0 {
 			return // the ticker comes back to it
 		}
 		s.replaced++
-		s.lastReplaced, s.fresh = time.Now(), true
+		s.lastReplaced = time.Now()
+	case connected:
 	case age <= shortLife && s.pause == firstPause:
 		if s.short++; s.short >= manyShort {
 			s.rest(firstPause)
 			return
 		}
 	}
-	fresh := s.fresh
+	fresh := s.fresh || connected
 	s.attempt = make(chan error, 1)
-	go func() { s.attempt <- t.attempt(ctx, fresh) }()
+	go func() { s.attempt <- t.attempt(ctx, fresh, kind) }()
 }
 
 // end takes the outcome of an attempt.
@@ -137,8 +143,9 @@ func needsFresh(err error) bool {
 	return !envelope.IsPIN(err) && !errors.Is(err, guard.ErrPaused) && !errors.Is(err, ErrConfiguration) && !errors.Is(err, context.Canceled)
 }
 
-// attempt connects once; fresh: in a new worker, whatever the present one is like.
-func (t *Token) attempt(ctx context.Context, fresh bool) error {
+// attempt connects once; fresh: in a new worker, whatever the present one is like. kind is why a successor is made of a
+// connection that serves.
+func (t *Token) attempt(ctx context.Context, fresh bool, kind successor) error {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.ConnectTimeout)
 	defer cancel()
 	slow := time.AfterFunc(t.cfg.CallTimeout, func() { // callers are not kept
@@ -151,12 +158,19 @@ func (t *Token) attempt(ctx context.Context, fresh bool) error {
 			return err
 		})
 	}
-	slow.Stop()
-	if err == nil {
-		t.publish(gen)
-	} else {
-		t.failedAttempt(err)
+	if err != nil && kind != noSuccessor && t.noteRefused(err) && kind != comparesViews {
+		gen, err = t.makeConnection(ctx, true) // which ends the first worker now
 	}
+	slow.Stop()
+	switch {
+	case err != nil:
+		t.failedAttempt(err)
+	case kind == comparesViews && !t.showsMore(gen):
+		t.endInBackground(gen.worker, nil)
+	default:
+		t.publish(gen, kind)
+	}
+	t.noteView()
 	t.noteTried()
 	return err
 }
@@ -178,8 +192,12 @@ func (t *Token) makeConnection(ctx context.Context, fresh bool) (*generation, er
 	t.mu.Lock()
 	serves := t.gen != nil && t.gen.worker == old
 	t.mu.Unlock()
+	if serves && t.stopsFirst() {
+		t.drop("its worker is ended before another one is connected")
+		serves = false
+	}
 	if old != nil && !serves {
-		t.endInBackground(old)
+		t.endInBackground(old, nil)
 		t.worker = nil
 	}
 	if err := t.waitForEnds(ctx); err != nil {
@@ -191,39 +209,49 @@ func (t *Token) makeConnection(ctx context.Context, fresh bool) (*generation, er
 	}
 	t.forgetRetired()
 	gen, err := t.connect(ctx, w, true)
-	if err != nil && serves {
-		t.endInBackground(w)
-		return nil, err
+	switch {
+	case !serves:
+		t.worker = w
+	case err != nil:
+		t.endInBackground(w, nil)
 	}
-	t.worker = w
 	return gen, err
 }
 
-// publish makes gen the token's connection; the one before it is dropped, and its worker ended.
-func (t *Token) publish(gen *generation) {
+// publish makes gen the token's connection; the one before it is dropped, and its worker ended when no operation is under
+// way in it any more.
+func (t *Token) publish(gen *generation, kind successor) {
 	t.lastOK.Store(time.Now().UnixNano())
+	t.worker = gen.worker
 	var old *generation
+	var unused <-chan struct{}
 	t.change(func() {
 		old = t.gen
 		if old != nil {
-			old.end()
-			t.dedup.dropped(t.log, old.number, "its worker is replaced: calls hang in it")
+			unused = old.end()
+			t.dedup.dropped(t.log, old.number, t.replacedFor(kind))
 		}
 		t.number++
 		gen.number = t.number
-		t.gen, t.suspect, t.cause, t.since = gen, nil, nil, time.Now()
-		t.hadKeys = len(gen.table.Load().byID) > 0
-		t.restorePermits()
-		t.dedup.connected(t.log, gen.number, len(gen.table.Load().keys))
+		t.gen, t.cause, t.since = gen, nil, time.Now()
+		clear(t.suspects)
+		t.swap.why = ""
+		shown := gen.table.Load()
+		t.shown = shown
+		t.suspendFailed(shown)
+		t.endSeek(shown)
+		t.hadKeys = len(shown.byID) > 0
+		t.dedup.connected(t.log, gen.number, len(shown.keys))
 	})
+	t.restorePermits()
 	if old != nil && old.worker != gen.worker {
-		t.endInBackground(old.worker)
+		t.endInBackground(old.worker, unused)
 	}
 	go t.closeSpare(gen, 1) // those of the reading
 	go func() {             // a worker that dies while nobody asks it is noticed too
 		<-gen.worker.Ended()
 		if !gen.ended() {
-			t.suspected(gen, classModule, gen.worker.Why())
+			t.condemned(gen, gen.worker.Why())
 		}
 	}()
 }
@@ -231,6 +259,7 @@ func (t *Token) publish(gen *generation) {
 // failedAttempt keeps the cause and says it once: an outage of an hour is not ten thousand lines.
 func (t *Token) failedAttempt(err error) {
 	t.change(func() {
+		t.endSeek(nil)
 		if t.gen != nil {
 			return // the old connection still serves
 		}

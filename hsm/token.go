@@ -38,6 +38,7 @@ type TokenConfig struct {
 	Manufacturer, Model string
 	// ConnectTimeout is for loading the module, C_Initialize and the first reading of the ring, each attempt; 0: 30 s.
 	ConnectTimeout time.Duration
+	Swap           Swap
 }
 
 // Login is how a token is logged in to.
@@ -66,9 +67,10 @@ type Config struct {
 	Observer          envelope.Observer // nil: nobody counts
 	Log               *slog.Logger      // nil: slog.Default()
 
-	clock  func() time.Time                                            // of the attempt guard; nil: time.Now
-	launch func(context.Context, worker.Config) (workerProcess, error) // of workers; nil: launch
-	memory *noncememory.Memory
+	clock   func() time.Time                                            // of the attempt guard; nil: time.Now
+	launch  func(context.Context, worker.Config) (workerProcess, error) // of workers; nil: launch
+	memory  *noncememory.Memory
+	viewAge time.Duration // see defaultViewAge
 }
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
@@ -93,31 +95,31 @@ type Token struct {
 	waiting atomic.Int32 // callers waiting for a permit
 	nonces  nonces
 	own     *ownNonces
+	rate    failureRate
 	admin   chan struct{} // holds one value while the admin session is in use
 	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
 	wake    chan struct{} // tells the supervisor that something was suspected
 	tried   chan struct{} // closed after the first attempt to connect
 
 	mu        sync.Mutex
-	gen       *generation                // nil: not connected
-	since     time.Time                  // when the last generation was made
-	number    uint64                     // of the last generation
-	suspect   *suspicion                 // of gen, until the supervisor has looked into it; nil: none
-	cause     error                      // why gen is nil, once an attempt has failed; nil: an attempt is under way
-	dedup     logDeduplicator            // what the log was told
-	changed   chan struct{}              // closed and replaced at each change of the above
-	retired   []*generation              // dropped, and their idle sessions not closed yet
-	ends      []chan struct{}            // of workers that are being ended; each is closed when one has
-	forgiven  int                        // hanging calls that a half-open check has shown to be of no weight
-	burned    int                        // permits taken out because the token itself refused that many sessions
-	newWorker bool                       // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
-	hadKeys   bool                       // the last generation that was believed held keys
-	running   map[workerProcess]struct{} // workers that have not ended
-}
-
-type suspicion struct {
-	class errorClass
-	err   error
+	gen       *generation                  // nil: not connected
+	since     time.Time                    // when the last generation was made
+	number    uint64                       // of the last generation
+	suspects  map[envelope.KeyID]suspicion // of gen, until the supervisor has looked into them
+	suspended map[envelope.KeyID]*suspension
+	cause     error                        // why gen is nil, once an attempt has failed; nil: an attempt is under way
+	dedup     logDeduplicator              // what the log was told
+	changed   chan struct{}                // closed and replaced at each change of the above
+	retired   []*generation                // dropped, and their idle sessions not closed yet
+	ends      []chan struct{}              // of workers that are being ended; each is closed when one has
+	forgiven  int                          // hanging calls that a half-open check has shown to be of no weight
+	burned    int                          // permits taken out because the token itself refused that many sessions
+	newWorker bool                         // the next attempt takes a new worker: a session was left open, or the module says that it is not initialised
+	hadKeys   bool                         // the last generation that was believed held keys
+	shown     *table                       // by the last generation that was believed; nil: there was none
+	swap      swap                         // what is known of replacing the worker while it serves
+	unknown   map[envelope.KeyID]time.Time // keys that a new worker did not show either, and until when that is believed
+	running   map[workerProcess]struct{}   // workers that have not ended
 }
 
 func newToken(cfg TokenConfig, common *Config) *Token {
@@ -136,6 +138,10 @@ func newToken(cfg TokenConfig, common *Config) *Token {
 		tried:   make(chan struct{}),
 		changed: make(chan struct{}),
 		running: map[workerProcess]struct{}{},
+
+		suspects:  map[envelope.KeyID]suspicion{},
+		suspended: map[envelope.KeyID]*suspension{},
+		unknown:   map[envelope.KeyID]time.Time{},
 	}
 	t.own = &ownNonces{token: cfg.Name, appended: cfg.IVAppended, memory: common.memory, counts: &t.nonces}
 	t.hook = func(function string, rv p11.RV, took time.Duration) {
@@ -209,15 +215,23 @@ func (t *Token) unavailable(cause error) error {
 // ready returns the present generation. While one is being made or looked into for the first time it waits;
 // after an attempt that failed it fails at once.
 func (t *Token) ready(ctx context.Context) (*generation, error) {
+	return t.readyFor(ctx, envelope.KeyID{})
+}
+
+// readyFor is ready for an operation with the key: it waits too while the key is looked into, and fails while it is
+// suspended. A zero id stands for no key.
+func (t *Token) readyFor(ctx context.Context, id envelope.KeyID) (*generation, error) {
 	for {
 		if t.circuitOpen() {
 			return nil, t.hangs()
 		}
 		t.mu.Lock()
-		gen, suspect, cause, changed := t.gen, t.suspect, t.cause, t.changed
+		gen, suspected, suspended, cause, changed := t.gen, t.isSuspected(id), t.suspended[id], t.cause, t.changed
 		t.mu.Unlock()
 		switch {
-		case gen != nil && suspect == nil:
+		case gen != nil && !suspected && suspended != nil:
+			return nil, t.keySuspended(id, suspended.err)
+		case gen != nil && !suspected:
 			return gen, nil
 		case gen == nil && cause != nil:
 			return nil, t.unavailable(cause)
@@ -230,14 +244,14 @@ func (t *Token) ready(ctx context.Context) (*generation, error) {
 	}
 }
 
-// settled reports whether ready would give a generation at once.
+// settled reports whether ready would give a generation at once, and no key is being looked into.
 func (t *Token) settled() bool {
 	if t.circuitOpen() {
 		return false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.gen != nil && t.suspect == nil
+	return t.gen != nil && len(t.suspects) == 0
 }
 
 // change makes a change of state under the lock and tells all who wait for one.
@@ -247,16 +261,6 @@ func (t *Token) change(f func()) {
 	f()
 	close(t.changed)
 	t.changed = make(chan struct{})
-}
-
-// suspected says that something is wrong with gen. Callers of ready wait until the supervisor has looked.
-func (t *Token) suspected(gen *generation, class errorClass, err error) {
-	t.mu.Lock()
-	if t.gen == gen && (t.suspect == nil || t.suspect.class < class) {
-		t.suspect = &suspicion{class, err}
-	}
-	t.mu.Unlock()
-	t.wakeUp()
 }
 
 // wakeUp has the supervisor look now, and not at its next check.
@@ -274,14 +278,6 @@ func (t *Token) circuitOpen() bool {
 	gen, forgiven := t.gen, t.forgiven
 	t.mu.Unlock()
 	return t.tooManyHang(gen, forgiven)
-}
-
-// wantsSuccessor reports whether the connection is to be replaced while it serves, as far as it does.
-func (t *Token) wantsSuccessor() bool {
-	t.mu.Lock()
-	gen := t.gen
-	t.mu.Unlock()
-	return t.tooManyHang(gen, 0)
 }
 
 // hangsAfter is how long a call that no one waits for any more takes until it counts as one that hangs, and not as one

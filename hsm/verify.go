@@ -6,45 +6,143 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/miekg/pkcs11"
-
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// verifySuspicion acts on what was suspected of the present generation, and on an open circuit.
-func (t *Token) verifySuspicion(ctx context.Context) {
-	t.tidy(ctx)
+// checkInterval is the shortest time between two checks of one key in one connection.
+const checkInterval = time.Second
+
+// suspicion is what an operation holds against a key, or against the connection where id is zero.
+type suspicion struct {
+	id   envelope.KeyID
+	err  error
+	sure bool // the connection is of no use: no check is needed
+}
+
+// suspected says that something is wrong with a key of gen. Who needs the key waits until the supervisor has looked.
+func (t *Token) suspected(gen *generation, id envelope.KeyID, err error) {
+	t.suspect(gen, suspicion{id: id, err: err})
+}
+
+// condemned says that gen is of no use: it is dropped without a check.
+func (t *Token) condemned(gen *generation, err error) {
+	t.suspect(gen, suspicion{err: err, sure: true})
+}
+
+func (t *Token) suspect(gen *generation, s suspicion) {
 	t.mu.Lock()
-	gen, suspect := t.gen, t.suspect
+	known, ok := t.suspects[s.id]
+	if t.gen == gen && (!ok || !known.sure && (s.sure || classOf(known.err) < classOf(s.err))) {
+		t.suspects[s.id] = s
+	}
 	t.mu.Unlock()
-	switch {
-	case gen == nil:
+	t.wakeUp()
+}
+
+// isSuspected reports whether the key, or the connection as such, is to be looked into first; t.mu is held.
+func (t *Token) isSuspected(id envelope.KeyID) bool {
+	if len(t.suspects) == 0 {
+		return false
+	}
+	_, key := t.suspects[id]
+	_, connection := t.suspects[envelope.KeyID{}]
+	return key || connection
+}
+
+// verifySuspicions acts on what was suspected of the present generation, on suspended keys whose time has come, and on an
+// open circuit.
+func (t *Token) verifySuspicions(ctx context.Context) {
+	t.tidy(ctx)
+	gen, due := t.toCheck()
+	if gen == nil {
 		return
-	case suspect != nil && suspect.class >= classLogin:
-		if suspect.class == classModule {
-			t.requireNewWorker()
+	}
+	for _, s := range due {
+		if s.sure {
+			t.giveUp(gen, s.err)
+			return
 		}
-		t.drop(suspect.err.Error())
-		return
+	}
+	for _, s := range due {
+		if !t.verify(ctx, gen, s) {
+			return
+		}
 	}
 	hanging, _ := gen.worker.Hanging(t.hangsAfter())
-	if suspect == nil && !t.circuitOpen() {
-		if hanging == 0 {
-			t.change(func() { t.forgiven = 0 })
-		}
-		return
-	}
-	err := t.check(ctx, gen)
 	switch {
-	case err == nil:
-		t.change(func() {
-			t.suspect = nil
-			t.forgiven = hanging
-		})
-	case ranOutOfTime(err): // calls hang, and nothing can be said: a successor is made
-		t.change(func() { t.suspect = nil })
-	default:
+	case hanging == 0:
+		t.change(func() { t.forgiven = 0 })
+	case t.circuitOpen() && len(due) == 0:
+		if found := t.check(ctx, gen, envelope.KeyID{}); found.verdict == keyWorks {
+			t.change(func() { t.forgiven = hanging })
+		} else if react(classNone, found.verdict) == connectAgain {
+			t.giveUp(gen, found.err)
+		}
+	}
+}
+
+// toCheck is what is to be checked now. What was checked within the last checkInterval waits.
+func (t *Token) toCheck() (gen *generation, due []suspicion) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gen == nil {
+		return nil, nil
+	}
+	now := time.Now()
+	for id, s := range t.suspects { // in no order: none waits for another
+		if wait := checkInterval - now.Sub(t.gen.checked[id]); wait > 0 && !s.sure {
+			time.AfterFunc(wait, t.wakeUp)
+			continue
+		}
+		due = append(due, s)
+	}
+	for id, s := range t.suspended {
+		if _, suspected := t.suspects[id]; !suspected && !now.Before(s.until) {
+			due = append(due, suspicion{id: id})
+		}
+	}
+	return t.gen, due
+}
+
+// verify checks one suspicion and does what the decision says. false: the connection is given up.
+func (t *Token) verify(ctx context.Context, gen *generation, s suspicion) bool {
+	found := t.check(ctx, gen, s.id)
+	t.mu.Lock()
+	if gen.checked == nil {
+		gen.checked = map[envelope.KeyID]time.Time{}
+	}
+	gen.checked[s.id] = time.Now()
+	t.mu.Unlock()
+	switch react(classOf(s.err), found.verdict) {
+	case connectAgain:
+		t.giveUp(gen, errors.Join(s.err, found.err))
+		return false
+	case suspendKey:
+		t.suspendKey(gen, s.id, found.err)
+	case seekKey:
+		gen.table.Store(gen.table.Load().with(s.id, 0))
+	case goOn:
+		if found.verdict == keyWorks {
+			if found.handle != 0 {
+				gen.table.Store(gen.table.Load().with(s.id, found.handle))
+			}
+			t.unsuspend(s.id)
+		}
+	}
+	t.change(func() { delete(t.suspects, s.id) })
+	return true
+}
+
+// giveUp drops the connection; in which worker the next one is made goes by the error.
+func (t *Token) giveUp(gen *generation, err error) {
+	if classOf(err) == classModule {
+		t.requireNewWorker()
+	}
+	t.mu.Lock()
+	present := t.gen == gen
+	t.mu.Unlock()
+	if present {
 		t.drop(err.Error())
 	}
 }
@@ -70,10 +168,9 @@ func (g *generation) leftOpen() int {
 	return len(g.unclosed)
 }
 
-// check is the independent look at a generation: a session that is surely new, in the place of one of the maxSessions,
-// and the newest key used in every direction.
-func (t *Token) check(ctx context.Context, gen *generation) error {
-	return t.sequence(ctx, "checking", gen, func(api p11.API) error {
+// check finds out about a key of gen, or about gen, on a session that is surely new, in the place of one of the maxSessions.
+func (t *Token) check(ctx context.Context, gen *generation, id envelope.KeyID) (found finding) {
+	err := t.sequence(ctx, "checking", gen, func(api p11.API) error {
 		select {
 		case t.permits <- struct{}{}:
 			defer t.releasePermit()
@@ -82,39 +179,29 @@ func (t *Token) check(ctx context.Context, gen *generation) error {
 		}
 		s, err := t.session(ctx, time.Now().Add(t.cfg.CallTimeout), gen, true)
 		switch {
-		case errors.Is(err, errUnclosed), hasRV(err, pkcs11.CKR_SESSION_COUNT) && t.atWork() > 1:
+		case errors.Is(err, errUnclosed), mayBeLimit(err) && t.atWork() > 1:
 			return errAbandoned
 		case err != nil:
 			return fmt.Errorf("opening session: %w", err)
 		}
-		err = tryKeys(api, &s, gen, t.common.Profile)
-		if closeErr := closeSession(api, s); closeErr != nil && !ranOutOfTime(closeErr) {
-			t.requireNewWorker()
-			return errors.Join(err, closeErr)
+		c := &checker{
+			api: api, slot: gen.slot, session: s, ring: t.common.Ring, profile: t.common.Profile,
+			loggedIn: gen.loggedIn, table: gen.table.Load(), avoid: t.isSuspended,
 		}
-		return err
+		found = c.check(id)
+		if c.session != 0 {
+			if err := closeSession(api, c.session); err != nil && !ranOutOfTime(err) {
+				t.requireNewWorker()
+				return errors.Join(found.err, err)
+			}
+		}
+		return nil
 	})
-}
-
-// tryKeys uses the newest keys in every direction until one works: one bad key must not condemn the token. A session on
-// which something failed is replaced.
-func tryKeys(api p11.API, s *p11.Session, gen *generation, profile envelope.Profile) error {
-	var failed error
-	for _, held := range gen.table.Load().newest() {
-		err := held.check(api, *s, profile)
-		if err == nil {
-			return nil
-		}
-		failed = errors.Join(failed, fmt.Errorf("using %s: %w", held.key.ID, err))
-		if classOf(err) != classData || errors.Is(err, errWrongKey) {
-			break
-		}
-		if err := closeSession(api, *s); err != nil {
-			return errors.Join(failed, err)
-		}
-		if *s, err = api.OpenSession(gen.slot, false); err != nil {
-			return errors.Join(failed, fmt.Errorf("opening session: %w", err))
-		}
+	switch {
+	case err == nil:
+		return found
+	case ranOutOfTime(err), errors.Is(err, errStale):
+		return finding{verdict: undecided, err: err}
 	}
-	return failed
+	return finding{verdict: nothingWorks, err: err}
 }

@@ -110,14 +110,22 @@ func hasEnded(w workerProcess) bool {
 	}
 }
 
-// endInBackground ends a worker. That may take connectTimeout, if a call hangs that must not be interrupted.
-func (t *Token) endInBackground(w workerProcess) {
+// endInBackground ends a worker: when unused is closed, which is waited for as long as an operation may take; nil: at once.
+// It may take connectTimeout more, if a call hangs that must not be interrupted.
+func (t *Token) endInBackground(w workerProcess, unused <-chan struct{}) {
 	done := make(chan struct{})
 	t.mu.Lock()
 	t.ends = append(t.ends, done)
 	t.mu.Unlock()
 	go func() {
 		defer close(done)
+		if unused != nil {
+			select {
+			case <-unused:
+			case <-w.Ended():
+			case <-time.After(t.cfg.CallTimeout):
+			}
+		}
 		w.End()
 	}()
 }
@@ -143,6 +151,7 @@ func (t *Token) waitForEnds(ctx context.Context) error {
 // endWorkers ends the token's connection and all its workers, and returns when they have ended.
 func (t *Token) endWorkers() {
 	t.drop(shuttingDown)
+	t.change(func() { t.endSeek(nil) })
 	if t.worker != nil {
 		t.worker.End()
 	}

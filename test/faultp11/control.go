@@ -12,7 +12,7 @@ import (
 // The layout of the control file: module/control.h is the same structure, and says what each word means.
 const (
 	controlMagic   = 0x6661756c74703131
-	controlVersion = 4
+	controlVersion = 5
 )
 
 type slot struct {
@@ -42,6 +42,8 @@ type block struct {
 	tokenFlags     atomic.Uint64
 	hideSlots      atomic.Uint64
 	traits         atomic.Uint64
+	badKey         atomic.Uint64
+	badKeyCode     atomic.Uint64
 	dropSessions   atomic.Uint64
 	dropLogin      atomic.Uint64
 	hangSerial     atomic.Uint64

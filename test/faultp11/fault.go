@@ -2,6 +2,7 @@ package faultp11
 
 import (
 	"fmt"
+	"hash/fnv"
 	"time"
 )
 
@@ -46,6 +47,7 @@ const (
 	OneThread                       // C_Initialize with CKF_OS_LOCKING_OK is CKR_CANT_LOCK
 	Strlen                          // C_Login reads the PIN up to a zero byte
 	PINPad                          // C_Login takes no PIN, and has CKF_PROTECTED_AUTHENTICATION_PATH; needs Options.PINPad
+	Frozen                          // a process does not find keys that were made after it has found some
 )
 
 // Death is how a faulty module ends its process.
@@ -243,6 +245,17 @@ func (c *Control) DrawIVs(from IVSource, n int) {
 // RestartIVs has the counter begin again, as an HSM that forgets it.
 func (c *Control) RestartIVs() { c.b.ivCounter.Store(0) }
 
+// BadKey makes use of the key with this CKA_ID answer rv (C_EncryptInit, C_DecryptInit, C_SignInit); 0: no more.
+func (c *Control) BadKey(ckaID []byte, rv uint) {
+	name := fnv.New64a()
+	_, _ = name.Write(ckaID)
+	c.b.badKeyCode.Store(uint64(rv))
+	c.b.badKey.Store(name.Sum64())
+	if rv == 0 {
+		c.b.badKey.Store(0)
+	}
+}
+
 // DropSessions has the real module close all sessions at the next call, before it, once: every session handle is then
 // invalid, and the login lost with them.
 func (c *Control) DropSessions() { c.b.dropSessions.Add(1) }
@@ -260,6 +273,7 @@ func (c *Control) Clear() {
 	c.b.tokenFlags.Store(0)
 	c.b.hideSlots.Store(0)
 	c.b.traits.Store(0)
+	c.b.badKey.Store(0)
 	c.changedHang()
 }
 

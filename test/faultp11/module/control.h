@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define CONTROL_MAGIC UINT64_C(0x6661756c74703131) /* "faultp11" */
-#define CONTROL_VERSION UINT64_C(4)
+#define CONTROL_VERSION UINT64_C(5)
 
 typedef _Atomic uint64_t word;
 typedef _Atomic int64_t sword;
@@ -69,6 +69,7 @@ enum trait {
     TRAIT_ONE_THREAD = 2,      /* C_Initialize with CKF_OS_LOCKING_OK is CKR_CANT_LOCK */
     TRAIT_STRLEN = 4,          /* C_Login reads the PIN up to a zero byte, whatever its length is said to be */
     TRAIT_PIN_PAD = 8,         /* C_Login takes no PIN: the token asks for it, and is given the one in the sidecar's pinpad= file */
+    TRAIT_FROZEN = 16,         /* the library shows no key that is made after it has shown some; a new process does */
 };
 
 /* Who makes the nonce of an AES-GCM encryption, and where it then is. */
@@ -119,6 +120,8 @@ struct control {
     word token_flags;    /* OR-ed into CK_TOKEN_INFO.flags */
     word hide_slots;     /* not 0: C_GetSlotList finds none */
     word traits;         /* TRAIT_..., what the library demands of its caller */
+    word bad_key;        /* use of the key with this name fails with bad_key_code; 0: of none */
+    word bad_key_code;
     word drop_sessions;  /* each increment: C_CloseAllSessions on the real module, once, at the next call */
     word drop_login;     /* each increment: C_Logout on the real module, once, at the next call */
     word hang_serial;    /* source of the values of hang */
@@ -141,7 +144,7 @@ struct control {
 };
 
 _Static_assert(FN_COUNT == 68, "PKCS#11 v2.40 has 68 functions");
-_Static_assert(sizeof(struct control) == 8 * (22 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
+_Static_assert(sizeof(struct control) == 8 * (24 + 6 * FN_COUNT + MAX_PROCESSES * (3 + 2 * FN_COUNT)), "words only, no padding");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock would not be shared between processes");
 
 #endif

@@ -102,6 +102,10 @@ CK_RV fault_C_EncryptInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
     struct call c = {0};
     if (!call_enter(&c, FN_C_EncryptInit))
         return call_leave(&c);
+    if (is_bad_key(session, key)) {
+        c.rv = (CK_RV)atomic_load(&module()->control->bad_key_code);
+        return call_leave(&c);
+    }
     enum iv_mode mode = (enum iv_mode)atomic_load(&module()->control->iv_mode);
     if (mode == IV_OF_CALLER || !mechanism || mechanism->mechanism != CKM_AES_GCM) {
         c.rv = module()->real->C_EncryptInit(session, mechanism, key);

@@ -154,7 +154,7 @@ func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 // readGeneration makes the session that is logged in into a generation.
 func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs11.TokenInfo, isNew bool) (*generation, error) {
 	t.mu.Lock()
-	reader.known = t.shown
+	reader.lenient, reader.known = true, t.shown
 	t.mu.Unlock()
 	reader.room = t.roomToRead()
 	keys, err := reader.readAndTest(ctx)

@@ -111,6 +111,7 @@ type keyReader struct {
 	open     func() (p11.Session, error) // opens one of these
 	ring     string
 	profile  envelope.Profile
+	lenient  bool    // an object that does not say what it is is refused; an act on the token must know of each
 	known    *table  // an earlier connection's; nil: there was none
 	allow    bool    // imported keys
 	nonces   *nonces // nil: not counted
@@ -150,7 +151,7 @@ func (r *keyReader) readWith(old *table, f func(p *readPool, newest *heldKey)) (
 	unread := make([]error, len(handles))
 	if err := p.each(len(all), func(s *readSession, i int) (err error) {
 		all[i], err = r.inspect(s.Session, handles[i], old)
-		if err != nil && isOfKey(err) {
+		if err != nil && r.lenient && isOfKey(err) {
 			unread[i] = err
 			all[i] = &heldKey{handle: handles[i], key: envelope.Key{ID: envelope.KeyID{Ring: r.ring}}}
 			all[i].refuse("the token does not say what it is: %v", err)

@@ -37,6 +37,7 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 	}
 	err = t.onAdmin(ctx, "reading the ring", gen, func(api p11.API) error {
 		reader := t.reader(api, gen.slot, gen.admin)
+		reader.lenient = true
 		old := gen.table.Load()
 		done := t.lendSessions(ctx, reader, gen)
 		read, err := reader.read(old)

@@ -165,6 +165,7 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 		generation = c.describe("token_generation", "Number of the present connection to the token; 0: there is none.", "token")
 		recoveries = c.describe("token_recoveries_total", "Connections made to the token after the first.", "token")
 		sessions   = c.describe("token_sessions", "Sessions open on the token.", "token")
+		suspended  = c.describe("token_suspended_keys", "Keys that the token cannot use just now, while it can use others.", "token")
 		nonces     = c.describe("nonces_total", "Random nonces drawn for a key of the ring on this token since the process began: requests, probes and self-tests.", "token", "key_id")
 		running    = c.describe("worker_processes", "Worker processes of the token that run.", "token")
 		resident   = c.describe("worker_resident_memory_bytes", "Resident memory of the worker processes of the token, together.", "token")
@@ -191,6 +192,9 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 				sendGauge(ch, resident, float64(memory), name)
 				sendCounter(ch, starts, float64(started), name)
 				sendCounter(ch, deaths, float64(died), name)
+			}
+			if s, ok := t.(envelope.Suspender); ok {
+				sendGauge(ch, suspended, float64(len(s.Suspended())), name)
 			}
 			if n, ok := t.(nonceCounter); ok {
 				for id, count := range n.Nonces() {

@@ -39,6 +39,10 @@ func (t *token) Nonces() map[envelope.KeyID]uint64 {
 	return map[envelope.KeyID]uint64{id(2): uint64(t.sessions) * 10}
 }
 
+func (t *token) Suspended() map[envelope.KeyID]error {
+	return map[envelope.KeyID]error{id(2): errors.New("CKR_KEY_HANDLE_INVALID")}
+}
+
 func id(n byte) envelope.KeyID {
 	return envelope.KeyID{Ring: "kube-secrets", Version: "x0" + string('0'+rune(n)), Fingerprint: [8]byte{n}}
 }
@@ -126,7 +130,7 @@ func TestValues(t *testing.T) {
 		"ring_last_refresh_timestamp_seconds{}": 5000.5, "current_key_activation_timestamp_seconds{}": 2000,
 		"current_key_info{" + id(2).String() + "}": 1, "seals_total{" + id(2).String() + "}": 0,
 		"token_up{hsm-a}": 1, "token_up{hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,
-		"token_recoveries_total{hsm-b}": 0, "token_sessions{hsm-a}": 4,
+		"token_recoveries_total{hsm-b}": 0, "token_sessions{hsm-a}": 4, "token_suspended_keys{hsm-a}": 1,
 		"worker_processes{hsm-a}": 2, "worker_resident_memory_bytes{hsm-a}": 3 << 20, "worker_starts_total{hsm-a}": 4, "worker_deaths_total{hsm-a}": 3,
 		"nonces_total{" + id(2).String() + ",hsm-a}": 40, "nonces_total{" + id(2).String() + ",hsm-b}": 0,
 		"audit_sequence{}": 9, "audit_failures_total{}": 3, "audit_lost_operations_total{}": 2, "audit_failing{}": 1,

@@ -47,6 +47,7 @@ func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 			Name: t.Name, Module: t.Module, Reserved: t.InitArgs, Label: t.Label, Serial: t.Serial, Slot: t.Slot,
 			Login: loginOf(t.Login), PINFile: t.PINFile, PINRules: pinRules(t), MaxSessions: t.MaxSessions, IVAppended: t.IVAppended,
 			CallTimeout: t.CallTimeout.Std(), ConnectTimeout: t.ConnectTimeout.Std(), Env: t.Env, PassEnv: t.PassEnv,
+			Swap: hsm.Swap(t.Swap),
 		})
 	}
 	return common, tokens, nil

@@ -161,6 +161,9 @@ type Token struct {
 	// PassEnv are names, or prefixes that end with *, of the plugin's own variables that the module gets besides those
 	// that every module gets.
 	PassEnv []string `yaml:"passEnv,omitempty"`
+	// Swap is how the module's process is replaced while the token serves: overlap (another one is connected first) or
+	// stop-first (it is ended first, and requests wait). Default: overlap, until the token refuses a second login or session.
+	Swap string `yaml:"swap,omitempty"`
 }
 
 // HTTP is the listener for /metrics, /livez and /readyz. It has no authentication and gives no secret away.

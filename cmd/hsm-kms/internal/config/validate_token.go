@@ -78,6 +78,9 @@ func (t *Token) validate(p *problems, i int) {
 			p.badValue(fmt.Sprintf("%s[%d]", field("passEnv"), i), name, "the name of a variable, or a prefix and *", "as VENDOR_*")
 		}
 	}
+	if !slices.Contains([]string{"", "overlap", "stop-first"}, t.Swap) {
+		p.badValue(field("swap"), t.Swap, "overlap or stop-first", "leave it out: it is found out")
+	}
 	if strings.ContainsRune(t.InitArgs, 0) || len(t.InitArgs) > 4096 {
 		p.report(field("initArgs"), "has a NUL or more than 4096 bytes", "write it as the vendor's manual says")
 	}

@@ -34,6 +34,8 @@ func refusalAdvice(v envelope.Version) string {
 	switch {
 	case strings.Contains(v.Refused, "refuseKeys"):
 		return "take it out of refuseKeys when the rehearsal is over"
+	case strings.Contains(v.Refused, "the token cannot use it now"), strings.Contains(v.Refused, "does not say what it is"):
+		return "see the vendor's log for that key, and keep it: data may be under it. It is served again when the token can use it"
 	case !a.Private:
 		return "find out who put it there; it is not served and does no harm. Keys of the ring are made with: hsm-kms keys create"
 	case a.Extractable, !a.Sensitive:

@@ -44,10 +44,17 @@ func (w *rig) verify(path string) checked {
 func smallDisk(t *testing.T) (dir string, fill, free func()) {
 	t.Helper()
 	dir = filepath.Join(shortDir(t), "disk")
-	err := os.Mkdir(dir, 0o700)
-	if err == nil {
-		err = unix.Mount("none", dir, "tmpfs", 0, "size=64k,mode=0700")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
 	}
+	fill, free = smallDiskAt(t, dir)
+	return dir, fill, free
+}
+
+// smallDiskAt is a smallDisk on a folder that is there.
+func smallDiskAt(t *testing.T, dir string) (fill, free func()) {
+	t.Helper()
+	err := unix.Mount("none", dir, "tmpfs", 0, "size=64k,mode=0700")
 	if err != nil {
 		notChecked(t, "a file system of its own cannot be mounted: %v", err)
 	}
@@ -67,7 +74,7 @@ func smallDisk(t *testing.T) (dir string, fill, free func()) {
 		}
 		_ = f.Close()
 	}
-	return dir, fill, func() {
+	return fill, func() {
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
 		}

@@ -88,7 +88,7 @@ func wholePlugin() []Class {
 			Hint: "run hsm-kms doctor: the token does not open what it sealed, or does not do what the profile needs", Stops: true,
 			causes: []error{envelope.ErrSelfTest}},
 		{Code: codes.FailedPrecondition, Words: "the HSM repeated a nonce and seals no more; rotate the key",
-			Hint: "make a new key with hsm-kms keys rotate, and find out from the HSM's vendor why it repeats nonces; what was sealed stays readable",
+			Hint:   "make a new key with hsm-kms keys rotate, and find out from the HSM's vendor why it repeats nonces; what was sealed stays readable",
 			causes: []error{envelope.ErrNonceRepeated}},
 		{Code: codes.FailedPrecondition, Words: "the current key is missing from the HSM; restore it",
 			Hint:  "restore the key to the token from its backup; if the ring was begun again on purpose, stop the plugin and remove proven.json from stateDir",

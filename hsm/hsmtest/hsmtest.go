@@ -24,8 +24,10 @@ type Subject struct {
 	ForeignKeys bool
 	// WrongPIN: a wrong PIN may be tried on it, once. Never on hardware that somebody needs.
 	WrongPIN bool
-	// BlindToNewKeys: the module shows a key that another process made only after it was initialised again.
+	// BlindToNewKeys: the module does not show a key that another process made after its initialisation.
 	BlindToNewKeys bool
+	// OneProcess: no other process can use the token while this one does.
+	OneProcess bool
 }
 
 // Run holds the token against the suite. The subtests run one after the other, because a module is initialised once

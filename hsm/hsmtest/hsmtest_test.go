@@ -119,8 +119,19 @@ func TestTPM(t *testing.T) {
 		return
 	}
 	s := subject(t, tokens.TPM(t))
-	s.BlindToNewKeys = true
+	s.OneProcess = true // it has three places for objects, and no resource manager
 	hsmtest.Run(t, s)
+}
+
+// A TPM's module reads its keys once. A resource manager lets a second worker and other programs use it at once.
+func TestTPMWithManager(t *testing.T) {
+	if tokens.Apart(t) {
+		return
+	}
+	s := subject(t, tokens.TPMWithManager(t))
+	s.BlindToNewKeys = true
+	s.AddKey(t, time.Now().Add(-time.Minute))
+	hsmtest.LiveRing(t, s)
 }
 
 // callTimeout leaves room for the race detector on a loaded machine.

@@ -202,11 +202,21 @@ func testDeadlines(t *testing.T, s Subject) {
 	}
 }
 
-// testLiveRing: a key that another process makes is served without a restart, by the next reading of the ring.
+// testLiveRing is LiveRing, where it can be had: a key that another process makes is served without a restart: by the next reading of the ring, or, where the
+// module reads its keys once, when another plugin has used it.
 func testLiveRing(t *testing.T, s Subject) {
-	if s.ForeignKeys {
+	switch {
+	case s.ForeignKeys:
 		t.Skip("no key is to be made on this token")
+	case s.OneProcess:
+		t.Skip("no other plugin can use this token at once")
 	}
+	LiveRing(t, s)
+}
+
+// LiveRing is that part of Run.
+func LiveRing(t *testing.T, s Subject) {
+	t.Helper()
 	d := Start(t, s)
 	before := d.Ready()
 	added := s.AddKey(t, time.Now().Add(-time.Second))
@@ -217,8 +227,7 @@ func testLiveRing(t *testing.T, s Subject) {
 		if id := d.Ready(); id != before {
 			t.Errorf("the module does show new keys: %s", id)
 		}
-		d.Close()
-		d = Start(t, s)
+		d.openFromElsewhere(s)
 	}
 	id := d.Ready()
 	if id.Version != string(added) {
@@ -230,6 +239,22 @@ func testLiveRing(t *testing.T, s Subject) {
 		}
 	}
 	d.Close()
+}
+
+// openFromElsewhere has d open what another plugin sealed under a key that the module of d does not show yet.
+func (d *Driver) openFromElsewhere(s Subject) {
+	d.t.Helper()
+	other := Start(d.t, s)
+	id := other.Ready()
+	wrapped, err := other.Ring.Seal(d.t.Context(), id, []byte("a DEK"))
+	other.Close()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	dek, err := d.Ring.Open(d.t.Context(), id.String(), wrapped)
+	if err != nil || string(dek) != "a DEK" {
+		d.t.Fatalf("the key of another plugin: %v", err)
+	}
 }
 
 // testOtherProfile: a key that does not fit the configured profile is shown and not served.

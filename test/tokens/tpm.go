@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -25,7 +26,20 @@ exit $result
 // supported. Only in a process that Apart made.
 func TPM(t *testing.T) *Token {
 	t.Helper()
-	const name = "TPM 2.0 (tpm2-pkcs11 on swtpm)"
+	return tpm(t, "TPM 2.0 (tpm2-pkcs11 on swtpm)", func(_, swtpm string) string { return swtpm })
+}
+
+// TPMWithManager is TPM behind a resource manager, so that several processes can use it at once, as with /dev/tpmrm0.
+func TPMWithManager(t *testing.T) *Token {
+	t.Helper()
+	const name = "TPM 2.0 (tpm2-pkcs11 on swtpm behind tpm2-abrmd)"
+	need(t, name, "dbus-daemon", "/usr/sbin/tpm2-abrmd")
+	return tpm(t, name, func(folder, swtpm string) string { return startManager(t, folder, swtpm) })
+}
+
+// tpm sets up the token; access makes of the TCTI of swtpm the one that is used.
+func tpm(t *testing.T, name string, access func(folder, swtpm string) string) *Token {
+	t.Helper()
 	need(t, name, "swtpm", "tpm2_ptool", "/usr/bin/tpm2_flushcontext")
 	so := module(t, name, "pkcs11/libtpm2_pkcs11.so", "libtpm2_pkcs11.so.1", "pkcs11/libtpm2_pkcs11.so.0")
 	folder := t.TempDir()
@@ -36,7 +50,7 @@ func TPM(t *testing.T) *Token {
 		}
 	}
 	port := startTPM(t, folder)
-	tcti := fmt.Sprintf("swtpm:host=127.0.0.1,port=%d", port)
+	tcti := access(folder, fmt.Sprintf("swtpm:host=127.0.0.1,port=%d", port))
 	setenv(t, "TPM2_PKCS11_TCTI", tcti)
 	setenv(t, "TPM2TOOLS_TCTI", tcti)
 	setenv(t, "TPM2_PKCS11_STORE", filepath.Join(folder, "store"))
@@ -100,6 +114,35 @@ func startTPM(t *testing.T, folder string) int {
 	}
 	t.Fatal("swtpm did not start on any pair of ports")
 	return 0
+}
+
+// startManager starts tpm2-abrmd on a D-Bus of its own, and returns the TCTI that leads to it.
+func startManager(t *testing.T, folder, swtpm string) string {
+	t.Helper()
+	bus := filepath.Join(folder, "bus")
+	start := func(spec proc.Spec) {
+		spec.Log = filepath.Join(folder, spec.Name+".log")
+		server, err := proc.Start(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(server.Kill)
+	}
+	start(proc.Spec{Name: "dbus", Path: "dbus-daemon", Args: []string{"--session", "--nofork", "--address=unix:path=" + bus}})
+	waitFor(t, "dbus", func() error {
+		conn, err := net.Dial("unix", bus)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	setenv(t, "DBUS_SESSION_BUS_ADDRESS", "unix:path="+bus)
+	start(proc.Spec{Name: "tpm2-abrmd", Path: "/usr/sbin/tpm2-abrmd", Args: []string{"--session", "--allow-root", "--tcti=" + swtpm}})
+	const tcti = "tabrmd:bus_type=session"
+	waitFor(t, "tpm2-abrmd", func() error {
+		return exec.CommandContext(t.Context(), "/usr/bin/tpm2_getcap", "--tcti="+tcti, "properties-fixed").Run() //nolint:gosec // of this test
+	})
+	return tcti
 }
 
 // answers waits until swtpm listens, or has ended because somebody took its port.

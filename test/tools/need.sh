@@ -50,7 +50,8 @@ present() {
 	shellcheck) has shellcheck ;;
 	cluster) has mmdebstrap && has nsenter && has ip ;;
 	checkers) has systemd-analyze && has promtool && has prometheus ;;
-	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext ;;
+	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext &&
+		has tpm2-abrmd && has dbus-daemon ;;
 	*) echo "need.sh: I know nothing of '$1'" >&2 && exit 2 ;;
 	esac
 }
@@ -67,7 +68,8 @@ package() {
 	apt:cluster) echo mmdebstrap util-linux iproute2 ;;
 	apt:tokens)
 		echo opencryptoki libnss3-tools p11-kit p11-kit-modules libtpm2-pkcs11-1 libtpm2-pkcs11-tools \
-			swtpm swtpm-tools libtss2-tcti-swtpm0 tpm2-tools
+			swtpm swtpm-tools libtss2-tcti-swtpm0 tpm2-tools \
+			tpm2-abrmd libtss2-tcti-tabrmd0 dbus-daemon
 		;;
 	*) echo "$2" ;;
 	esac

@@ -78,8 +78,8 @@ func New(stateDir string) *Memory { return &Memory{path: filepath.Join(stateDir,
 // token has made it for that key before, and from then on always for this token and key; ErrState.
 func (m *Memory) Note(token string, key [envelope.FingerprintSize]byte, nonce []byte) error {
 	return m.use(func(file *os.File) error {
-		if _, refused := m.refused[refusalOf(token, key)]; refused {
-			return repeated(token)
+		if err := m.maySeal(token, key); err != nil {
+			return err
 		}
 		noted := sum("nonce", key[:], nonce)
 		if _, known := m.recent[noted]; known {
@@ -91,12 +91,18 @@ func (m *Memory) Note(token string, key [envelope.FingerprintSize]byte, nonce []
 
 // Check reports, with envelope.ErrNonceRepeated, that the token seals no more with the key. Other errors: ErrState.
 func (m *Memory) Check(token string, key [envelope.FingerprintSize]byte) error {
-	return m.use(func(*os.File) error {
-		if _, refused := m.refused[refusalOf(token, key)]; refused {
-			return repeated(token)
-		}
-		return nil
-	})
+	return m.use(func(*os.File) error { return m.maySeal(token, key) })
+}
+
+// maySeal is nil where there is no refusal, and room for one: a repeat that could not be noted would be forgotten.
+func (m *Memory) maySeal(token string, key [envelope.FingerprintSize]byte) error {
+	if _, refused := m.refused[refusalOf(token, key)]; refused {
+		return repeated(token)
+	}
+	if len(m.refused) >= maxRefusals {
+		return stateError(fmt.Errorf("%s notes %d keys with which a token repeated a nonce, and has no room for more", m.path, maxRefusals))
+	}
+	return nil
 }
 
 func repeated(token string) error {
@@ -226,10 +232,8 @@ func (m *Memory) add(file *os.File, noted digest) error {
 }
 
 // refuse notes that a token seals no more with a key. It is not forgotten: a full list is one that somebody must look at.
+// maySeal has found room for it.
 func (m *Memory) refuse(file *os.File, refusal digest) error {
-	if len(m.refused) >= maxRefusals {
-		return stateError(fmt.Errorf("%s has %d refusals", m.path, maxRefusals))
-	}
 	at := int64(headerSize + len(m.refused)*slotSize)
 	if _, err := file.WriteAt(refusal[:], at); err != nil {
 		return stateError(err)

@@ -143,17 +143,22 @@ func TestFailsClosed(t *testing.T) {
 	}
 }
 
-// A list of refusals that is full refuses still.
+// With a list of refusals that is full nothing is sealed: another repeat could not be noted.
 func TestManyRefusals(t *testing.T) {
 	t.Parallel()
-	m := New(t.TempDir())
-	for i := range maxRefusals + 1 {
+	dir := t.TempDir()
+	m := New(dir)
+	for i := range maxRefusals {
 		key := [8]byte{9, byte(i)}
 		mustNote(t, m, "a", key, 1)
-		err := m.Note("a", key, nonce(1))
-		isRepeat(t, err)
-		if full := i == maxRefusals; errors.Is(err, ErrState) != full {
-			t.Errorf("refusal %d: %v", i, err)
+		isRepeat(t, m.Note("a", key, nonce(1)))
+	}
+	for _, m := range []*Memory{m, New(dir)} {
+		isRepeat(t, m.Check("a", [8]byte{9, maxRefusals - 1}))
+		for _, err := range []error{m.Check("a", keyA), m.Note("a", keyA, nonce(1)), m.Note("b", keyA, nonce(2))} {
+			if !errors.Is(err, ErrState) || errors.Is(err, envelope.ErrNonceRepeated) || hint.Of(err) == "" {
+				t.Errorf("%v", err)
+			}
 		}
 	}
 }

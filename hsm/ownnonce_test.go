@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
@@ -294,6 +296,39 @@ func TestOwnNoncesWrongWay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A token that repeats nonces, and a memory that cannot be used, are found before a key is made.
+func TestNoKeyWithoutNonces(t *testing.T) {
+	t.Parallel()
+	newRing := func(t *testing.T) *bench {
+		t.Helper()
+		b := newBench(t, nil)
+		b.module.MakeIVs(faultp11.WrittenBack)
+		b.common.Profile, b.common.Ring = envelope.AESGCMHSMIV, "another"
+		return b
+	}
+	t.Run("repeated", func(t *testing.T) {
+		t.Parallel()
+		b := newRing(t)
+		b.module.DrawIVs(faultp11.ConstantIVs, 0)
+		made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t))
+		if made.Outcome != hsm.NotMade || !errors.Is(err, hsm.ErrProfile) || !strings.Contains(err.Error(), envelope.ErrNonceRepeated.Error()) ||
+			hint.Of(err) != "set profile: hmac-kdf in the configuration: it works on this token" {
+			t.Errorf("%+v, %v\nhint: %s", made, err, hint.Of(err))
+		}
+	})
+	t.Run("no memory", func(t *testing.T) {
+		t.Parallel()
+		b := newRing(t)
+		if err := os.WriteFile(filepath.Join(b.common.StateDir, "nonces"), []byte("something else"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t))
+		if made.Outcome != hsm.NotMade || !errors.Is(err, noncememory.ErrState) || errors.Is(err, hsm.ErrProfile) || !strings.Contains(hint.Of(err), "stateDir") {
+			t.Errorf("%+v, %v\nhint: %s", made, err, hint.Of(err))
+		}
+	})
 }
 
 // A key that is limited to GCM has no fingerprint here, and is shown and not served.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -37,6 +38,9 @@ func (m *maker) prove(ctx context.Context) (from int, err error) {
 	}
 	if err == nil || errors.Is(err, errNoTrial) {
 		return from, nil
+	}
+	if errors.Is(err, noncememory.ErrState) { // it says nothing of the token
+		return 0, fmt.Errorf("proving the profile %s: %w", profile, err)
 	}
 	lacks, _ := offers(m.api, m.gen.slot, profile)
 	told := fmt.Errorf("token %s: %w %s: %w%s", m.t.cfg.Name, ErrProfile, profile, err, notOffered(lacks))
@@ -106,6 +110,18 @@ func (m *maker) try(ctx context.Context, profile envelope.Profile) (from int, er
 	}
 	if err := reader.testNewest(ctx, table); err != nil {
 		return 0, fmt.Errorf("trying a session key: %w", err)
+	}
+	if profile != envelope.AESGCMHSMIV {
+		return from, nil
+	}
+	for id := range table.byID { // a reading lets a token pass that repeats nonces, because it can still open
+		err := reader.own.memory.Check(reader.own.token, id.Fingerprint)
+		if errors.Is(err, envelope.ErrNonceRepeated) {
+			return 0, incapable{fmt.Errorf("of a session key: %w", err)}
+		}
+		if err != nil {
+			return 0, err
+		}
 	}
 	return from, nil
 }

@@ -131,6 +131,9 @@ func (c *command) announce(b *benched, f *benchFlags) {
 		fmt.Fprintf(c.errOut, "hsm-kms: nothing is written; at most %s of the %s nonces of that key are spent, on DEKs that are thrown away.\n",
 			grouped(bench.SealBudget), grouped(bench.Nonces))
 	}
+	if b.cfg.Profile == config.ProfileAESGCMHSMIV {
+		fmt.Fprintln(c.errOut, "hsm-kms: stateDir remembers these nonces in the place of older ones, and a repeat of an older one is not found afterwards.")
+	}
 }
 
 // benched is a token that is measured, connected while it is.

@@ -41,6 +41,8 @@ var (
 	ErrNotProven = errors.New("no key has been proven on the HSM yet")
 	// ErrNonceRepeated: the token made a nonce that was used with this key before. It seals no more with it, and still opens.
 	ErrNonceRepeated = errors.New("the HSM made a nonce that was used with this key before")
+	// ErrNonceMemory: what is remembered of the nonces that tokens made cannot be used. Nothing is sealed under another.
+	ErrNonceMemory = errors.New("the memory of the HSM's nonces cannot be used")
 	// ErrSelfTest: the token does not do what the profile needs, or cannot open what it sealed.
 	ErrSelfTest = errors.New("the HSM failed the self-test")
 )

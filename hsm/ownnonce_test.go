@@ -15,7 +15,6 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
-	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
@@ -325,7 +324,7 @@ func TestNoKeyWithoutNonces(t *testing.T) {
 			t.Fatal(err)
 		}
 		made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t))
-		if made.Outcome != hsm.NotMade || !errors.Is(err, noncememory.ErrState) || errors.Is(err, hsm.ErrProfile) || !strings.Contains(hint.Of(err), "stateDir") {
+		if made.Outcome != hsm.NotMade || !errors.Is(err, envelope.ErrNonceMemory) || errors.Is(err, hsm.ErrProfile) || !strings.Contains(hint.Of(err), "stateDir") {
 			t.Errorf("%+v, %v\nhint: %s", made, err, hint.Of(err))
 		}
 	})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -39,7 +38,7 @@ func (m *maker) prove(ctx context.Context) (from int, err error) {
 	if err == nil || errors.Is(err, errNoTrial) {
 		return from, nil
 	}
-	if errors.Is(err, noncememory.ErrState) { // it says nothing of the token
+	if errors.Is(err, envelope.ErrNonceMemory) { // it says nothing of the token
 		return 0, fmt.Errorf("proving the profile %s: %w", profile, err)
 	}
 	lacks, _ := offers(m.api, m.gen.slot, profile)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,16 @@ func TestServeWithOwnNonces(t *testing.T) {
 			api, stop = r.startServe() // what was sealed before the start is read
 			r.decrypts(api, wrapped)
 			r.encrypt(api)
+			nonces := filepath.Join(r.state, "nonces")
+			r.must(os.Rename(nonces, nonces+".away"))
+			r.must(os.Mkdir(nonces, 0o700))
+			if answer, err := api.Encrypt(t.Context(), &kmsapi.EncryptRequest{Plaintext: []byte("a DEK"), Uid: "test"}); status.Code(err) != codes.FailedPrecondition ||
+				!strings.Contains(err.Error(), "memory of the HSM's nonces") || answer != nil {
+				t.Errorf("without the memory of nonces: %v, %v", answer, err)
+			}
+			r.decrypts(api, wrapped)
+			r.must(os.Remove(nonces))
+			r.must(os.Rename(nonces+".away", nonces))
 			faults.DrawIVs(faultp11.ConstantIVs, 0)
 			_, _ = api.Encrypt(t.Context(), &kmsapi.EncryptRequest{Plaintext: []byte("a DEK"), Uid: "test"})
 			if answer, err := api.Encrypt(t.Context(), &kmsapi.EncryptRequest{Plaintext: []byte("a DEK"), Uid: "test"}); status.Code(err) != codes.FailedPrecondition ||

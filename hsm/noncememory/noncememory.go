@@ -53,9 +53,6 @@ const (
 // lockWait bounds the wait for another process that has the file.
 const lockWait = 2 * time.Second
 
-// ErrState: the file cannot be used. Nothing is sealed then.
-var ErrState = errors.New("the memory of the HSM's nonces cannot be used")
-
 type digest [slotSize]byte
 
 // Memory is the file of one stateDir. The zero value is not usable.
@@ -75,7 +72,7 @@ type Memory struct {
 func New(stateDir string) *Memory { return &Memory{path: filepath.Join(stateDir, "nonces")} }
 
 // Note remembers a nonce that the token made for the key with this fingerprint. Errors: envelope.ErrNonceRepeated when any
-// token has made it for that key before, and from then on always for this token and key; ErrState.
+// token has made it for that key before, and from then on always for this token and key; envelope.ErrNonceMemory.
 func (m *Memory) Note(token string, key [envelope.FingerprintSize]byte, nonce []byte) error {
 	return m.use(func(file *os.File) error {
 		if err := m.maySeal(token, key); err != nil {
@@ -89,7 +86,7 @@ func (m *Memory) Note(token string, key [envelope.FingerprintSize]byte, nonce []
 	})
 }
 
-// Check reports, with envelope.ErrNonceRepeated, that the token seals no more with the key. Other errors: ErrState.
+// Check reports, with envelope.ErrNonceRepeated, that the token seals no more with the key. Other errors: envelope.ErrNonceMemory.
 func (m *Memory) Check(token string, key [envelope.FingerprintSize]byte) error {
 	return m.use(func(*os.File) error { return m.maySeal(token, key) })
 }
@@ -144,7 +141,7 @@ func (m *Memory) use(f func(*os.File) error) error {
 }
 
 func stateError(err error) error {
-	return hint.Wrap(fmt.Errorf("%w: %w", ErrState, err),
+	return hint.Wrap(fmt.Errorf("%w: %w", envelope.ErrNonceMemory, err),
 		"make stateDir a folder that this user can write; a file of nonces that is damaged may be moved away, and then the ring's key must be rotated")
 }
 

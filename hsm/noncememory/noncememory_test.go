@@ -133,12 +133,12 @@ func TestFailsClosed(t *testing.T) {
 			if err := spoil(dir, filepath.Join(dir, "nonces")); err != nil {
 				t.Fatal(err)
 			}
-			if err := New(dir).Note("a", keyA, nonce(2)); !errors.Is(err, ErrState) || hint.Of(err) == "" {
+			if err := New(dir).Note("a", keyA, nonce(2)); !errors.Is(err, envelope.ErrNonceMemory) || hint.Of(err) == "" {
 				t.Errorf("%v", err)
 			}
 		})
 	}
-	if err := New(filepath.Join(t.TempDir(), "none")).Note("a", keyA, nonce(2)); !errors.Is(err, ErrState) {
+	if err := New(filepath.Join(t.TempDir(), "none")).Note("a", keyA, nonce(2)); !errors.Is(err, envelope.ErrNonceMemory) {
 		t.Errorf("without a stateDir: %v", err)
 	}
 }
@@ -156,7 +156,7 @@ func TestManyRefusals(t *testing.T) {
 	for _, m := range []*Memory{m, New(dir)} {
 		isRepeat(t, m.Check("a", [8]byte{9, maxRefusals - 1}))
 		for _, err := range []error{m.Check("a", keyA), m.Note("a", keyA, nonce(1)), m.Note("b", keyA, nonce(2))} {
-			if !errors.Is(err, ErrState) || errors.Is(err, envelope.ErrNonceRepeated) || hint.Of(err) == "" {
+			if !errors.Is(err, envelope.ErrNonceMemory) || errors.Is(err, envelope.ErrNonceRepeated) || hint.Of(err) == "" {
 				t.Errorf("%v", err)
 			}
 		}

@@ -64,6 +64,7 @@ type Memory struct {
 	mu      sync.Mutex
 	name    [16]byte // of the file that the rest was read from
 	next    uint64
+	slots   []digest // as in the file; nil: it was not read yet
 	recent  map[digest]struct{}
 	refused map[digest]struct{}
 }
@@ -188,15 +189,42 @@ func (m *Memory) read(file *os.File) error {
 	}
 	m.refused = slots(header[headerSize:])
 	name, next := [16]byte(header[len(magic):nextAt]), binary.BigEndian.Uint64(header[nextAt:])
-	if m.recent != nil && m.name == name && m.next == next {
-		return nil
+	if m.slots == nil || m.name != name || next < m.next || next-m.next > Kept {
+		m.name, m.next, m.slots, m.recent = name, next, make([]digest, Kept), map[digest]struct{}{}
+		return m.readSlots(file, 0, Kept)
 	}
-	all := make([]byte, Kept*slotSize)
-	if _, err := file.ReadAt(all, noncesAt); err != nil {
+	// Only what others have noted is read: the lock is held meanwhile, and others wait for it.
+	for m.next < next {
+		from := m.next % Kept
+		n := min(next-m.next, Kept-from)
+		if err := m.readSlots(file, from, n); err != nil {
+			return err
+		}
+		m.next += n
+	}
+	return nil
+}
+
+// readSlots reads n slots of nonces. After an error the whole file is read again.
+func (m *Memory) readSlots(file *os.File, from, n uint64) error {
+	b := make([]byte, n*slotSize)
+	if _, err := file.ReadAt(b, int64(noncesAt+from*slotSize)); err != nil {
+		m.slots = nil
 		return err
 	}
-	m.name, m.next, m.recent = name, next, slots(all)
+	for i := range n {
+		m.put(from+i, digest(b[i*slotSize:]))
+	}
 	return nil
+}
+
+// put takes up what a slot has now.
+func (m *Memory) put(slot uint64, d digest) {
+	delete(m.recent, m.slots[slot])
+	m.slots[slot] = d
+	if d != (digest{}) {
+		m.recent[d] = struct{}{}
+	}
 }
 
 func slots(b []byte) map[digest]struct{} {
@@ -211,19 +239,14 @@ func slots(b []byte) map[digest]struct{} {
 
 // add writes the nonce to the slot of the oldest.
 func (m *Memory) add(file *os.File, noted digest) error {
-	at := int64(noncesAt + m.next%Kept*slotSize)
-	var oldest digest
-	if _, err := file.ReadAt(oldest[:], at); err != nil {
-		return stateError(err)
-	}
-	if _, err := file.WriteAt(noted[:], at); err != nil {
+	slot := m.next % Kept
+	if _, err := file.WriteAt(noted[:], int64(noncesAt+slot*slotSize)); err != nil {
 		return stateError(err)
 	}
 	if _, err := file.WriteAt(binary.BigEndian.AppendUint64(nil, m.next+1), nextAt); err != nil {
 		return stateError(err)
 	}
-	delete(m.recent, oldest)
-	m.recent[noted] = struct{}{}
+	m.put(slot, noted)
 	m.next++
 	return nil
 }

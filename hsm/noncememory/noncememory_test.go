@@ -3,6 +3,7 @@ package noncememory
 import (
 	"encoding/binary"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -113,6 +114,32 @@ func TestForgetsTheOldest(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "nonces")); err != nil || st.Size() != fileSize || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st, err)
 	}
+}
+
+// What another process notes is taken up also where the file begins again from the front.
+func TestTakesUpAroundTheEnd(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mustNote(t, New(dir), "a", keyA, 0)
+	if err := overwrite(filepath.Join(dir, "nonces"), nextAt, string(binary.BigEndian.AppendUint64(nil, Kept-2))); err != nil {
+		t.Fatal(err)
+	}
+	m, other := New(dir), New(dir)
+	if err := m.Check("a", keyA); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		mustNote(t, other, "a", keyA, 100+i)
+	}
+	if err := m.Check("a", keyA); err != nil {
+		t.Fatal(err)
+	}
+	whole := New(dir)
+	if err := whole.Check("a", keyA); err != nil || !maps.Equal(m.recent, whole.recent) || !maps.Equal(m.recent, other.recent) || len(m.recent) != 5 || m.next != Kept+3 {
+		t.Errorf("%v; %d known, %d by who noted them, %d in the file; next %d", err, len(m.recent), len(other.recent), len(whole.recent), m.next)
+	}
+	isRepeat(t, m.Note("b", keyA, nonce(104)))
+	mustNote(t, m, "a", keyA, 0) // its slot was the first
 }
 
 // A file that cannot be understood, read or made stops the seal.

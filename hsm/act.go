@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,44 +82,58 @@ const settleCalls = 5
 // errPending: the token shows that the act is not done, and the call that does it has not returned.
 var errPending = errors.New("the call has not returned, and the token does not show that it was done")
 
+// errNotFresh: what the token does not show may be there all the same.
+var errNotFresh = errors.New("the worker in which it was begun does not show that it was done, and its library may show only what it has read before")
+
 // settle finds out whether an act was done that was begun in the worker in: also after an error, because a token may have
 // done what it reports as failed. isDone looks once. An error means that it is unknown. It does not end with its caller's
 // context: a caller who gives up must be told the truth too.
 //
-// It looks. Where that does not tell, it ends the worker, so that the act can no longer take effect in it, and looks through
-// the one that the supervisor starts. A worker that is inside the call itself cannot be ended in time.
+// It looks. Where that does not show the act as done, it ends the worker, so that the act can no longer take effect in it, and
+// looks through the one that the supervisor starts: a library that reads its keys once would not show one that was made
+// since. A worker that is inside the call itself cannot be ended in time.
 func (t *Token) settle(right *claim, in workerProcess, isDone func(context.Context) (bool, error)) (bool, error) {
-	done, err := t.lookOnce(right, in, isDone)
-	if err == nil {
-		return done, nil
+	done, err := t.lookOnce(isDone)
+	if done {
+		return true, nil
 	}
-	t.log.Info("ending the worker of the token, to look at the token through another one", "cause", err)
-	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
-	in.EndNow(ctx)
-	cancel()
+	t.log.Info("ending the worker of the token, to look at the token through another one", "cause", cmp.Or(err, errNotFresh))
+	t.endForLook(in)
 	again, cancel := context.WithTimeout(context.Background(), t.cfg.ConnectTimeout+settleCalls*t.cfg.CallTimeout)
 	defer cancel()
 	for {
-		done, err := t.lookOnce(right, in, isDone)
-		if err == nil || errors.Is(err, errPending) {
-			return done, err
+		ended, pending := hasEnded(in), right.pending() // before the look
+		done, err := t.lookOnce(isDone)
+		switch {
+		case err == nil && (done || ended):
+			return done, nil
+		case err == nil && pending:
+			return false, errPending
 		}
 		select {
 		case <-again.Done():
-			return false, fmt.Errorf("looking at the token again: %w", err)
+			return false, fmt.Errorf("looking at the token again: %w", cmp.Or(err, errNotFresh))
 		case <-time.After(t.cfg.CallTimeout / settleCalls):
 		}
 	}
 }
 
-// lookOnce looks at the token. What it does not show may still come while the call is under way in a worker that lives.
-func (t *Token) lookOnce(right *claim, in workerProcess, isDone func(context.Context) (bool, error)) (bool, error) {
+// endForLook ends the worker: in good order where no call hangs in it, because some tokens keep the sessions of a program that
+// was killed.
+func (t *Token) endForLook(in workerProcess) {
+	if n, _ := in.Hanging(0); n == 0 {
+		in.End()
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
 	defer cancel()
-	final := !right.pending() || hasEnded(in) // before the look
+	in.EndNow(ctx)
+}
+
+// lookOnce looks at the token. With an error it is not known to be done.
+func (t *Token) lookOnce(isDone func(context.Context) (bool, error)) (bool, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), settleCalls*t.cfg.CallTimeout)
+	defer cancel()
 	done, err := isDone(ctx)
-	if err == nil && !done && !final {
-		err = errPending
-	}
-	return done, err
+	return done && err == nil, err
 }

@@ -76,21 +76,42 @@ func (m *maker) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if m.shared { // otherwise our login would end with it
-		m.gen.mu.Lock()
-		m.gen.idle = append(m.gen.idle, m.gen.admin) // the look takes its place: with crypto11's two, three sessions at once
-		m.gen.mu.Unlock()
-	}
+	m.lendAdmin()
 	_, err = m.generate(ctx, m.t.common.Profile, true, from, m.right.do)
 	return err
 }
 
+// lendAdmin lets the look afterwards take the place of our session: with crypto11's two, three are open at once. Where the
+// login is ours alone it would end with that session.
+func (m *maker) lendAdmin() {
+	if m.shared {
+		m.gen.mu.Lock()
+		m.gen.idle = append(m.gen.idle, m.gen.admin)
+		m.gen.mu.Unlock()
+	}
+}
+
+// again connects through another worker, which shows what this one may not: see settle.
+func (m *maker) again(ctx context.Context) error {
+	m.worker.End()
+	slot, info, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.connect(ctx, slot, info); err != nil {
+		return err
+	}
+	m.lendAdmin()
+	return nil
+}
+
 // open starts a worker and logs in.
 func (m *maker) open(ctx context.Context) (slot uint, info pkcs11.TokenInfo, err error) {
-	if m.worker, err = m.t.startWorker(ctx); err != nil {
+	started, err := m.t.startWorker(ctx)
+	if err != nil {
 		return 0, info, err
 	}
-	m.end = m.worker.End
+	m.worker, m.end = started, started.End
 	m.api = m.worker.For(ctx, m.t.cfg.CallTimeout)
 	if err := m.t.initialize(m.worker.For(ctx, m.t.cfg.ConnectTimeout)); err != nil {
 		return 0, info, err
@@ -172,7 +193,7 @@ func (m *maker) generate(ctx context.Context, profile envelope.Profile, stays bo
 			continue
 		}
 		// A token may have made what it refuses: another one would be a second key with the same CKA_ID.
-		if now, lookErr := m.t.viewRing(ctx); lookErr != nil || now.find(m.ckaID) != nil {
+		if lookErr := m.again(ctx); lookErr != nil || m.before.find(m.ckaID) != nil {
 			return i, errors.Join(fmt.Errorf("generating a key: %w", err), lookErr)
 		}
 	}

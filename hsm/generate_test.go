@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
 
 // A C_GenerateKey that hangs does not keep its caller, and its outcome is never "not made".
@@ -121,4 +123,52 @@ func containsAll(text string, parts ...string) bool {
 		}
 	}
 	return true
+}
+
+// A library that reads its keys once does not show the process that made a key that key. It is made all the same, and told so,
+// whatever the call said; and no second one with its CKA_ID is made.
+func TestGenerateWithAFrozenLibrary(t *testing.T) {
+	t.Parallel()
+	const fn = "C_GenerateKey"
+	for name, test := range map[string]struct {
+		ring  string
+		fault func(m *faultp11.Module) *faultp11.Plan
+		is    hsm.Outcome
+	}{
+		"a ring with a key":                  {ringName, nil, hsm.Made},
+		"an empty ring":                      {"another", nil, hsm.Made},
+		"it works, and says it fails":        {ringName, func(m *faultp11.Module) *faultp11.Plan { return m.FailAfter(fn, pkcs11.CKR_DEVICE_ERROR) }, hsm.Made},
+		"it works, and refuses the template": {ringName, func(m *faultp11.Module) *faultp11.Plan { return m.FailAfter(fn, pkcs11.CKR_TEMPLATE_INCONSISTENT) }, hsm.Made},
+		"it fails":                           {ringName, func(m *faultp11.Module) *faultp11.Plan { return m.Fail(fn, pkcs11.CKR_DEVICE_ERROR) }, hsm.NotMade},
+		"it refuses the template once":       {ringName, func(m *faultp11.Module) *faultp11.Plan { return m.Fail(fn, pkcs11.CKR_TEMPLATE_INCONSISTENT) }, hsm.Made},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 10 * time.Second })
+			b.module.Traits(faultp11.Frozen)
+			b.common.Ring = test.ring
+			if test.fault != nil {
+				test.fault(b.module).After(1).Once() // the first one makes a key for the session
+			}
+			id := mustID(t)
+			made, err := hsm.Generate(t.Context(), b.common, b.cfg, id)
+			if made.Outcome != test.is || (err == nil) != (test.is == hsm.Made) {
+				t.Errorf("%+v, %v", made, err)
+			}
+			b.module.Traits(0)
+			keys, err := b.another().set.Keys(b.within(20 * time.Second))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for _, key := range keys {
+				if bytes.Equal(key.CKAID, id) {
+					n++
+				}
+			}
+			if (n == 1) != (test.is == hsm.Made) || n > 1 {
+				t.Errorf("%d keys with its CKA_ID are on the token: %+v", n, keys)
+			}
+		})
+	}
 }

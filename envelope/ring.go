@@ -214,6 +214,7 @@ func (r *Ring) merge(members []Token) (served, refused []Version) {
 // of the others either.
 func worstOf(a, b Attributes) Attributes {
 	return Attributes{
+		Known:   a.Known && b.Known,
 		Private: a.Private && b.Private, Sensitive: a.Sensitive && b.Sensitive,
 		Extractable:     a.Extractable || b.Extractable,
 		AlwaysSensitive: a.AlwaysSensitive && b.AlwaysSensitive, NeverExtractable: a.NeverExtractable && b.NeverExtractable,

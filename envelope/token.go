@@ -88,6 +88,7 @@ type Key struct {
 // Attributes are what an auditor asks of a key (PKCS#11 v2.40 section 4.2, tables 20 and 33). An
 // attribute that the token does not tell is false: the careful reading.
 type Attributes struct {
+	Known                                                                     bool // the token was asked, and answered; otherwise the others say nothing
 	Private, Sensitive, Extractable, AlwaysSensitive, NeverExtractable, Local bool
 }
 

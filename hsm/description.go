@@ -60,6 +60,7 @@ func (d description) attributes() envelope.Attributes {
 		return value[0] != 0
 	}
 	return envelope.Attributes{
+		Known:   true,
 		Private: is(pkcs11.CKA_PRIVATE, false), Sensitive: is(pkcs11.CKA_SENSITIVE, false),
 		Extractable: is(pkcs11.CKA_EXTRACTABLE, true), AlwaysSensitive: is(pkcs11.CKA_ALWAYS_SENSITIVE, false),
 		NeverExtractable: is(pkcs11.CKA_NEVER_EXTRACTABLE, false), Local: is(pkcs11.CKA_LOCAL, false),

@@ -31,10 +31,10 @@ type keyJSON struct {
 	State            string   `json:"state"`
 	Activates        *string  `json:"activates"`
 	Fingerprint      string   `json:"fingerprint"`
-	Sensitive        bool     `json:"sensitive"`
-	Extractable      bool     `json:"extractable"`
-	NeverExtractable bool     `json:"neverExtractable"`
-	Local            bool     `json:"local"`
+	Sensitive        *bool    `json:"sensitive"` // this and the next three: null when the token has not been read, or does not say
+	Extractable      *bool    `json:"extractable"`
+	NeverExtractable *bool    `json:"neverExtractable"`
+	Local            *bool    `json:"local"`
 	Tokens           []string `json:"tokens"`
 	Problem          string   `json:"problem,omitempty"`
 	Cluster          string   `json:"cluster,omitempty"`   // that the ring belongs to
@@ -51,8 +51,10 @@ const rfc3339Milli = "2006-01-02T15:04:05.000Z07:00"
 func keyOf(v envelope.Version) keyJSON {
 	k := keyJSON{
 		Ring: v.ID.Ring, ID: hex.EncodeToString(v.CKAID), State: string(v.State), Tokens: v.Tokens, Problem: v.Refused,
-		Sensitive: v.Attributes.Sensitive, Extractable: v.Attributes.Extractable,
-		NeverExtractable: v.Attributes.NeverExtractable, Local: v.Attributes.Local, Emergency: v.ID.Emergency(),
+		Emergency: v.ID.Emergency(),
+	}
+	if a := v.Attributes; a.Known {
+		k.Sensitive, k.Extractable, k.NeverExtractable, k.Local = &a.Sensitive, &a.Extractable, &a.NeverExtractable, &a.Local
 	}
 	if !v.Activation.IsZero() {
 		at := v.Activation.UTC().Format(rfc3339Milli)
@@ -127,7 +129,7 @@ func (c *command) printKeys(list *keyops.Listing) error {
 		if k.Activates != nil {
 			at = v.Activation.UTC().Format(time.RFC3339)
 		}
-		rows = append(rows, []string{k.State, at, keyops.Name(v), strings.Join(k.Tokens, ","), yesNo(k.Extractable), yesNo(k.Local)})
+		rows = append(rows, []string{k.State, at, keyops.Name(v), strings.Join(k.Tokens, ","), toldOf(k.Extractable), toldOf(k.Local)})
 	}
 	if err := c.table(rows); err != nil {
 		return err
@@ -154,4 +156,12 @@ func yesNo(b bool) string {
 		return "yes"
 	}
 	return "no"
+}
+
+// toldOf is what a token told of a key; nil: nothing.
+func toldOf(b *bool) string {
+	if b == nil {
+		return "unknown"
+	}
+	return yesNo(*b)
 }

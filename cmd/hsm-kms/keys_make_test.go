@@ -109,6 +109,9 @@ func TestKeysRotateTellsTheTruth(t *testing.T) {
 			if err := json.Unmarshal([]byte(out), &said); (err == nil) != (test.state != "") || said.State != test.state {
 				t.Errorf("said %s, %v", out, err)
 			}
+			if test.state != "" && (said.Local != nil) != (said.KeyID != "") {
+				t.Errorf("attributes of a key that nobody has seen: %s", out)
+			}
 			keys := r.keys()
 			// A call that hangs is the worker's: it goes on after the command, and may make the key yet.
 			hangsBefore := strings.HasPrefix(name, "it hangs") || name == "killed before"

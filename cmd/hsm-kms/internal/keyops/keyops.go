@@ -60,6 +60,9 @@ func makeKey(ctx context.Context, a *app.Context, id []byte) (*Made, error) {
 	if m.Activation.After(time.Now()) {
 		m.State = envelope.Pending
 	}
+	if made.Key.Refused != "" {
+		m.State = envelope.Refused
+	}
 	switch {
 	case made.Outcome == hsm.Made && made.Hangs:
 		return m, hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made, and a call into the module has not returned: nothing more was looked at", id),
@@ -68,7 +71,6 @@ func makeKey(ctx context.Context, a *app.Context, id []byte) (*Made, error) {
 		m.Served = true
 		return m, nil
 	case made.Outcome == hsm.Made:
-		m.State = envelope.Refused
 		return m, app.Finding(hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made and is not served: %s", id, made.Key.Refused),
 			"it harms nothing where it is; see it with: hsm-kms keys list; docs/hsm-support.md says what a token must offer"))
 	case made.Outcome == hsm.Unknown:

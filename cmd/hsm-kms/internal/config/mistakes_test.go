@@ -186,6 +186,7 @@ func TestMistakesLogin(t *testing.T) {
 	}
 	checkMistakes(t, []mistake{
 		{token("login: card"), `c.yaml:9: tokens[0].login: "card" is not pin or none or pinpad`},
+		{token("swap: both"), `c.yaml:9: tokens[0].swap: "both" is not overlap or stop-first`},
 		{token(`login: ""`), "c.yaml:9: tokens[0].login: is empty"},
 		{token("login: none"), "c.yaml:8: tokens[0].pinFile: has no effect with login: none"},
 		{withoutFile("login: pinpad", "emptyPIN: true"), "c.yaml:9: tokens[0].emptyPIN: has no effect with login: pinpad"},

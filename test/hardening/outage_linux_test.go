@@ -20,7 +20,10 @@ const mostLines = 25
 func TestAnOutageIsAHandfulOfLines(t *testing.T) {
 	t.Parallel()
 	outages := map[string]func(w *rig){
-		"no session": func(w *rig) { w.faults.Fail("C_OpenSession", pkcs11.CKR_DEVICE_ERROR).UntilCleared() },
+		"no session": func(w *rig) { // with those that are open already it would go on
+			w.faults.Fail("C_OpenSession", pkcs11.CKR_DEVICE_ERROR).UntilCleared()
+			w.faults.Fail("C_EncryptInit", pkcs11.CKR_SESSION_HANDLE_INVALID).UntilCleared()
+		},
 		"now and then a session": func(w *rig) {
 			w.faults.MaxSessions(1)
 			w.faults.Fail("C_EncryptInit", pkcs11.CKR_SESSION_HANDLE_INVALID).UntilCleared()

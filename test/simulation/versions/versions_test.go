@@ -143,16 +143,17 @@ func TestFourHundredVersions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Each key shows once which it is, and that it opens what it sealed; the self-test and the exercise are of one.
-	atMost("the start", map[string]int{"C_Login": 1, "C_Encrypt": many + 3, "C_Decrypt": many + 7, "C_OpenSession": 6, "C_GetAttributeValue": perKey * many})
+	// Each key shows once which it is, and that it opens what it sealed; the self-test and the exercise are of one. The keys are
+	// read on up to 8 sessions beside the one of the login, and the self-test has up to 4.
+	atMost("the start", map[string]int{"C_Login": 1, "C_Encrypt": many + 3, "C_Decrypt": many + 7, "C_OpenSession": 13, "C_GetAttributeValue": perKey * many})
 	view := ring.View()
 	if len(view.Versions) != many || view.Current == nil || view.Current.ID != view.Versions[many-1].ID || view.Problem != nil {
 		t.Fatalf("%d versions, current %v, %v", len(view.Versions), view.Current, view.Problem)
 	}
 
-	// A key that is known is asked for its CKA_ID and no more.
+	// A key that is known is asked for its CKA_ID and no more, on half of the sessions.
 	do(ring.Refresh)
-	atMost("a re-read", map[string]int{"C_EncryptInit": 0, "C_DecryptInit": 0, "C_Login": 0, "C_OpenSession": 1, "C_GetAttributeValue": 2 * many, "C_FindObjects": many + 1})
+	atMost("a re-read", map[string]int{"C_EncryptInit": 0, "C_DecryptInit": 0, "C_Login": 0, "C_OpenSession": 4, "C_GetAttributeValue": 2 * many, "C_FindObjects": many + 1})
 
 	// A probe uses the current key, and none of the others.
 	for range 10 {

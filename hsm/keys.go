@@ -149,15 +149,20 @@ func (r *keyReader) readWith(old *table, f func(p *readPool, newest *heldKey)) (
 	p.grow(len(handles))
 	all := make([]*heldKey, len(handles))
 	unread := make([]error, len(handles))
-	if err := p.each(len(all), func(s *readSession, i int) (err error) {
-		all[i], err = r.inspect(s.Session, handles[i], old)
-		if err != nil && r.lenient && isOfKey(err) {
+	if err := p.each(len(all), func(s *readSession, i int) error {
+		inspect := func(s *readSession) (err error) {
+			all[i], err = r.inspect(s.Session, handles[i], old)
+			return err
+		}
+		return p.twice(s, inspect, func(s *readSession, err error) error {
+			if !r.lenient {
+				return err
+			}
 			unread[i] = err
 			all[i] = &heldKey{handle: handles[i], key: envelope.Key{ID: envelope.KeyID{Ring: r.ring}}}
 			all[i].refuse("the token does not say what it is: %v", err)
 			return p.replace(s)
-		}
-		return err
+		})
 	}); err != nil {
 		return nil, err
 	}
@@ -208,13 +213,13 @@ func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPo
 	var beside sync.WaitGroup
 	err = p.each(len(missing), func(s *readSession, i int) error {
 		held := missing[i]
-		err := r.fingerprint(p, s, held)
-		if err != nil && isOfKey(err) { // it may be this key alone that the token cannot use just now
+		fingerprint := func(s *readSession) error { return r.fingerprint(p, s, held) }
+		err := p.twice(s, fingerprint, func(s *readSession, err error) error {
 			said[i] = err
-			r.fail(held, err)
+			r.fail(held, err) // it may be this key alone that the token cannot use just now
 			return p.replace(s)
-		}
-		if err == nil && held.key.Refused == "" && i == 0 && f != nil {
+		})
+		if err == nil && held.key.Refused == "" && held.failed == nil && i == 0 && f != nil {
 			beside.Go(func() { f(p, held) })
 		}
 		return err

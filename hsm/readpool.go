@@ -151,6 +151,29 @@ func (p *readPool) on(f func(s *readSession) error) error {
 	}
 }
 
+// twice does f, and does it again on another session when the token fails: a call that fails once must not cost a key. When it
+// fails again, failed decides, with the session on which it did.
+func (p *readPool) twice(s *readSession, f func(s *readSession) error, failed func(s *readSession, err error) error) error {
+	err := f(s)
+	if err == nil || !isOfKey(err) {
+		return err
+	}
+	if err := p.replace(s); err != nil {
+		return err
+	}
+	second := func(s *readSession) error {
+		err := f(s)
+		if err != nil && isOfKey(err) {
+			return failed(s, err)
+		}
+		return err
+	}
+	if s.Session != 0 { // it was the last one
+		return second(s)
+	}
+	return p.on(second)
+}
+
 // replace takes a session out of use on which something failed, because that may have left it unusable. The last one is
 // replaced by another, which is opened before the old one is closed: the login would end.
 func (p *readPool) replace(s *readSession) error {

@@ -35,6 +35,8 @@ type finding struct {
 var (
 	errLoginLost  = errors.New("the login is lost, and without it private objects are not seen")
 	errKeyMissing = errors.New("the token does not show the key")
+	// errNothingToTry: of a connection that has keys none is left with which the token could show that it works.
+	errNothingToTry = errors.New("the token cannot use any of its keys just now")
 )
 
 // check finds out about the key. A zero id, or one that the connection does not hold, stands for the connection.
@@ -68,6 +70,9 @@ func (c *checker) tryOthers(held *heldKey, failed error) finding {
 	others := c.table.newest(func(k *heldKey) bool { return k == held || c.avoid(k.key.ID) })
 	if held == nil && len(others) == 0 && len(c.table.byID) == 0 {
 		return finding{verdict: keyWorks} // an empty ring: there is nothing to try
+	}
+	if failed == nil && len(others) == 0 {
+		failed = errNothingToTry
 	}
 	suspected := failed
 	for _, other := range others {
@@ -113,7 +118,7 @@ func (c *checker) find(held *heldKey) (p11.Object, error) {
 	failed := errKeyMissing
 	for _, handle := range handles {
 		ckaID, err := c.api.Attribute(c.session, handle, pkcs11.CKA_ID)
-		if err == nil && !bytes.Equal(ckaID, held.key.CKAID) || err != nil && handle != held.handle {
+		if err == nil && !bytes.Equal(ckaID, held.key.CKAID) {
 			continue
 		}
 		if err == nil {

@@ -55,6 +55,7 @@ type fakeToken struct {
 	all      p11.RV                // every use of a key fails
 	open     p11.RV                // C_OpenSession fails
 	info     p11.RV                // C_GetSessionInfo fails
+	mute     p11.Object            // it does not say what it is
 	out      bool                  // nobody is logged in
 	sessions int
 	asked    int // uses of keys
@@ -93,6 +94,9 @@ func (f *fakeToken) FindSecretKeys(p11.Session, string, int) (found []p11.Object
 }
 
 func (f *fakeToken) Attribute(_ p11.Session, o p11.Object, _ uint) ([]byte, error) {
+	if o == f.mute {
+		return nil, fails("C_GetAttributeValue", pkcs11.CKR_DEVICE_ERROR)
+	}
 	return []byte(f.keys[o]), nil
 }
 
@@ -135,27 +139,30 @@ func TestDecisions(t *testing.T) {
 		found verdict
 		at    p11.Object
 	}{
-		"not logged in":              {ring: []string{"a", "b"}, token: fakeToken{keys: three, out: true}, key: "a", want: connectAgain, found: loggedOut},
-		"session info fails":         {ring: []string{"a", "b"}, token: fakeToken{keys: three, info: 0x30}, key: "a", want: connectAgain, found: nothingWorks},
-		"K works":                    {ring: []string{"a", "b"}, token: fakeToken{keys: three}, key: "a", codes: []p11.RV{0x60, 0x82, 0x101, 0x05}, want: goOn, found: keyWorks, at: 1},
-		"K works after all is gone":  {ring: []string{"a", "b"}, token: fakeToken{keys: three}, key: "a", codes: goneCodes, want: connectAgain, found: keyWorks, at: 1},
-		"K has another handle":       {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{7: "b", 9: "a"}}, key: "a", codes: []p11.RV{0x60, 0x82}, want: goOn, found: keyWorks, at: 9},
-		"its number names another":   {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{1: "b", 2: "a"}}, key: "a", codes: []p11.RV{0x60}, want: goOn, found: keyWorks, at: 2},
-		"K fails, another works":     {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}}, key: "a", want: suspendKey, found: keyFails},
-		"K fails with gone":          {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0xE0}}, key: "a", want: suspendKey, found: keyFails},
-		"the newest fails":           {ring: []string{"a", "b", "c"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{3: 0x05}}, key: "c", want: suspendKey, found: keyFails},
-		"K and the newest fail":      {ring: []string{"a", "b", "c"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x82, 3: 0x82}}, key: "a", want: suspendKey, found: keyFails},
-		"K is not found":             {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{2: "b"}}, key: "a", want: seekKey, found: keyMissing},
-		"no key passes":              {ring: []string{"a", "b"}, token: fakeToken{keys: three, all: 0x30}, key: "a", want: connectAgain, found: nothingWorks},
-		"no key is found":            {ring: []string{"a"}, token: fakeToken{}, key: "a", want: connectAgain, found: nothingWorks},
-		"the only key works":         {ring: []string{"a"}, token: fakeToken{keys: three}, key: "a", codes: []p11.RV{0x60, 0x05}, want: goOn, found: keyWorks, at: 1},
-		"the only key fails":         {ring: []string{"a"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}}, key: "a", want: connectAgain, found: nothingWorks},
-		"the others are suspended":   {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}}, key: "a", avoid: "b", want: connectAgain, found: nothingWorks},
-		"no other session":           {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}, open: 0x30}, key: "a", want: connectAgain, found: nothingWorks},
-		"the connection, all well":   {ring: []string{"a", "b"}, token: fakeToken{keys: three}, codes: []p11.RV{0x05}, want: goOn, found: keyWorks},
-		"the connection, one fails":  {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{2: 0x05}}, codes: []p11.RV{0x05}, want: goOn, found: keyWorks},
-		"the connection, no key":     {ring: nil, token: fakeToken{}, codes: []p11.RV{0x05}, want: goOn, found: keyWorks},
-		"the connection, none works": {ring: []string{"a", "b"}, token: fakeToken{keys: three, all: 0x05}, want: connectAgain, found: nothingWorks},
+		"not logged in":                           {ring: []string{"a", "b"}, token: fakeToken{keys: three, out: true}, key: "a", want: connectAgain, found: loggedOut},
+		"session info fails":                      {ring: []string{"a", "b"}, token: fakeToken{keys: three, info: 0x30}, key: "a", want: connectAgain, found: nothingWorks},
+		"K works":                                 {ring: []string{"a", "b"}, token: fakeToken{keys: three}, key: "a", codes: []p11.RV{0x60, 0x82, 0x101, 0x05}, want: goOn, found: keyWorks, at: 1},
+		"K works after all is gone":               {ring: []string{"a", "b"}, token: fakeToken{keys: three}, key: "a", codes: goneCodes, want: connectAgain, found: keyWorks, at: 1},
+		"K has another handle":                    {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{7: "b", 9: "a"}}, key: "a", codes: []p11.RV{0x60, 0x82}, want: goOn, found: keyWorks, at: 9},
+		"its number names another":                {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{1: "b", 2: "a"}}, key: "a", codes: []p11.RV{0x60}, want: goOn, found: keyWorks, at: 2},
+		"K fails, another works":                  {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}}, key: "a", want: suspendKey, found: keyFails},
+		"K fails with gone":                       {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0xE0}}, key: "a", want: suspendKey, found: keyFails},
+		"the newest fails":                        {ring: []string{"a", "b", "c"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{3: 0x05}}, key: "c", want: suspendKey, found: keyFails},
+		"K and the newest fail":                   {ring: []string{"a", "b", "c"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x82, 3: 0x82}}, key: "a", want: suspendKey, found: keyFails},
+		"K is not found":                          {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{2: "b"}}, key: "a", want: seekKey, found: keyMissing},
+		"no key passes":                           {ring: []string{"a", "b"}, token: fakeToken{keys: three, all: 0x30}, key: "a", want: connectAgain, found: nothingWorks},
+		"no key is found":                         {ring: []string{"a"}, token: fakeToken{}, key: "a", want: connectAgain, found: nothingWorks},
+		"the only key works":                      {ring: []string{"a"}, token: fakeToken{keys: three}, key: "a", codes: []p11.RV{0x60, 0x05}, want: goOn, found: keyWorks, at: 1},
+		"the only key fails":                      {ring: []string{"a"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}}, key: "a", want: connectAgain, found: nothingWorks},
+		"the others are suspended":                {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}}, key: "a", avoid: "b", want: connectAgain, found: nothingWorks},
+		"no other session":                        {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{1: 0x60}, open: 0x30}, key: "a", want: connectAgain, found: nothingWorks},
+		"the connection, all well":                {ring: []string{"a", "b"}, token: fakeToken{keys: three}, codes: []p11.RV{0x05}, want: goOn, found: keyWorks},
+		"the connection, one fails":               {ring: []string{"a", "b"}, token: fakeToken{keys: three, bad: map[p11.Object]p11.RV{2: 0x05}}, codes: []p11.RV{0x05}, want: goOn, found: keyWorks},
+		"the connection, no key":                  {ring: nil, token: fakeToken{}, codes: []p11.RV{0x05}, want: goOn, found: keyWorks},
+		"the connection, and all are suspended":   {ring: []string{"a"}, token: fakeToken{keys: three}, avoid: "a", want: connectAgain, found: nothingWorks},
+		"K may be what says nothing of itself":    {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{2: "b", 9: "a"}, mute: 9}, key: "a", want: suspendKey, found: keyFails},
+		"K is beside what says nothing of itself": {ring: []string{"a", "b"}, token: fakeToken{keys: map[p11.Object]string{2: "b", 8: "c", 9: "a"}, mute: 8}, key: "a", codes: []p11.RV{0x60, 0x82}, want: goOn, found: keyWorks, at: 9},
+		"the connection, none works":              {ring: []string{"a", "b"}, token: fakeToken{keys: three, all: 0x05}, want: connectAgain, found: nothingWorks},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -168,6 +175,9 @@ func TestDecisions(t *testing.T) {
 				id = envelope.KeyID{Ring: "ring", Version: c.key}
 			}
 			found := k.check(id)
+			if (found.err == nil) != (found.verdict == keyWorks) {
+				t.Errorf("found %d, and why: %v", found.verdict, found.err)
+			}
 			if found.verdict != c.found || found.handle != c.at {
 				t.Errorf("found %d at %d (%v), want %d at %d", found.verdict, found.handle, found.err, c.found, c.at)
 			}

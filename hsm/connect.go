@@ -45,7 +45,7 @@ func (t *Token) connect(ctx context.Context, w workerProcess, isNew bool) (*gene
 		t.leave(api, reader)
 		return nil, err
 	}
-	gen.loggedIn, gen.worker, gen.api = in, w, w.For(context.Background(), t.cfg.CallTimeout)
+	gen.isNew, gen.loggedIn, gen.worker, gen.api = isNew, in, w, w.For(context.Background(), t.cfg.CallTimeout)
 	return gen, nil
 }
 

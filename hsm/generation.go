@@ -17,6 +17,7 @@ type generation struct {
 	api      p11.API // of worker, for working sessions
 	slot     uint
 	serial   string      // of the token, as it says itself
+	isNew    bool        // the first one in its worker
 	loggedIn bool        // false on a token that needs no login
 	admin    p11.Session // keeps the login, reads the ring; belongs to the holder of Token.admin
 	table    atomic.Pointer[table]
@@ -34,11 +35,11 @@ type generation struct {
 	adminClosed bool          // the admin session is closed, or among the unclosed
 }
 
-// drop ends the present generation. Its idle sessions are closed by the next closeRetired, those at work when
-// they come back.
-func (t *Token) drop(why string) {
+// drop ends gen if it is the present generation: another may have taken its place since the caller looked. Its idle
+// sessions are closed by the next closeRetired, those at work when they come back.
+func (t *Token) drop(gen *generation, why string) {
 	t.change(func() {
-		if t.gen == nil {
+		if gen == nil || t.gen != gen {
 			return
 		}
 		t.dedup.dropped(t.log, t.gen.number, why)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -53,7 +54,9 @@ func (t *Token) tryPIN(ctx context.Context, api p11.API, w workerProcess, slot u
 	err = t.guard.Attempt(ctx, token, pin.tag, func() (guard.Outcome, error) {
 		t.warnOfCounter(token.Clean)
 		err := login(file)
-		if outcome = outcomeOf(err); outcome == guard.Succeeded {
+		outcome = outcomeOf(err)
+		t.noteLogin(outcome)
+		if outcome == guard.Succeeded {
 			return outcome, nil
 		}
 		if outcome == guard.Undecided && counted(api, slot, token.Clean) {
@@ -63,6 +66,18 @@ func (t *Token) tryPIN(ctx context.Context, api p11.API, w workerProcess, slot u
 		return outcome, err
 	})
 	return t.explainLogin(err, outcome, pin)
+}
+
+func (t *Token) noteLogin(outcome guard.Outcome) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch outcome {
+	case guard.Unseen:
+		t.swap.unseen = time.Now()
+	case guard.Succeeded:
+		t.swap.unseen = time.Time{}
+	default:
+	}
 }
 
 // pinSource is where the PIN comes from: a state of the PIN file, or the token's PIN pad.

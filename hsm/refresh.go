@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -56,7 +57,7 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 			return errVanished
 		}
 		gen.table.Store(read)
-		t.noteLive(old, read)
+		t.noteShown(gen, old, read)
 		keys = read.keys
 		return nil
 	})
@@ -94,14 +95,19 @@ func (t *Token) Distrust(why error) {
 	}
 }
 
-// noteLive remembers that the library has shown a key that it did not show before: views need not be compared.
-func (t *Token) noteLive(old, read *table) {
-	for _, key := range read.keys {
-		if !old.has(key.CKAID) {
-			t.mu.Lock()
+// noteShown remembers what the token shows, for the next connection, and whether the library has shown a key that it did not
+// show before: views need not be compared then. An object that said nothing of itself before is not such a key.
+func (t *Token) noteShown(gen *generation, old, read *table) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gen == gen { // a key that says nothing of itself now is still the one that it was
+		known := maps.Clone(t.shown.byID)
+		maps.Copy(known, read.byID)
+		t.shown = &table{byID: known}
+	}
+	for handle, held := range read.byHandle {
+		if held.key.CKAID != nil && !old.has(held.key.CKAID) && old.byHandle[handle] == nil {
 			t.swap.live = true
-			t.mu.Unlock()
-			return
 		}
 	}
 }

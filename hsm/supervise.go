@@ -81,7 +81,11 @@ func (s *supervisor) begin(ctx context.Context, t *Token) {
 		return
 	case kind == curesWorker:
 		if wait := s.untilReplacement(); wait > 0 {
-			return // the ticker comes back to it
+			if !t.isSeeking() {
+				return // the ticker comes back to it
+			}
+			kind = showsKey // somebody waits for it
+			break
 		}
 		s.replaced++
 		s.lastReplaced = time.Now()
@@ -190,10 +194,11 @@ func (t *Token) makeConnection(ctx context.Context, fresh bool) (*generation, er
 		return t.connect(ctx, old, false)
 	}
 	t.mu.Lock()
-	serves := t.gen != nil && t.gen.worker == old
+	present := t.gen
 	t.mu.Unlock()
+	serves := present != nil && present.worker == old
 	if serves && t.stopsFirst() {
-		t.drop("its worker is ended before another one is connected")
+		t.drop(present, "its worker is ended before another one is connected")
 		serves = false
 	}
 	if old != nil && !serves {
@@ -219,9 +224,10 @@ func (t *Token) makeConnection(ctx context.Context, fresh bool) (*generation, er
 }
 
 // publish makes gen the token's connection; the one before it is dropped, and its worker ended when no operation is under
-// way in it any more.
+// way in it any more. That connection may have been dropped already while gen was made; its worker is ended all the same.
 func (t *Token) publish(gen *generation, kind successor) {
 	t.lastOK.Store(time.Now().UnixNano())
+	before := t.worker
 	t.worker = gen.worker
 	var old *generation
 	var unused <-chan struct{}
@@ -239,13 +245,15 @@ func (t *Token) publish(gen *generation, kind successor) {
 		shown := gen.table.Load()
 		t.shown = shown
 		t.suspendFailed(shown)
-		t.endSeek(shown)
+		if gen.isNew { // another reading in the same worker may show no more than before
+			t.endSeek(shown)
+		}
 		t.hadKeys = len(shown.byID) > 0
 		t.dedup.connected(t.log, gen.number, len(shown.keys))
 	})
 	t.restorePermits()
-	if old != nil && old.worker != gen.worker {
-		t.endInBackground(old.worker, unused)
+	if before != nil && before != gen.worker {
+		t.endInBackground(before, unused)
 	}
 	go t.closeSpare(gen, 1) // those of the reading
 	go func() {             // a worker that dies while nobody asks it is noticed too

@@ -28,13 +28,17 @@ const (
 const (
 	// seekInterval is the shortest time between two swaps for keys that the token does not show.
 	seekInterval = 10 * time.Minute
-	// unknownFor is how long a key that a new worker did not show either causes no further swap.
+	// unknownFor is how long a key that a new worker did not show either causes no further swap, where views are compared
+	// meanwhile: that finds it, should it arrive. Elsewhere it is seekInterval.
 	unknownFor = time.Hour
 	// maxUnknown bounds the keys that are remembered so.
 	maxUnknown = 1024
 	// defaultViewAge is the oldest view of a token that is taken for the whole ring, while its library has not shown that
 	// it sees new keys by itself. A rotation is announced at least as long before, by default.
 	defaultViewAge = 10 * time.Minute
+	// sparesLogins is how long views are not compared after a login of which nobody saw the outcome: the few that the attempt
+	// guard still allows are for a connection that is needed.
+	sparesLogins = 24 * time.Hour
 )
 
 // swap is what is known of replacing the worker. Token.mu guards it.
@@ -45,6 +49,7 @@ type swap struct {
 	soughtAt  time.Time // when the last swap of this kind was asked for
 	stopFirst bool      // the token has refused a second login or session
 	live      bool      // the library has shown a key that it did not show before
+	unseen    time.Time // when nobody saw the outcome of the last login; zero: somebody did
 	viewed    time.Time // when a new worker read the ring last, or tried
 }
 
@@ -63,8 +68,8 @@ func (t *Token) Seek(id envelope.KeyID) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	switch {
-	case id.Ring != t.common.Ring, t.gen == nil, now.Before(t.unknown[id]):
+	switch since, known := t.unknown[id]; {
+	case id.Ring != t.common.Ring, t.gen == nil, known && now.Sub(since) < t.staysUnknown():
 		return nil
 	case t.swap.seeking != nil:
 	case now.Sub(t.swap.soughtAt) < seekInterval:
@@ -86,18 +91,26 @@ func (t *Token) endSeek(successor *table) {
 		return
 	}
 	now := time.Now()
-	for id, until := range t.unknown {
-		if now.After(until) {
+	for id, since := range t.unknown {
+		if now.Sub(since) >= t.staysUnknown() {
 			delete(t.unknown, id)
 		}
 	}
 	for _, id := range t.swap.sought {
 		if successor != nil && successor.byID[id] == nil && len(t.unknown) < maxUnknown {
-			t.unknown[id] = now.Add(unknownFor)
+			t.unknown[id] = now
 		}
 	}
 	close(t.swap.seeking)
 	t.swap.seeking, t.swap.sought = nil, nil
+}
+
+// staysUnknown is how long a key is unknown that a new worker did not show; t.mu is held.
+func (t *Token) staysUnknown() time.Duration {
+	if t.stopsFirstLocked() {
+		return seekInterval
+	}
+	return unknownFor
 }
 
 // successor is why a successor is to be made beside a connection that serves.
@@ -120,16 +133,27 @@ func (t *Token) wantsSuccessor() successor {
 		return curesWorker
 	case s.seeking != nil:
 		return showsKey
-	case !s.live && !t.stopsFirst() && time.Since(s.viewed) >= t.common.viewAge:
+	case !s.live && !t.stopsFirst() && time.Since(s.viewed) >= t.common.viewAge && time.Since(s.unseen) >= sparesLogins:
 		return comparesViews
 	}
 	return noSuccessor
+}
+
+func (t *Token) isSeeking() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.swap.seeking != nil
 }
 
 // stopsFirst reports whether the worker is to be ended before its successor is connected.
 func (t *Token) stopsFirst() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.stopsFirstLocked()
+}
+
+// stopsFirstLocked is stopsFirst; t.mu is held.
+func (t *Token) stopsFirstLocked() bool {
 	return t.cfg.Swap == SwapStopFirst || t.cfg.Swap == "" && t.swap.stopFirst
 }
 
@@ -159,7 +183,7 @@ func refusesSecond(err error) bool {
 	}, rv)
 }
 
-// showsMore reports whether a new connection shows a key that the present one does not.
+// showsMore reports whether a new connection shows a key that can be served and that the present one does not.
 func (t *Token) showsMore(successor *generation) bool {
 	t.mu.Lock()
 	gen := t.gen
@@ -168,7 +192,7 @@ func (t *Token) showsMore(successor *generation) bool {
 		return true
 	}
 	shown := gen.table.Load()
-	return slices.ContainsFunc(successor.table.Load().keys, func(k envelope.Key) bool { return !shown.has(k.CKAID) })
+	return slices.ContainsFunc(successor.table.Load().keys, func(k envelope.Key) bool { return k.Refused == "" && !shown.has(k.CKAID) })
 }
 
 // noteView sets when views are compared again: nodes do it at different times.

@@ -118,7 +118,7 @@ type Token struct {
 	hadKeys   bool                         // the last generation that was believed held keys
 	shown     *table                       // by the last generation that was believed; nil: there was none
 	swap      swap                         // what is known of replacing the worker while it serves
-	unknown   map[envelope.KeyID]time.Time // keys that a new worker did not show either, and until when that is believed
+	unknown   map[envelope.KeyID]time.Time // keys that a new worker did not show either, and since when
 	running   map[workerProcess]struct{}   // workers that have not ended
 }
 

@@ -121,17 +121,28 @@ func (t *Token) verify(ctx context.Context, gen *generation, s suspicion) bool {
 	case suspendKey:
 		t.suspendKey(gen, s.id, found.err)
 	case seekKey:
-		gen.table.Store(gen.table.Load().with(s.id, 0))
+		gen.move(s.id, 0)
 	case goOn:
 		if found.verdict == keyWorks {
 			if found.handle != 0 {
-				gen.table.Store(gen.table.Load().with(s.id, found.handle))
+				gen.move(s.id, found.handle)
 			}
 			t.unsuspend(s.id)
 		}
 	}
-	t.change(func() { delete(t.suspects, s.id) })
+	t.change(func() {
+		if !t.suspects[s.id].sure { // that came during the check
+			delete(t.suspects, s.id)
+		}
+	})
 	return true
+}
+
+// move has the key under another handle, or takes it out for the handle 0, unless a reading has just replaced the table: that
+// one knows better.
+func (g *generation) move(id envelope.KeyID, handle p11.Object) {
+	old := g.table.Load()
+	g.table.CompareAndSwap(old, old.with(id, handle))
 }
 
 // giveUp drops the connection; in which worker the next one is made goes by the error.
@@ -139,12 +150,7 @@ func (t *Token) giveUp(gen *generation, err error) {
 	if classOf(err) == classModule {
 		t.requireNewWorker()
 	}
-	t.mu.Lock()
-	present := t.gen == gen
-	t.mu.Unlock()
-	if present {
-		t.drop(err.Error())
-	}
+	t.drop(gen, err.Error())
 }
 
 // tidy closes sessions that would not close before. When half of them will not, the worker is replaced.
@@ -158,7 +164,7 @@ func (t *Token) tidy(ctx context.Context) {
 	err := t.sequence(ctx, "closing sessions", gen, gen.closeUnclosed)
 	if err != nil && !ranOutOfTime(err) && !errors.Is(err, errStale) && gen.leftOpen() >= max(1, t.cfg.MaxSessions/2) {
 		t.requireNewWorker()
-		t.drop(err.Error())
+		t.drop(gen, err.Error())
 	}
 }
 

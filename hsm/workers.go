@@ -150,7 +150,10 @@ func (t *Token) waitForEnds(ctx context.Context) error {
 
 // endWorkers ends the token's connection and all its workers, and returns when they have ended.
 func (t *Token) endWorkers() {
-	t.drop(shuttingDown)
+	t.mu.Lock()
+	gen := t.gen
+	t.mu.Unlock()
+	t.drop(gen, shuttingDown)
 	t.change(func() { t.endSeek(nil) })
 	if t.worker != nil {
 		t.worker.End()

@@ -145,8 +145,9 @@ func spawn(cfg Config) (*process, error) {
 // watch waits for the end of the process, whatever ended it, and says so.
 func (p *process) watch() {
 	pid := p.cmd.Process.Pid
-	awaitExit(pid)
-	_ = unix.Kill(-pid, unix.SIGKILL) // what the library forked; the group's number is not given away before the wait
+	if awaitExit(pid) {
+		_ = unix.Kill(-pid, unix.SIGKILL) // what the library forked; the group's number is not given away before the wait
+	}
 	err := p.cmd.Wait()
 	go reapGroup(pid)
 	status := "exit status 0"

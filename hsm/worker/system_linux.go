@@ -26,11 +26,11 @@ func lockFile() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "critical"), nil
 }
 
-// awaitExit returns when the process has ended, and leaves it to be waited for.
-func awaitExit(pid int) {
+// awaitExit returns when the process has ended, and leaves it to be waited for. It reports whether it could wait.
+func awaitExit(pid int) bool {
 	for {
 		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
-			return
+			return err == nil
 		}
 	}
 }

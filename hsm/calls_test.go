@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -31,7 +32,14 @@ func TestCallsOfOperations(t *testing.T) {
 			const keys, forAKey, forAProbe = 2, 6, 4
 			count("a connection to a ring of two keys", true, 45+forAKey*keys, func() error {
 				b.run()
-				return b.set.Connected(b.within(20 * time.Second))[0]
+				err := b.set.Connected(b.within(20 * time.Second))[0]
+				b.eventually(20*time.Second, func() error { // those that read the ring are closed after the start
+					if n := b.module.OpenSessions(); n > 2 {
+						return fmt.Errorf("%d sessions are open", n)
+					}
+					return nil
+				})
+				return err
 			})
 			count("the first reading, which is that of the connection", false, 0, func() error { return b.ring.Refresh(t.Context()) })
 			count("reading a ring of two keys", false, 4+2*keys, func() error { return b.ring.Refresh(t.Context()) })

@@ -181,7 +181,7 @@ func TestRetireJudgesAgainWithYes(t *testing.T) {
 func (r *retireRig) elsewhere(args ...string) error {
 	cmd := exec.CommandContext(r.t.Context(), os.Args[0], append(args, "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
 	cmd.Args[0] = "hsm-kms"
-	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"))
+	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"), "GORACE=atexit_sleep_ms=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)

@@ -12,6 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // Creation is what became of a key that was to be made.
@@ -132,10 +133,22 @@ func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
 	}
 	patient := m.worker.For(ctx, max(m.t.cfg.ConnectTimeout, crypto11Calls*m.t.cfg.CallTimeout))
 	if m.t.cfg.Login == LoginNone {
-		return slot, info, patient.OpenMaker(slot, nil)
+		return slot, info, adviseMaker(patient.OpenMaker(slot, nil))
 	}
-	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error { return patient.OpenMaker(slot, &file) })
+	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error { return adviseMaker(patient.OpenMaker(slot, &file)) })
 	return slot, info, err
+}
+
+// adviseMaker says what to do where crypto11 cannot use a module that we can use: it hands no pReserved to C_Initialize, and
+// does not call C_GetSlotInfo. Its errors are told from those of our own calls by what they lack: see worker.OpenMaker.
+func adviseMaker(err error) error {
+	_, ours := errors.AsType[*p11.Error](err)
+	_, overdue := errors.AsType[*p11.Overdue](err)
+	if err == nil || ours || overdue || errors.Is(err, p11.ErrEnded) {
+		return err
+	}
+	return hint.Wrap(fmt.Errorf("opening the module to make keys: %w", err),
+		"if hsm-kms doctor reaches the token, the module requires what keys create and keys rotate cannot give it (initArgs, or C_GetSlotInfo first): make the key with the vendor's tool, with the label and the CKA_ID that this prints: hsm-kms keys rotate --print-id (for the first key of a ring, add: --activate-in 0s)")
 }
 
 // connect takes part in crypto11's connection: login and session keys belong to all sessions of a process. p11-kit's

@@ -172,3 +172,14 @@ func TestGenerateWithAFrozenLibrary(t *testing.T) {
 		})
 	}
 }
+
+// Where the module requires what crypto11 does not do, the error says how to make the key all the same.
+func TestGenerateWhereCrypto11Cannot(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	b.module.Traits(faultp11.SlotInfoFirst)
+	made, err := hsm.Generate(t.Context(), b.common, b.cfg, mustID(t))
+	if made.Outcome != hsm.NotMade || err == nil || !containsAll(hint.Of(err), "initArgs", "C_GetSlotInfo", "hsm-kms keys rotate --print-id") {
+		t.Errorf("%+v, %v, hint: %s", made, err, hint.Of(err))
+	}
+}

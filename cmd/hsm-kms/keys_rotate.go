@@ -31,7 +31,8 @@ a current key that is younger, or while a version is pending, it says "not due" 
 --without-token makes an emergency key, which becomes current at its activation on one token alone and is lost with
 it until it is copied. The mark is in the key's CKA_ID: every node sees it, and nobody can take it off.
 
---print-id makes no key: it prints the label and the CKA_ID for a vendor's tool to make one with.`,
+--print-id makes no key: it prints the label and the CKA_ID for a vendor's tool to make one with. For the first key of a ring
+add --activate-in 0s.`,
 		Example: `  hsm-kms keys rotate
   hsm-kms keys rotate --activate-in 24h
   hsm-kms keys rotate --if-older-than 2160h

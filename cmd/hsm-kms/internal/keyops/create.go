@@ -16,9 +16,8 @@ import (
 // Create makes the first key of the ring, and binds the ring to the cluster with that UID; empty: to none. The key is made,
 // and returned, whatever becomes of the binding.
 func Create(ctx context.Context, a *app.Context, uid string) (*Made, error) {
-	if a.Config.KeyRing == config.PlaceholderRing {
-		return nil, app.Finding(hint.Wrap(fmt.Errorf("keyRing is %s, the placeholder of the samples: clusters that share a ring share its keys", a.Config.KeyRing),
-			"name the ring after its cluster, in keyRing of the configuration of every node"))
+	if err := ringMustBeNamed(a); err != nil {
+		return nil, err
 	}
 	unlock, err := lockToMake(a)
 	if err != nil {
@@ -37,6 +36,15 @@ func Create(ctx context.Context, a *app.Context, uid string) (*Made, error) {
 		made.Bound, err = bindNewRing(ctx, a, uid)
 	}
 	return made, err
+}
+
+// ringMustBeNamed refuses a first key under the name that the samples have.
+func ringMustBeNamed(a *app.Context) error {
+	if a.Config.KeyRing != config.PlaceholderRing {
+		return nil
+	}
+	return app.Finding(hint.Wrap(fmt.Errorf("keyRing is %s, the placeholder of the samples: clusters that share a ring share its keys", a.Config.KeyRing),
+		"name the ring after its cluster, in keyRing of the configuration of every node"))
 }
 
 // bindNewRing: the key is made, and that must be said whatever becomes of the binding.

@@ -78,10 +78,16 @@ func Rotate(ctx context.Context, a *app.Context, r Rotation) (Rotated, error) {
 		}
 	}
 	activation := now.Add(r.ActivateIn).Truncate(time.Millisecond)
-	if err := mayRotate(a.Config.KeyRing, before, r.Another, activation, now); err != nil {
+	first := r.PrintID && len(before.Versions) == 0 // a vendor's tool makes the first key too
+	if first {
+		err = ringMustBeNamed(a)
+	} else {
+		err = mayRotate(a.Config.KeyRing, before, r.Another, activation, now)
+	}
+	if err != nil {
 		return Rotated{}, err
 	}
-	if least := 2*a.Config.RefreshInterval.Std() + rotateMargin; r.ActivateIn < least {
+	if least := 2*a.Config.RefreshInterval.Std() + rotateMargin; r.ActivateIn < least && !first {
 		a.Warn(fmt.Errorf("%s is less than %s: a node may not have seen the key by then, and cannot read what others write under it until it has", r.ActivateIn, least))
 	}
 	newID := envelope.NewCKAID
@@ -154,6 +160,11 @@ func lookBeforeRotation(ctx context.Context, a *app.Context, r Rotation) (envelo
 				"make it reachable, or add: --without-token "+name))
 		default:
 			a.Warn(fmt.Errorf("the key must be copied to every token before it becomes current: %w", problem))
+		}
+	}
+	if view := in.Ring.View(); len(view.Versions) == 0 {
+		if err := errors.Join(in.Problems...); err != nil { // a copy may be there: see ringMustBeEmpty
+			return view, fmt.Errorf("looking whether the ring is empty: %w", err)
 		}
 	}
 	// A failure is in the view, if it says anything about which key is current; a rotation is a way out of some.

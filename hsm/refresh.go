@@ -32,11 +32,24 @@ func (t *Token) Keys(ctx context.Context) ([]envelope.Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	keys, err := t.keysOf(ctx, gen)
+	if !gen.ended() {
+		return keys, err
+	}
+	// It was replaced meanwhile: the next one may show more, and its worker has not ended.
+	if gen, err = t.ready(limited); err != nil {
+		return nil, err
+	}
+	return t.keysOf(ctx, gen)
+}
+
+// keysOf is Keys on one connection.
+func (t *Token) keysOf(ctx context.Context, gen *generation) ([]envelope.Key, error) {
 	keys := gen.firstReading()
 	if keys != nil {
 		return keys, nil
 	}
-	err = t.onAdmin(ctx, "reading the ring", gen, func(api p11.API) error {
+	err := t.onAdmin(ctx, "reading the ring", gen, func(api p11.API) error {
 		reader := t.reader(api, gen.slot, gen.admin)
 		reader.lenient = true
 		old := gen.table.Load()

@@ -256,3 +256,23 @@ func TestNewKeyOutlastsConnection(t *testing.T) {
 		}
 	})
 }
+
+// A reading that is under way when the worker is replaced is made in the next one: it does not fail, nor show the old view.
+func TestReadingDuringReplacement(t *testing.T) {
+	t.Parallel()
+	inBubble(t, 2, nil, func(r *rig) {
+		r.connect()
+		r.hsm.set(func(c fakeCall) fakeFault {
+			if c.function == "C_FindObjects" && c.worker == 1 {
+				return fakeFault{takes: time.Second}
+			}
+			return fakeFault{}
+		})
+		time.AfterFunc(500*time.Millisecond, func() { r.token.Seek(elsewhere) })
+		if keys, err := r.set.Keys(r.ctx); err != nil || len(keys) != 2 {
+			r.t.Errorf("%d keys, %v", len(keys), err)
+		}
+		time.Sleep(5 * time.Second)
+		r.wantWorkers(1, 2)
+	})
+}

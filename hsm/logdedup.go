@@ -45,6 +45,11 @@ func (d *logDeduplicator) dropped(log *slog.Logger, generation uint64, why strin
 	log.Log(context.Background(), level, "connection to the token dropped", "generation", generation, "reason", why, "alsoDropped", skipped)
 }
 
+// replaced is told instead of dropped where nothing was wrong with the connection, and its successor serves already.
+func (d *logDeduplicator) replaced(log *slog.Logger, generation uint64, why string) {
+	log.Info("connection to the token replaced", "generation", generation, "reason", why)
+}
+
 // failed logs why there is no connection, once per cause.
 func (d *logDeduplicator) failed(log *slog.Logger, err error) {
 	cause := timeless(err)

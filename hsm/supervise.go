@@ -235,7 +235,11 @@ func (t *Token) publish(gen *generation, kind successor) {
 		old = t.gen
 		if old != nil {
 			unused = old.end()
-			t.dedup.dropped(t.log, old.number, t.replacedFor(kind))
+			tell := t.dedup.dropped
+			if kind == showsKey || kind == comparesViews {
+				tell = t.dedup.replaced
+			}
+			tell(t.log, old.number, t.replacedFor(kind))
 		}
 		t.number++
 		gen.number = t.number

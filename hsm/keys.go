@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/hmac"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -20,85 +17,6 @@ import (
 
 // maxRingKeys bounds the objects of one label that are looked at.
 const maxRingKeys = 4096
-
-// table is the ring as a generation holds it. It is replaced whole, never changed.
-type table struct {
-	byID     map[envelope.KeyID]*heldKey
-	byHandle map[p11.Object]*heldKey
-	keys     []envelope.Key // refused ones too
-}
-
-// newest are the keys with which the token is tried, the latest first: a few, because one bad key must not condemn the
-// token, and what ails the token shows with each. Those that but names are left out; nil: none are.
-func (t *table) newest(but func(*heldKey) bool) []*heldKey {
-	keys := slices.SortedFunc(maps.Values(t.byID), newestFirst)
-	if but != nil {
-		keys = slices.DeleteFunc(keys, but)
-	}
-	return keys[:min(len(keys), triedKeys)]
-}
-
-func newestFirst(a, b *heldKey) int {
-	return cmp.Or(b.key.Activation.Compare(a.key.Activation), bytes.Compare(b.key.CKAID, a.key.CKAID))
-}
-
-// has reports whether an object with that CKA_ID was shown.
-func (t *table) has(ckaID []byte) bool {
-	return slices.ContainsFunc(t.keys, func(k envelope.Key) bool { return bytes.Equal(k.CKAID, ckaID) })
-}
-
-// only reports whether no other key of the table has the CKA_ID.
-func (t *table) only(held *heldKey) bool {
-	for _, other := range t.byID {
-		if other != held && bytes.Equal(other.key.CKAID, held.key.CKAID) {
-			return false
-		}
-	}
-	return true
-}
-
-// with is the table with another handle for the key, and without it for the handle 0.
-func (t *table) with(id envelope.KeyID, handle p11.Object) *table {
-	held := t.byID[id]
-	if held == nil || held.handle == handle {
-		return t
-	}
-	next := &table{byID: maps.Clone(t.byID), byHandle: maps.Clone(t.byHandle), keys: t.keys}
-	delete(next.byHandle, held.handle)
-	if handle == 0 {
-		delete(next.byID, id)
-		next.keys = slices.DeleteFunc(slices.Clone(t.keys), func(k envelope.Key) bool { return k.ID == id })
-		return next
-	}
-	moved := *held
-	moved.handle = handle
-	next.byID[id], next.byHandle[handle] = &moved, &moved
-	return next
-}
-
-// triedKeys is with how many keys the token is tried before it is given up.
-const triedKeys = 3
-
-// heldKey is one object of the ring and the handle that this generation knows it by.
-type heldKey struct {
-	handle p11.Object
-	key    envelope.Key
-	// proof is what only this key gives: the fingerprint's ciphertext and tag, its two blocks, or its HMAC. Never published.
-	proof []byte
-	// sample serves to tell a token that cannot use the key from a ciphertext that is not authentic. nil: there is none,
-	// because the profile needs none, or because the token seals no more with the key.
-	sample *sample
-	// failed is why the token could not use the key when it was read; proof and sample are an earlier connection's. nil: it could.
-	failed error
-}
-
-// sample is something that a key has sealed.
-type sample struct{ nonce, associated, plaintext, sealed []byte }
-
-// refuse keeps a key from being served. Without its fingerprint nobody takes it for another one, or for one that is gone.
-func (k *heldKey) refuse(format string, args ...any) {
-	k.key.Refused, k.key.ID.Fingerprint = fmt.Sprintf(format, args...), [envelope.FingerprintSize]byte{}
-}
 
 // keyReader reads the ring: on one session, and on more at once where it has them. A session on which something failed is
 // replaced, because a failed operation may leave it unusable.
@@ -228,19 +146,6 @@ func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPo
 	return errors.Join(said...), err
 }
 
-// tableOf makes a table of what was read.
-func tableOf(all []*heldKey) *table {
-	t := &table{byID: map[envelope.KeyID]*heldKey{}, byHandle: map[p11.Object]*heldKey{}}
-	for _, held := range all {
-		t.byHandle[held.handle] = held
-		t.keys = append(t.keys, held.key)
-		if held.key.Refused == "" {
-			t.byID[held.key.ID] = held
-		}
-	}
-	return t
-}
-
 // testSessions is how many sessions the self-test can use at once.
 const testSessions = 4
 
@@ -359,81 +264,4 @@ func (r *keyReader) sampleOf(s p11.Session, held *heldKey) (*sample, error) {
 	}
 	probe := envelope.NewFingerprintProbe()
 	return &sample{nonce: probe.Nonce[:], associated: probe.Associated, plaintext: probe.Plaintext, sealed: held.proof}, nil
-}
-
-// keyCannot tells the return values that speak of this key or mechanism, and not of the token's health.
-func keyCannot(rv p11.RV) bool {
-	switch rv {
-	case pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE,
-		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED:
-		return true
-	}
-	return false
-}
-
-// fingerprint makes the proof and the fingerprint: one operation.
-func (k *heldKey) fingerprint(api p11.API, s p11.Session, profile envelope.Profile) (proof []byte, fp [envelope.FingerprintSize]byte, err error) {
-	if profile == envelope.HMACKDF {
-		proof, err = api.HMAC(time.Time{}, s, k.handle, envelope.FingerprintMessage())
-		if err != nil {
-			return nil, fp, err
-		}
-		if len(proof) != envelope.MACSize {
-			return nil, fp, fmt.Errorf("%w: an HMAC of %d bytes", envelope.ErrSelfTest, len(proof))
-		}
-		fp, err = envelope.FingerprintMAC([envelope.MACSize]byte(proof))
-		return proof, fp, err
-	}
-	if profile == envelope.AESGCMHSMIV {
-		proof, err = api.EncryptECB(time.Time{}, s, k.handle, envelope.FingerprintBlocks())
-		if err != nil {
-			return nil, fp, fmt.Errorf("CKM_AES_ECB, by which this profile takes the fingerprint: %w", err)
-		}
-		fp, err = envelope.FingerprintECB(proof)
-		return proof, fp, err
-	}
-	probe := envelope.NewFingerprintProbe()
-	proof, err = api.EncryptGCM(time.Time{}, s, k.handle, probe.Nonce[:], probe.Associated, probe.Plaintext)
-	if err != nil {
-		return nil, fp, err
-	}
-	fp, err = envelope.FingerprintGCM(proof)
-	return proof, fp, err
-}
-
-// errWrongKey: the handle does not name the key it named. It must never be sealed with again.
-var errWrongKey = errors.New("the key behind the handle is another one")
-
-// check uses the key in every direction that its profile has, and compares with what it gave before.
-func (k *heldKey) check(api p11.API, s p11.Session, profile envelope.Profile) error {
-	proof, _, err := k.fingerprint(api, s, profile)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(proof, k.proof) {
-		return errWrongKey
-	}
-	if profile == envelope.HMACKDF {
-		return nil
-	}
-	return k.reopen(api, s)
-}
-
-// reopen decrypts the sample of an AES key: one operation. Without a sample it compares the two blocks.
-func (k *heldKey) reopen(api p11.API, s p11.Session) error {
-	if k.sample == nil {
-		proof, _, err := k.fingerprint(api, s, envelope.AESGCMHSMIV)
-		if err == nil && !hmac.Equal(proof, k.proof) {
-			err = errWrongKey
-		}
-		return err
-	}
-	out, err := api.DecryptGCM(time.Time{}, s, k.handle, k.sample.nonce, k.sample.associated, k.sample.sealed)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(out, k.sample.plaintext) {
-		return errWrongKey
-	}
-	return nil
 }

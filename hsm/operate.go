@@ -226,6 +226,11 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 	}
 	if overdue, ok := errors.AsType[*p11.Overdue](err); ok {
 		keepsPermit = true
+		if s != 0 { // it is closed when the call has returned, and counts until then
+			if closing, ok := errors.AsType[*p11.Overdue](gen.api.CloseSession(s)); ok {
+				overdue = closing
+			}
+		}
 		go func() {
 			<-overdue.Returned
 			release()
@@ -234,9 +239,6 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 			t.common.Observer.HSMCall(t.cfg.Name, op.name, "abandoned", t.cfg.CallTimeout)
 		}
 		t.wakeUp() // callers are refused until the supervisor has looked
-		if s != 0 {
-			_ = gen.api.CloseSession(s) // when it has returned
-		}
 		return nil, t.outOfTime(ctx)
 	}
 	if s != 0 {

@@ -186,14 +186,17 @@ func (c *Client) OpenSession(slot uint, readWrite bool) (p11.Session, error) {
 		operation: laneOpen, object: uint64(slot), flags: uint64(p11.SessionFlags(readWrite)),
 	})
 	if overdue, ok := errors.AsType[*p11.Overdue](err); ok {
+		closed := make(chan struct{})
 		go func() {
+			defer close(closed)
 			<-overdue.Returned
 			if l.err == nil {
 				_, _ = l.call(time.Time{}, laneRequest{operation: laneClose}) // nothing is left to try
 			}
 			l.drop(0)
 		}()
-		return 0, err
+		// A session that comes late counts until it is closed, or one too many would be open meanwhile.
+		return 0, &p11.Overdue{Function: overdue.Function, Returned: closed, Cause: overdue.Cause}
 	}
 	if err != nil {
 		l.drop(0)

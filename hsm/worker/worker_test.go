@@ -293,11 +293,24 @@ func TestOverdueControl(t *testing.T) {
 	release()
 	open := r.module.OpenSessions()
 	release = r.module.Hang("C_OpenSession")
-	if _, err := c.For(t.Context(), 50*time.Millisecond).OpenSession(r.slot(c), false); !errors.Is(err, p11.ErrOverdue) {
-		t.Errorf("C_OpenSession: %v", err)
+	_, err = c.For(t.Context(), 50*time.Millisecond).OpenSession(r.slot(c), false)
+	overdue, ok := errors.AsType[*p11.Overdue](err)
+	if !ok {
+		t.Fatalf("C_OpenSession: %v", err)
 	}
 	closed := r.module.Calls("C_CloseSession")
+	releaseClose := r.module.Hang("C_CloseSession")
 	release()
+	if err := r.module.WaitHung(t.Context(), "C_CloseSession", 1); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-overdue.Returned:
+		t.Error("it has returned, and its session is still open")
+	default:
+	}
+	releaseClose()
+	<-overdue.Returned
 	if err := r.module.WaitCalls(t.Context(), "C_CloseSession", closed+1); err != nil {
 		t.Fatal(err)
 	}

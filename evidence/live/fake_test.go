@@ -29,12 +29,14 @@ type fakeEtcd struct {
 	pb.UnimplementedMaintenanceServer
 	pb.UnimplementedWatchServer
 
+	pageMu sync.Mutex // a reader that gave up leaves its page behind, which is then asked for beside the next one
+	pages  int
+
 	mu        sync.Mutex
 	written   *sync.Cond // history grew, or a stream ended
 	revision  int64
 	compacted int64
 	history   []*mvccpb.KeyValue // in order of revision; a nil value: deleted
-	pages     int
 	sizes     []int
 
 	before   func(page int) // called ahead of each page, to change things under the reader's feet
@@ -110,10 +112,7 @@ func (f *fakeEtcd) Status(context.Context, *pb.StatusRequest) (*pb.StatusRespons
 
 func (f *fakeEtcd) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if !req.CountOnly {
-		f.pages++
-		if f.before != nil {
-			f.before(f.pages)
-		}
+		f.nextPage()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -143,6 +142,15 @@ func (f *fakeEtcd) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeRe
 	}
 	f.sizes = append(f.sizes, size)
 	return resp, nil
+}
+
+func (f *fakeEtcd) nextPage() {
+	f.pageMu.Lock()
+	defer f.pageMu.Unlock()
+	f.pages++
+	if f.before != nil {
+		f.before(f.pages)
+	}
 }
 
 // at is what stood in [start, end) at a revision.

@@ -212,7 +212,11 @@ func TestFind(t *testing.T) {
 func TestTwoClusters(t *testing.T) {
 	t.Parallel()
 	f := store(1000)
-	f.before = func(page int) { f.cluster = map[int]uint64{3: 0xdef}[page] }
+	f.before = func(page int) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.cluster = map[int]uint64{3: 0xdef}[page]
+	}
 	_, err := f.serve(t).Read(t.Context(), evidence.Pinned, none)
 	if err == nil || !strings.Contains(err.Error(), "different clusters: abc, and def") || hint.Of(err) == "" {
 		t.Errorf("two clusters: %v", err)

@@ -18,10 +18,10 @@ import (
 
 var metricName = regexp.MustCompile(`hsm_kms_[a-z0-9_]+`)
 
-// documented are the metrics in docs/operations.md, which a test of kmsplugin/metrics holds to what the program gives.
+// documented are the metrics in docs/metrics.md, which a test of kmsplugin/metrics holds to what the program gives.
 func documented(t *testing.T) map[string]bool {
 	t.Helper()
-	text, err := os.ReadFile("../docs/operations.md")
+	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func documented(t *testing.T) map[string]bool {
 		}
 	}
 	if len(known) < 30 {
-		t.Fatalf("only %d metrics found in docs/operations.md", len(known))
+		t.Fatalf("only %d metrics found in docs/metrics.md", len(known))
 	}
 	return known
 }

@@ -1,6 +1,6 @@
 // Package metrics counts what the plugin does and shows it to Prometheus, and answers the two health checks of
 // a supervisor. Only that belongs here: names, labels, the counting, the HTTP server. What a number means for
-// an operator is in docs/operations.md, and a test keeps the two together.
+// an operator is in docs/metrics.md, and a test keeps the two together.
 //
 // Every name begins with hsm_kms_. The registry is our own, so that no library adds to it. Labels take values
 // from lists of ours, from the configuration or from the ring; none that a peer could choose, because each new

@@ -252,7 +252,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// TestDocumented: docs/operations.md has a row for every metric, and for no other.
+// TestDocumented: docs/metrics.md has a row for every metric, and for no other.
 func TestDocumented(t *testing.T) {
 	t.Parallel()
 	m, _ := full()
@@ -264,7 +264,7 @@ func TestDocumented(t *testing.T) {
 	for _, f := range families {
 		names[f.GetName()] = true
 	}
-	doc, err := os.ReadFile("../../docs/operations.md")
+	doc, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,13 +277,13 @@ func TestDocumented(t *testing.T) {
 			t.Errorf("%s does not begin with hsm_kms_", name)
 		}
 		if !documented[name] {
-			t.Errorf("docs/operations.md has no row for %s", name)
+			t.Errorf("docs/metrics.md has no row for %s", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(documented)) {
 		// Others than Linux give fewer figures of the process.
 		if !names[name] && !strings.HasPrefix(name, "hsm_kms_process_") {
-			t.Errorf("docs/operations.md has a row for %s, which is not there", name)
+			t.Errorf("docs/metrics.md has a row for %s, which is not there", name)
 		}
 	}
 }

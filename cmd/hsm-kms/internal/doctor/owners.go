@@ -49,7 +49,7 @@ func (d *doctor) owners() {
 		if more := len(closed) - 1; more > 0 {
 			detail += " and " + count(more, "file") + " more"
 		}
-		d.fail(check, "", detail, fmt.Sprintf("chown -R %s %s; run commands that open the token as the plugin's user: docs/install.md has hsm-kms-as-plugin", userName(uid), path))
+		d.fail(check, "", detail, fmt.Sprintf("chown -R %s %s; run commands that open the token as the plugin's user: docs/install-systemd.md has hsm-kms-as-plugin", userName(uid), path))
 	}
 	if bad == 0 {
 		d.pass(check, "", fmt.Sprintf("uid %d, the plugin's user, can read what it keeps: %s", uid, strings.Join(paths, ", ")))
@@ -64,7 +64,7 @@ func MayMakeObjects(cfg *config.Config) error {
 		return nil // a stateDir that cannot be looked at is an error of its own
 	}
 	return hint.Wrap(fmt.Errorf("stateDir belongs to %s, the plugin's user: what root makes on a SoftHSM token is in files that it cannot read", userName(owner)),
-		"run this as the plugin's user: docs/install.md has hsm-kms-as-plugin")
+		"run this as the plugin's user: docs/install-systemd.md has hsm-kms-as-plugin")
 }
 
 func usesSoftHSM(cfg *config.Config) bool {

@@ -34,8 +34,9 @@ const (
 // is not kept waiting for a stream.
 const streamsPerSlot = 2
 
-// streamWorkers is how many goroutines are kept for requests.
-const streamWorkers = 8
+// streamWorkers is how many goroutines are kept for requests: as many as kube-apiserver has requests under way when many
+// objects are read at once. One that is started for a request grows its stack first, a tenth of the processor time.
+const streamWorkers = 64
 
 // Run serves on lis until ctx ends, and then drains: no new connections, requests in flight get DrainLimit, and nil is
 // returned. It closes lis; removing a socket file (socket.Listener.Release) is the caller's, after Run. An error means

@@ -137,9 +137,11 @@ func (l *Library) Login(s Session, file pinfile.Identity) error {
 	return l.done("C_Login", RV(C.crossing_login(l.list, C.ck_ulong(s), bytesOf(from), C.ck_ulong(length))), start)
 }
 
-// ServeLane answers the requests of a lane on the descriptor fd, a blocking stream socket, until the other end closes it.
-// It takes fd over.
-func (l *Library) ServeLane(fd int) { C.lane_serve(l.list, C.int(fd)) }
+// ServeLane answers the requests of a lane until the other side closes them. Both are descriptors of pipes that block; it
+// takes them over.
+func (l *Library) ServeLane(requests, answers int) {
+	C.lane_serve(l.list, C.int(requests), C.int(answers))
+}
 
 // StopLanes keeps every lane of this process from another call into the module.
 func StopLanes() { C.lanes_stop() }

@@ -35,16 +35,23 @@ int lane_well_formed(const lane_request *q)
 	return 0;
 }
 
-static int read_all(int fd, unsigned char *to, size_t n)
+// read_request reads one request into message, which has room for LANE_MESSAGE. 0: the other end is gone, or sent what is
+// no request. A program that keeps to the protocol sends no more before the answer, so one read takes the whole.
+static int read_request(int fd, unsigned char *message, lane_request *q)
 {
-	while (n > 0) {
-		ssize_t got = read(fd, to, n);
+	size_t have = 0;
+	while (have < sizeof *q || have < q->size) {
+		ssize_t got = read(fd, message + have, LANE_MESSAGE - have);
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got <= 0)
 			return 0;
-		to += got;
-		n -= (size_t)got;
+		have += (size_t)got;
+		if (have < sizeof *q)
+			continue;
+		memcpy(q, message, sizeof *q);
+		if (!lane_well_formed(q) || have > q->size)
+			return 0;
 	}
 	return 1;
 }
@@ -121,43 +128,39 @@ static void perform(void *list, const lane_request *q, unsigned char *body, ck_u
 		a->out_len = iv_len + (uint32_t)c.out_len;
 }
 
-// answer makes the answer to the request that message begins with; out is its place for the output. 0: none is made any
-// more.
-static int answer(void *list, unsigned char *message, ck_ulong *session, lane_answer *a, unsigned char *out)
+// answer makes the answer to the request q, with which message begins; out is its place for the output. 0: none is made
+// any more.
+static int answer(void *list, const lane_request *q, unsigned char *message, ck_ulong *session, lane_answer *a, unsigned char *out)
 {
-	lane_request q;
-	memcpy(&q, message, sizeof q);
 	memset(a, 0, sizeof *a);
-	a->operation = q.operation;
-	a->sequence = q.sequence;
-	a->generation = q.generation;
+	a->operation = q->operation;
+	a->sequence = q->sequence;
+	a->generation = q->generation;
 	atomic_fetch_add(&busy, 1);
 	int go = !atomic_load(&stopped); // after busy: the one who stops the lanes waits for those that are busy
 	if (go)
-		perform(list, &q, message + sizeof q, session, a, out);
+		perform(list, q, message + sizeof *q, session, a, out);
 	atomic_fetch_sub(&busy, 1);
 	a->size = (uint32_t)sizeof *a + a->out_len;
 	return go;
 }
 
-void lane_serve(void *list, int fd)
+void lane_serve(void *list, int requests, int answers)
 {
 	unsigned char in[LANE_MESSAGE], out[LANE_MESSAGE];
 	ck_ulong session = 0;
 	lane_request q;
 	lane_answer a;
-	while (read_all(fd, in, sizeof q)) {
-		memcpy(&q, in, sizeof q);
-		if (!lane_well_formed(&q) || !read_all(fd, in + sizeof q, q.size - sizeof q))
-			break;
-		int sent = answer(list, in, &session, &a, out + sizeof a);
+	while (read_request(requests, in, &q)) {
+		int sent = answer(list, &q, in, &session, &a, out + sizeof a);
 		memcpy(out, &a, sizeof a);
-		sent = sent && write_all(fd, out, a.size);
+		sent = sent && write_all(answers, out, a.size);
 		wipe(in, q.size);
 		wipe(out, sizeof a + LANE_IN + LANE_SLACK);
 		if (!sent)
 			break;
 	}
 	wipe(in, sizeof in);
-	close(fd);
+	close(requests);
+	close(answers);
 }

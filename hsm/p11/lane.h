@@ -1,5 +1,9 @@
-// A lane: one session of the module behind one end of a stream socket, with at most one request under way. The other
-// end is in another process, and each end treats the other as hostile: every length is checked before it is used.
+// A lane: one session of the module behind two pipes, one for requests and one for answers, with at most one request under
+// way. The other ends are in another process, and each side treats the other as hostile: every length is checked before it
+// is used.
+//
+// Pipes, not a socket pair: reading from a Unix socket wakes the sender's thread or poller ("there is room again"),
+// which then finds nothing to do. That costs two wake-ups of threads per request.
 //
 // Numbers are in the machine's own byte order, because both ends are the same program on the same machine.
 #ifndef HSM_KMS_LANE_H
@@ -39,9 +43,9 @@ _Static_assert(sizeof(lane_answer) == 72, "no padding");
 // lane_well_formed reports whether a request's lengths and operation are what they may be.
 int lane_well_formed(const lane_request *q);
 
-// lane_serve answers requests on fd until the other end closes it or sends what is no request; then it closes fd. The
-// session is left as it is: only LANE_CLOSE closes it.
-void lane_serve(void *list, int fd);
+// lane_serve answers requests until the other side closes them or sends what is no request; then it closes both
+// descriptors, which must block. The session is left as it is: only LANE_CLOSE closes it.
+void lane_serve(void *list, int requests, int answers);
 
 // lanes_stop keeps every lane from another call. One that is asked for one ends.
 void lanes_stop(void);

@@ -4,7 +4,7 @@
 // # Processes
 //
 // A worker is the same program, started through /proc/self/exe with the argument Command. Start starts one and returns
-// the Client, which is p11.API over sockets; Main is the worker's side. The worker is hardened before it loads the
+// the Client, which is p11.API over sockets and pipes; Main is the worker's side. The worker is hardened before it loads the
 // library: no core file and no debugger, memory locked where that is allowed, SIGTERM, SIGINT, SIGHUP and SIGPIPE
 // ignored, a process group of its own, standard output joined to standard error. It refuses to run when it inherited a
 // descriptor that it does not know, or when the program that started it is another build. The environment is that of
@@ -21,9 +21,10 @@
 // The control socket carries frames: four bytes of length and a JSON message, at most frameLimit bytes. At most maxAsked
 // requests are under way at once, because one may hang; their answers come in any order. Everything that is not an operation of a session goes there (frame.go).
 //
-// A lane is a stream socket of its own for each session (lane.go, and p11/lane.h for the layout). The program makes a
-// pair and hands one end over on the lanes socket; the worker answers it with a loop in C: receive, C_...Init and the
-// operation, send. The program's end is on Go's network poller. Messages have at most 8 KiB, one request at a time.
+// A lane is a pair of pipes for each session, one for requests and one for answers (lane.go, and p11/lane.h for the layout
+// and for why no socket). The program makes them and hands their other ends over on the lanes socket; the worker answers
+// with a loop in C: read, C_...Init and the operation, write. The program's ends are on Go's network poller. Messages have
+// at most 8 KiB, one request at a time.
 //
 // Both carry sequence, operation and generation, and the answer must repeat them. Each side treats the other as hostile:
 // it checks every length before it uses one, and ends the worker when a message is not what it must be.

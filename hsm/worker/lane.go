@@ -2,7 +2,7 @@ package worker
 
 import (
 	"errors"
-	"net"
+	"fmt"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -13,10 +13,12 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 )
 
-// lane is this program's end of a session. One goroutine at a time may use it, as for a session.
+// lane is this program's side of a session: the ends of two pipes, on Go's network poller. One goroutine at a time may use
+// it, as for a session.
 type lane struct {
 	p        *process
-	conn     net.Conn
+	requests *os.File
+	answers  *os.File
 	sequence uint64
 	doing    atomic.Uint32 // the operation under way, 0: none
 	buf      [laneMessage]byte
@@ -31,31 +33,39 @@ type lane struct {
 	err     error // of the call that was overdue; read it when settled is closed
 }
 
-// newLane hands one end of a socket pair to the worker.
+// newLane hands the other ends to the worker.
 func (p *process) newLane() (*lane, error) {
-	near, far, err := socketPair()
+	theirRequests, requests, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making the pipes of a session: %w", err)
 	}
-	_, _, err = p.lanes.WriteMsgUnix([]byte{0}, unix.UnixRights(int(far.Fd())), nil)
-	_ = far.Close()
+	answers, theirAnswers, err := os.Pipe()
 	if err != nil {
-		_ = near.Close()
+		return nil, errors.Join(fmt.Errorf("making the pipes of a session: %w", err), theirRequests.Close(), requests.Close())
+	}
+	l := &lane{p: p, requests: requests, answers: answers, closed: make(chan struct{})}
+	// Fd makes them block, which is what the loop in the worker needs.
+	_, _, err = p.lanes.WriteMsgUnix([]byte{0}, unix.UnixRights(int(theirRequests.Fd()), int(theirAnswers.Fd())), nil)
+	_, _ = theirRequests.Close(), theirAnswers.Close()
+	if err != nil {
+		l.close()
 		return nil, p.lost()
 	}
-	l := &lane{p: p, conn: near, closed: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.all[l] = struct{}{}
 	return l, nil
 }
 
+// close closes this program's ends. A call that reads or writes ends with an error.
+func (l *lane) close() { _, _ = l.requests.Close(), l.answers.Close() }
+
 // drop closes the lane; the session behind it is gone.
 func (l *lane) drop(s p11.Session) {
 	if !l.gone.Swap(true) {
 		close(l.closed)
 	}
-	_ = l.conn.Close()
+	l.close()
 	l.p.mu.Lock()
 	defer l.p.mu.Unlock()
 	delete(l.p.all, l)
@@ -89,9 +99,9 @@ func (l *lane) call(until time.Time, q laneRequest) (laneAnswer, error) {
 	l.sequence++
 	q.sequence, q.generation = l.sequence, l.p.cfg.Generation
 	l.doing.Store(q.operation)
-	_ = l.conn.SetReadDeadline(until)
+	_ = l.answers.SetReadDeadline(until)
 	message := q.encode(&l.buf)
-	_, err := l.conn.Write(message)
+	_, err := l.requests.Write(message)
 	clear(message)
 	var a laneAnswer
 	if err == nil {
@@ -123,7 +133,7 @@ func (l *lane) receive(q *laneRequest) (laneAnswer, error) {
 				return laneAnswer{}, errProtocol
 			}
 		}
-		n, err := l.conn.Read(l.buf[l.have:])
+		n, err := l.answers.Read(l.buf[l.have:])
 		l.have += n
 		if err != nil {
 			return laneAnswer{}, err
@@ -155,7 +165,7 @@ func (l *lane) abandon(q laneRequest, began time.Time) {
 	l.busy.Store(true)
 	l.p.noteOverdue(l, began)
 	go func() {
-		_ = l.conn.SetReadDeadline(time.Time{})
+		_ = l.answers.SetReadDeadline(time.Time{})
 		a, err := l.receive(&q)
 		if err == nil {
 			l.doing.Store(0)

@@ -201,7 +201,7 @@ func (p *process) close() {
 	p.closed = true
 	_, _, _ = p.control.Close(), p.lanes.Close(), p.critical.Close()
 	for l := range p.all {
-		_ = l.conn.Close()
+		l.close()
 	}
 }
 

@@ -142,48 +142,48 @@ func (s *server) finalize() bool {
 // busy reports whether a call is in the library.
 func (s *server) busy() bool { return s.asked.Load() > 0 || p11.LanesBusy() > 0 }
 
-// serveLanes starts a lane for each descriptor that comes. The end of the socket is the end of the program.
+// serveLanes starts a lane for each pair of descriptors that comes. The end of the socket is the end of the program.
 func (s *server) serveLanes() {
 	for {
-		fd, err := receiveDescriptor(s.lanes)
+		requests, answers, err := receiveLane(s.lanes)
 		if err != nil {
 			s.leave()
 		}
 		library := s.library.Load()
 		if library == nil {
-			_ = unix.Close(fd)
+			_, _ = unix.Close(requests), unix.Close(answers)
 			continue
 		}
-		go library.ServeLane(fd)
+		go library.ServeLane(requests, answers)
 	}
 }
 
-// receiveDescriptor takes one message, which is one byte and one descriptor.
-func receiveDescriptor(conn *net.UnixConn) (int, error) {
+// receiveLane takes one message, which is one byte and two descriptors.
+func receiveLane(conn *net.UnixConn) (requests, answers int, err error) {
 	data, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4*4))
 	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var fds []int
 	for i := range messages {
 		some, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		fds = append(fds, some...)
 	}
-	if n != 1 || len(fds) != 1 {
+	if n != 1 || len(fds) != 2 {
 		for _, fd := range fds {
 			_ = unix.Close(fd)
 		}
-		return 0, errProtocol
+		return 0, 0, errProtocol
 	}
-	return fds[0], nil
+	return fds[0], fds[1], nil
 }
 
 // serveControl answers requests until the socket ends, each on a goroutine of its own, because one may hang.

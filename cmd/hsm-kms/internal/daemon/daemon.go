@@ -104,6 +104,7 @@ func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	unix.Umask(0o077) // nothing that this process makes is for others, unless it says so file by file
 	keepFromSwap(ctx, log)
 	boundMemory()
+	boundProcessors()
 	for _, t := range cfg.Tokens {
 		if _, unlisted := worker.Environment(os.Environ(), t.PassEnv); len(unlisted) > 0 {
 			log.Warn("the module gets variables that a later release will not pass", "token", t.Name, "variables", unlisted,

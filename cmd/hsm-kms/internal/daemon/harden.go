@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/hsm-kms/hsm-kms/internal/harden"
@@ -27,5 +28,15 @@ const softMemory = 128 << 20
 func boundMemory() {
 	if _, set := os.LookupEnv("GOMEMLIMIT"); !set {
 		debug.SetMemoryLimit(softMemory)
+	}
+}
+
+// boundProcessors keeps serve to one processor at a time, unless an operator chose otherwise. A request is a chain of short
+// steps, each of which wakes the next; with several processors Go moves them from one to another, and each move costs more
+// than the step. One processor is enough for more than a control plane asks (docs/performance.md), and a system call
+// that blocks gives it up.
+func boundProcessors() {
+	if _, set := os.LookupEnv("GOMAXPROCS"); !set {
+		runtime.GOMAXPROCS(1)
 	}
 }

@@ -97,7 +97,7 @@ func (b *bare) close() { _ = b.conn.Close() }
 
 // bareCalls is the child's side: the module, logged in, with the ring's key and a session for each client.
 type bareCalls struct {
-	library  *p11.Library
+	library  p11.API
 	slot     uint
 	key      p11.Object
 	sessions []p11.Session
@@ -105,7 +105,11 @@ type bareCalls struct {
 
 // runBare is the child process: it measures what it is asked for until the parent closes the connection.
 func runBare(o *options) error {
-	calls, err := openBare(o)
+	library, err := loadModule(o)
+	if err != nil {
+		return err
+	}
+	calls, err := openBare(o, library)
 	if err != nil {
 		return err
 	}
@@ -130,11 +134,7 @@ func runBare(o *options) error {
 	}
 }
 
-func openBare(o *options) (*bareCalls, error) {
-	library, err := p11.Load(o.module, "")
-	if err != nil {
-		return nil, err
-	}
+func openBare(o *options, library p11.API) (*bareCalls, error) {
 	if err := library.Initialize(); err != nil {
 		return nil, err
 	}

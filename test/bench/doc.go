@@ -9,10 +9,13 @@
 //     C_Encrypt, C_DecryptInit and C_Decrypt, C_SignInit and C_Sign), one crossing from Go to C for each pair, on the
 //     plugin's own key, with the same lengths.
 //
-// Beside them stands B, the empty server with the bare calls in its handlers: what it costs merely to do both in one
-// process. It is told and not judged.
+// Beside them stand three servers, which are told and not judged (beside.go, usual.go):
 //
-// N, R, B and the plugin take turns in slices of a fraction of a second, and every ratio is made within one round of turns;
+//   - B, the empty server with the bare calls in its handlers: what it costs merely to do both in one process.
+//   - W, the same with the module in a worker process: what it costs to be safe from the module, and nothing else.
+//   - U, a plugin built the usual way on crypto11, for profile aes-gcm.
+//
+// They take turns in slices of a fraction of a second, and every ratio is made within one round of turns;
 // what is told is the median over the rounds. So other work on the machine meets all of them alike.
 //
 // The client is kube-apiserver's: one connection for all goroutines, wait-for-ready, a deadline of 3 s for each call.

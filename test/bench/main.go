@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
@@ -27,11 +28,15 @@ type options struct {
 	parts  string
 
 	// Of the other roles, which this program starts itself in.
-	role, socket, module, label, pinFile, profile string
-	keys                                          int
+	role, who, socket, module, label, pinFile, profile string
+	keys                                               int
 }
 
 func main() {
+	if worker.Asked(os.Args) { // that of W
+		_ = worker.Main()
+		return
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -49,6 +54,7 @@ func run() error {
 	flag.StringVar(&o.parts, "parts", "fast,starts,slow,held", "which `parts` to measure: ratios to N and R; starts; a slow token and counts; what the processes hold")
 	flag.BoolVar(&o.strict, "strict", false, "exit 1 when a limit is missed")
 	flag.StringVar(&o.role, "role", "", "internal: what this process is")
+	flag.StringVar(&o.who, "who", "", "internal")
 	flag.StringVar(&o.socket, "socket", "", "internal")
 	flag.StringVar(&o.module, "module", "", "internal")
 	flag.StringVar(&o.label, "label", "", "internal")
@@ -61,8 +67,8 @@ func run() error {
 		return serveEmpty(o.socket)
 	case o.role == "bare":
 		return runBare(&o)
-	case o.role == "both":
-		return serveBoth(&o)
+	case o.role == "beside":
+		return serveBeside(&o)
 	case o.role == "keys":
 		return runKeys(&o)
 	case o.slice <= 0 || o.rounds < 1 || o.ops < 100 || o.deks < 1:

@@ -36,19 +36,7 @@ func (w *rig) fast(ctx context.Context, t *table) error {
 	}
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
-			one := point{whoPlugin, s.profile, op, 1, 0}
-			t.figure(fmt.Sprintf("%s, %s, p50 with 1 client", s.profile, op), measure.Median(t.measured.perRound(one, latencyRatio)), "x (N + R)", atMost(1.35))
-			one.Who = whoB
-			t.figure(fmt.Sprintf("the same of B: %s, %s, p50", s.profile, op), measure.Median(t.measured.perRound(one, latencyRatio)), "x (N + R)", nil)
-			for _, many := range []point{{whoPlugin, s.profile, op, 8, 0}, {whoPlugin, s.profile, op, 32, 0}} {
-				clients, bound := many.Clients, 0.92
-				if clients == 32 {
-					bound = 0.88
-				}
-				t.figure(fmt.Sprintf("%s, %s, rate with %d clients", s.profile, op, clients), measure.Median(t.measured.perRound(many, rateRatio)), "of 1/(1/N + 1/R)", atLeast(bound))
-				many.Who = whoB
-				t.figure(fmt.Sprintf("the same of B: %s, %s, rate with %d", s.profile, op, clients), measure.Median(t.measured.perRound(many, rateRatio)), "of 1/(1/N + 1/R)", nil)
-			}
+			t.judge(s.profile, op)
 		}
 	}
 	tell("starting again and again")
@@ -58,6 +46,28 @@ func (w *rig) fast(ctx context.Context, t *table) error {
 		}
 	}
 	return nil
+}
+
+// judge tells the ratios of the plugin, which are judged, and of those beside it.
+func (t *table) judge(profile, op string) {
+	for _, who := range append([]string{whoPlugin}, beside...) {
+		bound := func(l *limit) *limit {
+			if who != whoPlugin {
+				return nil
+			}
+			return l
+		}
+		at := func(clients int, f func(n, bare, plugin sample) float64) float64 {
+			return measure.Median(t.measured.perRound(point{who, profile, op, clients, 0}, f))
+		}
+		if len(t.measured[point{who, profile, op, 1, 0}]) == 0 {
+			continue
+		}
+		what := fmt.Sprintf("%s, %s, %s, ", who, profile, op)
+		t.figure(what+"p50 with 1 client", at(1, latencyRatio), "x (N + R)", bound(atMost(1.35)))
+		t.figure(what+"rate with 8 clients", at(8, rateRatio), "of 1/(1/N + 1/R)", bound(atLeast(0.92)))
+		t.figure(what+"rate with 32 clients", at(32, rateRatio), "of 1/(1/N + 1/R)", bound(atLeast(0.88)))
+	}
 }
 
 // judgedDelay is what a call takes longer where limits hold; at the others one round is a look.

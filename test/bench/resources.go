@@ -118,7 +118,7 @@ func (s *subject) resources() (resources, error) {
 		sum.Threads += r.Threads
 		sum.Files += r.Files
 	}
-	sum.Files -= 2 * sum.Sessions // each is a socket pair between the two, and sessions are counted by themselves
+	sum.Files -= 4 * sum.Sessions // each has two pipes between the two, and sessions are counted by themselves
 	return sum, nil
 }
 

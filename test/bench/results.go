@@ -29,7 +29,7 @@ func writeBenchmarks(out io.Writer, t *table) error {
 	var b strings.Builder
 	b.WriteString(measure.Heading("test/bench"))
 	b.WriteString("Unit ops/s better=higher\nUnit rate-ratio better=higher\nUnit p50-ratio better=lower\nUnit value better=lower\n")
-	for _, who := range []string{whoN, whoR, whoB, whoPlugin} {
+	for _, who := range append([]string{whoN, whoR, whoPlugin}, beside...) {
 		for _, p := range t.points(who) {
 			writePoint(&b, t, p)
 		}
@@ -47,7 +47,7 @@ func writePoint(b *strings.Builder, t *table, p point) {
 	rates := t.measured.perRound(p, rateRatio)
 	for i, s := range t.measured[p] {
 		fmt.Fprintf(b, "%s %d %d p50-ns %d p99-ns %.1f ops/s", name, s.Ops, s.P50.Nanoseconds(), s.P99.Nanoseconds(), s.Rate())
-		if p.Who == whoPlugin || p.Who == whoB {
+		if p.Who != whoN && p.Who != whoR {
 			fmt.Fprintf(b, " %.4f p50-ratio %.4f rate-ratio", latency[i], rates[i])
 		}
 		b.WriteByte('\n')

@@ -101,13 +101,13 @@ func (w *rig) connect(ctx context.Context, socket string, child *proc.Process) (
 	return c, c.seal(ctx, sealedDEKs)
 }
 
-// subject is one plugin on a token of its own, and the bare calls, in a loop and in a server, on the same token.
+// subject is one plugin on a token of its own, and on the same token the bare calls in a loop, and the servers beside it.
 type subject struct {
 	profile string
 	plugin  *plugin.Plugin
 	client  *client
 	bare    *bare
-	both    *client
+	beside  map[string]*client
 	// The faulty modules in front of the token, one for each process, since they count for one; nil: none.
 	fault, bareFault *faultp11.Module
 }
@@ -126,7 +126,7 @@ func (w *rig) start(ctx context.Context, how setup) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &subject{profile: how.profile}
+	s := &subject{profile: how.profile, beside: map[string]*client{}}
 	pluginToken, bareToken := *token, *token
 	if how.faulty {
 		if s.fault, err = install(filepath.Join(dir, "f"), token); err != nil {
@@ -156,8 +156,13 @@ func (w *rig) start(ctx context.Context, how setup) (*subject, error) {
 	}
 	w.atEnd(func() error { s.bare.close(); return nil })
 	w.children = append(w.children, func() int { return s.plugin.Process().PID() }, func() int { return s.bare.pid })
-	if s.both, err = w.startBoth(ctx, dir, how.profile, &bareToken); err != nil {
-		return nil, err
+	for _, who := range beside {
+		if who == whoU && how.profile != profileGCM {
+			continue // nobody builds one with a key derivation
+		}
+		if s.beside[who], err = w.startBeside(ctx, dir, who, how.profile, &bareToken); err != nil {
+			return nil, err
+		}
 	}
 	return s, s.client.seal(ctx, sealedDEKs)
 }

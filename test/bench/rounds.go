@@ -8,17 +8,19 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
-// The four that take turns.
+// Those that take turns.
 const (
-	whoN      = "N"
-	whoR      = "R"
-	whoB      = "B"
+	whoN      = "N" // the empty server
+	whoR      = "R" // the bare calls in a loop
+	whoB      = "B" // the empty server with the bare calls in its handlers
+	whoW      = "W" // B with the module in a worker process
+	whoU      = "U" // a plugin built the usual way, with crypto11
 	whoPlugin = "plugin"
 )
 
 // point is one thing measured, in every round once.
 type point struct {
-	Who     string // whoN, whoR, whoB, whoPlugin
+	Who     string // whoN, whoR, one of beside, whoPlugin
 	Profile string // "" for N
 	Op      string
 	Clients int
@@ -37,7 +39,7 @@ type plan struct {
 	delay    time.Duration
 }
 
-// run measures the plan. N, R and the plugin take turns for each operation and number of clients, so that what is
+// run measures the plan. All take turns for each operation and number of clients, so that what is
 // compared was measured within a second.
 func (p plan) run(ctx context.Context, n *client, into rounds, tell func(string)) error {
 	for i := range p.rounds {
@@ -68,10 +70,15 @@ func (p plan) turn(ctx context.Context, n *client, into rounds, op string, l loa
 				return err
 			}
 			into.add(point{whoR, subject.profile, op, l.Clients, p.delay}, s)
-			if s, err = subject.both.measure(ctx, op, l); err != nil {
-				return fmt.Errorf("the empty server with the bare calls: %w", err)
+			for _, who := range beside {
+				if subject.beside[who] == nil {
+					continue
+				}
+				if s, err = subject.beside[who].measure(ctx, op, l); err != nil {
+					return fmt.Errorf("the server %s: %w", who, err)
+				}
+				into.add(point{who, subject.profile, op, l.Clients, p.delay}, s)
 			}
-			into.add(point{whoB, subject.profile, op, l.Clients, p.delay}, s)
 		}
 		if s, err = subject.client.measure(ctx, op, l); err != nil {
 			return fmt.Errorf("the plugin (%s): %w", subject.profile, err)

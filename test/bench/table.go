@@ -80,23 +80,40 @@ func (t *table) write(out io.Writer, prefix string) error {
 	return measure.WriteLines(out, prefix, text.String())
 }
 
-// operations is one row for each operation of the plugin, with the N and R that were measured beside it.
+// operations is one row for each operation of the plugin, with what was measured beside it.
 func (t *table) operations() [][]string {
-	rows := [][]string{{"delay", "profile", "operation", "clients", "N p50", "R p50", "B p50", "p50", "p99", "N /s", "R /s", "B /s", "rate /s", "p50/(N+R)", "(B)", "rate ratio", "(B)"}}
+	all := append(append([]string{whoN, whoR}, beside...), whoPlugin)
+	judged := all[2:]
+	heading := []string{"delay", "profile", "operation", "clients"}
+	for _, who := range all {
+		heading = append(heading, who+" p50", "/s")
+	}
+	heading = append(heading, "p99")
+	for _, what := range []string{"p50/(N+R) ", "rate ratio "} {
+		for _, who := range judged {
+			heading = append(heading, what+who)
+			what = ""
+		}
+	}
+	rows := [][]string{heading}
 	for _, p := range t.points(whoPlugin) {
-		n, r := point{whoN, "", p.Op, p.Clients, p.Delay}, p
-		r.Who = whoR
-		b := p
-		b.Who = whoB
-		rows = append(rows, []string{
-			p.Delay.String(), p.Profile, p.Op, fmt.Sprint(p.Clients),
-			micros(t.measured.median(n, p50)), micros(t.measured.median(r, p50)), micros(t.measured.median(b, p50)),
-			micros(t.measured.median(p, p50)), micros(t.measured.median(p, p99)),
-			whole(t.measured.median(n, sample.Rate)), whole(t.measured.median(r, sample.Rate)),
-			whole(t.measured.median(b, sample.Rate)), whole(t.measured.median(p, sample.Rate)),
-			ratio(t.measured.perRound(p, latencyRatio)), ratio(t.measured.perRound(b, latencyRatio)),
-			ratio(t.measured.perRound(p, rateRatio)), ratio(t.measured.perRound(b, rateRatio)),
-		})
+		of := func(who string) point {
+			if p.Who = who; who == whoN {
+				return point{whoN, "", p.Op, p.Clients, p.Delay}
+			}
+			return p
+		}
+		row := []string{p.Delay.String(), p.Profile, p.Op, fmt.Sprint(p.Clients)}
+		for _, who := range all {
+			row = append(row, micros(t.measured.median(of(who), p50)), whole(t.measured.median(of(who), sample.Rate)))
+		}
+		row = append(row, micros(t.measured.median(of(whoPlugin), p99)))
+		for _, f := range []func(n, bare, plugin sample) float64{latencyRatio, rateRatio} {
+			for _, who := range judged {
+				row = append(row, ratio(t.measured.perRound(of(who), f)))
+			}
+		}
+		rows = append(rows, row)
 	}
 	return rows
 }

@@ -49,7 +49,7 @@ func run() error {
 	flag.StringVar(&o.out, "out", "bin/bench-results", "the `folder` that the results go to")
 	flag.DurationVar(&o.slice, "time", 200*time.Millisecond, "how long one turn takes")
 	flag.IntVar(&o.rounds, "rounds", 9, "how many rounds of turns; those with a slow token are a third of it")
-	flag.IntVar(&o.ops, "ops", 100_000, "how many operations the memory is measured over")
+	flag.IntVar(&o.ops, "ops", 1_000_000, "how many operations the memory is measured over")
 	flag.IntVar(&o.deks, "deks", 2000, "how many DEKs a cold start opens")
 	flag.StringVar(&o.parts, "parts", "fast,starts,slow,held", "which `parts` to measure: ratios to N and R; starts; a slow token and counts; what the processes hold")
 	flag.BoolVar(&o.strict, "strict", false, "exit 1 when a limit is missed")

@@ -5,36 +5,65 @@ package cluster
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"syscall"
+	"runtime"
+	"strings"
 	"time"
 )
 
 // image is what is put into an archive that `ctr images import` reads.
 type image struct {
 	name       string            // with its tag
-	root       string            // folder; "": nothing but files
 	files      map[string]string // path in the image: file of this machine
 	entrypoint []string
-	cmd        []string
 }
 
-const pluginImage = "registry.example.com/hsm-kms:1.0.0"
+// The image of the documents.
+const pluginName, pluginVersion = "registry.example.com/hsm-kms", "1.0.0"
 
-// makeImages writes an archive for each image that kubeadm's static pods and ours name.
-func (w *world) makeImages(base, pause string) error {
+// makePluginImage makes the image of the program under test by the tool of `make image`, of an archive as `make release` makes it.
+func (w *world) makePluginImage(ctx context.Context) error {
+	dist := filepath.Join(w.machine.dir, "dist")
+	archive := filepath.Join(dist, "hsm-kms-"+pluginVersion+"-linux-"+runtime.GOARCH)
+	program, err := os.ReadFile(filepath.Join(w.program, "hsm-kms"))
+	if err := errors.Join(err, os.Mkdir(dist, 0o755), os.WriteFile(filepath.Join(dist, "SHA256SUMS"), nil, 0o600)); err != nil { //nolint:gosec // nothing secret
+		return err
+	}
+	var packed bytes.Buffer
+	zipped := gzip.NewWriter(&packed)
+	out := tar.NewWriter(zipped)
+	for name, content := range map[string][]byte{"hsm-kms": program, "build.txt": []byte("commit " + strings.Repeat("0", 40) + "\n")} {
+		if err := errors.Join(out.WriteHeader(&tar.Header{Name: "hsm-kms/" + name, Mode: 0o755, Size: int64(len(content)), ModTime: time.Unix(0, 0)}), second(io.Copy(out, bytes.NewReader(content)))); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(out.Close(), zipped.Close(), os.WriteFile(archive+".tar.gz", packed.Bytes(), 0o600)); err != nil {
+		return err
+	}
+	text, err := exec.CommandContext(ctx, "go", "run", "../tools/image", "-name", pluginName, "-dist", dist).CombinedOutput()
+	switch {
+	case err != nil && bytes.Contains(text, []byte("fetching debian")):
+		return fmt.Errorf("%w: %s", errPackages, text)
+	case err != nil:
+		return fmt.Errorf("making the plugin's image: %w: %s", err, text)
+	}
+	return os.Rename(archive+".oci.tar", filepath.Join(w.images, "hsm-kms.tar"))
+}
+
+// makeImages writes an archive for each image that kubeadm's static pods name.
+func (w *world) makeImages(pause string) error {
 	all := []image{
 		{name: "registry.k8s.io/pause:3.10.2", files: map[string]string{"pause": pause}, entrypoint: []string{"/pause"}},
-		{name: pluginImage, root: base, files: map[string]string{"usr/local/bin/hsm-kms": filepath.Join(w.program, "hsm-kms")},
-			entrypoint: []string{"/usr/local/bin/hsm-kms"}, cmd: []string{"serve"}},
 		{name: "registry.k8s.io/etcd:3.7.0-0", files: map[string]string{"usr/local/bin/etcd": w.kube.Server.Path("etcd")}},
 		{name: "registry.k8s.io/kube-apiserver:" + w.kube.Version, files: map[string]string{"usr/local/bin/kube-apiserver": w.kube.Server.Path("kube-apiserver")}},
 	}
@@ -59,7 +88,7 @@ func (im image) write(path string) error {
 	}
 	config, err := json.Marshal(map[string]any{
 		"architecture": "amd64", "os": "linux", "created": time.Unix(0, 0).UTC(),
-		"config": map[string]any{"Env": []string{"PATH=/usr/local/bin:/usr/bin:/bin"}, "Entrypoint": im.entrypoint, "Cmd": im.cmd},
+		"config": map[string]any{"Env": []string{"PATH=/usr/local/bin:/usr/bin:/bin"}, "Entrypoint": im.entrypoint},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + digest}},
 	})
 	if err != nil {
@@ -94,11 +123,6 @@ func (im image) layer(path string) (string, error) {
 	}
 	hash := sha256.New()
 	archive := tar.NewWriter(io.MultiWriter(out, hash))
-	if im.root != "" {
-		if err := addFolder(archive, im.root); err != nil {
-			return "", err
-		}
-	}
 	for name, file := range im.files {
 		if err := addFile(archive, name, file); err != nil {
 			return "", err
@@ -119,44 +143,4 @@ func addFile(archive *tar.Writer, name, path string) error {
 		return err
 	}
 	return errors.Join(archive.WriteHeader(&tar.Header{Name: name, Mode: int64(info.Mode().Perm()), Size: info.Size()}), second(io.Copy(archive, in)))
-}
-
-// addFolder adds all of a folder with owners and modes. Devices have no place in an image.
-func addFolder(archive *tar.Writer, root string) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(root, path)
-		if err != nil || name == "." || info.Mode()&(fs.ModeDevice|fs.ModeSocket|fs.ModeNamedPipe) != 0 {
-			return err
-		}
-		link := ""
-		if info.Mode()&fs.ModeSymlink != 0 {
-			if link, err = os.Readlink(path); err != nil {
-				return err
-			}
-		}
-		header, err := tar.FileInfoHeader(info, link)
-		if err != nil {
-			return err
-		}
-		header.Name, header.Uname, header.Gname = name, "", ""
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			header.Uid, header.Gid = int(st.Uid), int(st.Gid)
-		}
-		if err := archive.WriteHeader(header); err != nil || !info.Mode().IsRegular() {
-			return err
-		}
-		in, err := os.Open(path) //nolint:gosec // Debian's files
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		return second(io.Copy(archive, in))
-	})
 }

@@ -73,7 +73,7 @@ for image in /opt/images/*.tar; do ctr -n k8s.io images import "$image" > /dev/n
 	for _, text := range []string{
 		"kubelet: failCgroupV1: false, and kubeadm: --ignore-preflight-errors=SystemVerification: this machine has cgroup v1",
 		"kubelet: oomScoreAdj: 0, containerd: restrict_oom_score_adj and OOMScoreAdjust=0: no CAP_SYS_RESOURCE here",
-		"kubeadm: imagePullPolicy: Never, images made by the test: the nodes reach no registry; the plugin's image is not built by the rendered Dockerfile",
+		"kubeadm: imagePullPolicy: Never, images made by the test: the nodes reach no registry. The plugin's image is that of the tool of make image",
 		"kubeadm: no CoreDNS and no kube-proxy: there are no images of them here; pods have the host's network",
 		"containerd is Debian's 1.6, with pause and kernel settings (vm.overcommit_memory, kernel.panic) as files: they belong to the whole machine",
 	} {

@@ -49,11 +49,8 @@ var packages = []string{
 	"ethtool", "socat", "iproute2", "procps", "util-linux", "kmod", "ca-certificates",
 }
 
-// basePackages are those of gcr.io/distroless/cc-debian12.
-var basePackages = []string{"base-files", "ca-certificates", "libc6", "libgcc-s1", "libstdc++6", "libssl3", "netbase", "tzdata"}
-
 // errPackages: Debian's packages cannot be had here.
-var errPackages = errors.New("making a root file system of Debian packages")
+var errPackages = errors.New("Debian's packages cannot be had here")
 
 // newWorld finds or makes everything, telling what takes long.
 func newWorld(ctx context.Context) (*world, error) {
@@ -62,11 +59,7 @@ func newWorld(ctx context.Context) (*world, error) {
 	if w.kube, err = kubebin.Node(ctx, os.Stderr); err != nil {
 		return nil, err
 	}
-	if w.root, err = fileSystem(ctx, "node", "apt", packages, nil); err != nil {
-		return nil, err
-	}
-	base, err := fileSystem(ctx, "image-base", "extract", basePackages, plain)
-	if err != nil {
+	if w.root, err = fileSystem(ctx); err != nil {
 		return nil, err
 	}
 	if w.blocks, err = nodeBlocks(); err != nil {
@@ -75,14 +68,14 @@ func newWorld(ctx context.Context) (*world, error) {
 	if w.machine, err = newMachine(); err != nil {
 		return nil, err
 	}
-	if err := w.build(ctx, base); err != nil {
+	if err := w.build(ctx); err != nil {
 		return nil, errors.Join(err, w.machine.close())
 	}
 	return w, nil
 }
 
 // build makes the program, and the images of this run.
-func (w *world) build(ctx context.Context, base string) error {
+func (w *world) build(ctx context.Context) error {
 	w.program, w.images = filepath.Join(w.machine.dir, "program"), filepath.Join(w.machine.dir, "images")
 	bin := os.Getenv("HSM_KMS_BIN")
 	if bin == "" {
@@ -97,7 +90,7 @@ func (w *world) build(ctx context.Context, base string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building pause: %w: %s", err, out)
 	}
-	return w.makeImages(base, pause)
+	return errors.Join(w.makeImages(pause), w.makePluginImage(ctx))
 }
 
 func copyFile(from, to string) error {
@@ -108,15 +101,15 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, data, 0o755) //nolint:gosec // a program
 }
 
-// fileSystem gives a folder of the cache with Debian packages, which it makes if need be; trim changes it then.
-func fileSystem(ctx context.Context, name, variant string, packages []string, trim func(dir string) error) (string, error) {
+// fileSystem gives a folder of the cache with the packages of a node, which it makes if need be.
+func fileSystem(ctx context.Context) (string, error) {
 	cache, err := kubebin.CacheRoot()
 	if err != nil {
 		return "", err
 	}
-	const suite = "bookworm"
+	const suite, variant = "bookworm", "apt"
 	sum := sha256.Sum256([]byte(suite + variant + strings.Join(packages, ",")))
-	dir := filepath.Join(cache, "cluster", name+"-"+hex.EncodeToString(sum[:6]))
+	dir := filepath.Join(cache, "cluster", "node-"+hex.EncodeToString(sum[:6]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
@@ -125,7 +118,7 @@ func fileSystem(ctx context.Context, name, variant string, packages []string, tr
 	}
 	// One folder for all attempts: what a killed one left goes. Two runs at once would disturb each other: see hold in main.
 	making := dir + ".making"
-	fmt.Fprintf(os.Stderr, "making a root file system of Debian packages (%s): once, about 2 minutes\n", name)
+	fmt.Fprintln(os.Stderr, "making a root file system of Debian packages: once, about 2 minutes")
 	began := time.Now()
 	if err := os.RemoveAll(making); err != nil {
 		return "", err
@@ -134,25 +127,8 @@ func fileSystem(ctx context.Context, name, variant string, packages []string, tr
 	if err != nil {
 		return "", fmt.Errorf("%w: mmdebstrap: %w: %s", errPackages, err, out[max(0, len(out)-2000):])
 	}
-	if trim != nil {
-		if err := trim(making); err != nil {
-			return "", err
-		}
-	}
 	fmt.Fprintf(os.Stderr, "made in %.0f s\n", time.Since(began).Seconds())
 	return dir, os.Rename(making, dir)
-}
-
-// plain makes an image's root of packages that were only unpacked: no script of theirs has run.
-func plain(dir string) error {
-	for path, content := range map[string]string{
-		"etc/passwd": "root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n", "etc/group": "root:x:0:\nnobody:x:65534:\n",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, path), []byte(content), 0o644); err != nil { //nolint:gosec // as in every system
-			return err
-		}
-	}
-	return nil
 }
 
 var nodeMark = regexp.MustCompile("(?m)^ *<!-- node: ([a-z0-9-]+) -->\n( *)```sh\n((?s:.*?))^ *```$")

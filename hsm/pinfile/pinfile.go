@@ -103,7 +103,7 @@ func Resolve(pinFile string) (string, error) {
 	if dir == "" || !filepath.IsLocal(pinFile) {
 		return "", hint.Wrap(fmt.Errorf("resolving pinFile %q: %w: a relative name means a systemd credential, and there is none",
 			pinFile, ErrAbsent),
-			"in a shell, run the command as the unit does: hsm-kms-as-plugin COMMAND; in the unit: LoadCredential=NAME:FILE, with that NAME in pinFile; without systemd give an absolute path")
+			"in a shell, run the command as the unit does: hsm-kms-as-plugin COMMAND; a command that reads files of root, such as etcd report: as root, with CREDENTIALS_DIRECTORY set to the folder of the PIN file; in the unit: LoadCredential=NAME:FILE, with that NAME in pinFile; without systemd give an absolute path")
 	}
 	return filepath.Join(dir, pinFile), nil
 }

@@ -199,7 +199,11 @@ func TestKind(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(cluster.Patches[1]), &old); err != nil || old["apiVersion"] != "kubeadm.k8s.io/v1beta3" {
 		t.Errorf("%v, %v", old, err)
 	}
-	checkDockerfile(t, string(files[1].Content))
+	text := string(files[1].Content)
+	checkDockerfile(t, text)
+	if !regexp.MustCompile(`(?m)^ARG NODE=kindest/node:v1\.\d+\.\d+@sha256:[0-9a-f]{64}$`).MatchString(text) {
+		t.Errorf("the node's image is not pinned by digest:\n%s", text)
+	}
 }
 
 func TestDockerfile(t *testing.T) {

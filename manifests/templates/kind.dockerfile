@@ -3,7 +3,8 @@
 # `hsm-kms manifests dockerfile` is hsm-kms:dev:
 #   docker build -f Dockerfile.kind -t hsm-kms-kind .
 ARG HSM_KMS=hsm-kms:dev
-ARG NODE=kindest/node:v1.34.0
+# The node of kind v0.33.0. Another release of kind has other ones, by digest, in its release notes: --build-arg NODE=...
+ARG NODE=kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5
 FROM ${HSM_KMS} AS hsm-kms
 
 FROM ${NODE}
@@ -28,4 +29,6 @@ RUN PIN="$(cat {{quote .File}})" \
  && setpriv --reuid hsm-kms --regid hsm-kms --groups softhsm softhsm2-util --init-token --free --label "${LABEL}" --so-pin "${PIN}" --pin "${PIN}"
 {{- end}}
 RUN CREDENTIALS_DIRECTORY=/etc/hsm-kms setpriv --reuid hsm-kms --regid hsm-kms --groups softhsm {{quote .Program}} keys create --config {{quote .ConfigPath}}
+# From here on systemd reads the PIN, as root, and hands it to the plugin.
+RUN chown root{{range .Tokens}} {{quote .File}}{{end}}
 RUN systemctl enable hsm-kms.socket hsm-kms.service

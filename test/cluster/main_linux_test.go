@@ -95,7 +95,7 @@ func report(code int) {
 	if os.Getenv("HSM_KMS_CLUSTER_FULL") == "" {
 		fmt.Println("NOT RUN: kubeadm join, three nodes, failover; use make cluster FULL=1")
 	}
-	fmt.Println("NOT RUN, because no test of it is written: kind, the image of the rendered Dockerfile, cgroup v2")
+	fmt.Println("NOT RUN, because no test of it is written: kind and Docker themselves, the image of the rendered Dockerfile, cgroup v2")
 	for name := range shared.blocks {
 		if _, used := shared.used.Load(name); !used && code == 0 {
 			fmt.Println("NOT RUN: block", name, "of the documents")

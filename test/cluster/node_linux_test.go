@@ -45,7 +45,7 @@ func newNode(t *testing.T, w *world, name string, number int) *node {
 	// The upper layer of the root file system, before it is one: what an administrator does before the first boot.
 	files := map[string]string{
 		"etc/hostname": name + "\n", "etc/machine-id": "uninitialized\n", "etc/fstab": "",
-		"etc/hosts": "127.0.0.1 localhost\n10.99.0.2 node-1\n10.99.0.3 node-2\n10.99.0.4 node-3\n10.99.0.5 node-4\n10.99.0.6 node-5\n10.99.0.7 node-6\n",
+		"etc/hosts": "127.0.0.1 localhost\n10.99.0.2 node-1\n10.99.0.3 node-2\n10.99.0.4 node-3\n10.99.0.5 node-4\n10.99.0.6 node-5\n10.99.0.7 node-6\n10.99.0.8 node-7\n",
 	}
 	for path, content := range files {
 		n.write(t, filepath.Join("upper", path), content, 0o644)

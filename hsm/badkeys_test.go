@@ -264,6 +264,18 @@ func TestSessionLimitByAnyValue(t *testing.T) {
 	}
 }
 
+// A library without read-only sessions gets read-write ones, and nothing is different.
+func TestReadWriteOnly(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 5 * time.Second })
+	b.module.Traits(faultp11.ReadWriteOnly)
+	b.start()
+	b.encryptTogether(16, 5)
+	if n := b.set.Generation(); n != 1 {
+		t.Errorf("generation %d", n)
+	}
+}
+
 // A library that reads its keys once: a key that another node seals with is found by a new worker, without a failed request,
 // though that takes its time to start; and a key_id that there is not causes no second one.
 func TestKeyIsSought(t *testing.T) {

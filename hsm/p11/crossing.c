@@ -17,6 +17,8 @@ enum { OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, ENCRYPT_INIT = 29, ENC
 
 enum { CKM_SHA256_HMAC = 0x251, CKM_AES_ECB = 0x1081, CKM_AES_GCM = 0x1087, CKU_USER = 1, GCM_TAG_BITS = 128 };
 
+enum { CKR_FUNCTION_FAILED = 0x6, CKF_RW_SESSION = 0x2 };
+
 typedef struct {
 	ck_ulong mechanism;
 	void *parameter;
@@ -108,10 +110,14 @@ void crossing_hmac(void *list, ck_ulong session, ck_ulong key, unsigned char *in
 
 static pthread_mutex_t sessions = PTHREAD_MUTEX_INITIALIZER;
 
+// Some libraries have no read-only sessions, and say CKR_FUNCTION_FAILED to a caller who asks for one (AWS CloudHSM's SDK 5).
 ck_ulong crossing_open(void *list, ck_ulong slot, ck_ulong flags, ck_ulong *session)
 {
+	open_fn open = (open_fn)((function_list *)list)->function[OPEN_SESSION];
 	pthread_mutex_lock(&sessions);
-	ck_ulong rv = ((open_fn)((function_list *)list)->function[OPEN_SESSION])(slot, flags, NULL, NULL, session);
+	ck_ulong rv = open(slot, flags, NULL, NULL, session);
+	if (rv == CKR_FUNCTION_FAILED && !(flags & CKF_RW_SESSION))
+		rv = open(slot, flags | CKF_RW_SESSION, NULL, NULL, session);
 	pthread_mutex_unlock(&sessions);
 	return rv;
 }

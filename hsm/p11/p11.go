@@ -37,6 +37,7 @@ type API interface {
 	Slots() ([]uint, error)
 	TokenInfo(slot uint) (pkcs11.TokenInfo, error)
 	Mechanism(slot, mechanism uint) (pkcs11.MechanismInfo, error)
+	// OpenSession opens a read-only session unless readWrite is set. A library that refuses those gives a read-write one.
 	OpenSession(slot uint, readWrite bool) (Session, error)
 	// CloseSession closes a session. One in which a call is overdue is closed when that has returned.
 	CloseSession(s Session) error

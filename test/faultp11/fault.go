@@ -48,6 +48,7 @@ const (
 	Strlen                          // C_Login reads the PIN up to a zero byte
 	PINPad                          // C_Login takes no PIN, and has CKF_PROTECTED_AUTHENTICATION_PATH; needs Options.PINPad
 	Frozen                          // a process does not find keys that were made after it has found some
+	ReadWriteOnly                   // C_OpenSession without CKF_RW_SESSION is CKR_FUNCTION_FAILED
 )
 
 // Death is how a faulty module ends its process.

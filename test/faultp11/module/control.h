@@ -70,6 +70,7 @@ enum trait {
     TRAIT_STRLEN = 4,          /* C_Login reads the PIN up to a zero byte, whatever its length is said to be */
     TRAIT_PIN_PAD = 8,         /* C_Login takes no PIN: the token asks for it, and is given the one in the sidecar's pinpad= file */
     TRAIT_FROZEN = 16,         /* the library shows no key that is made after it has shown some; a new process does */
+    TRAIT_READ_WRITE_ONLY = 32, /* C_OpenSession without CKF_RW_SESSION is CKR_FUNCTION_FAILED */
 };
 
 /* Who makes the nonce of an AES-GCM encryption, and where it then is. */

@@ -127,7 +127,9 @@ CK_RV fault_C_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, CK_VOID_PTR app, CK_N
 {
     struct call c = {0};
     if (call_enter(&c, FN_C_OpenSession)) {
-        if (!sessions_reserve()) {
+        if (has_trait(TRAIT_READ_WRITE_ONLY) && !(flags & CKF_RW_SESSION)) {
+            c.rv = CKR_FUNCTION_FAILED;
+        } else if (!sessions_reserve()) {
             c.rv = CKR_SESSION_COUNT;
         } else if ((c.rv = module()->real->C_OpenSession(slot, flags, app, notify, session)) == CKR_OK) {
             sessions_add(*session, slot);

@@ -12,8 +12,8 @@ var passed = [...]string{
 	"LD_LIBRARY_PATH", "MALLOC_*", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 	"http_proxy", "https_proxy", "no_proxy", "CREDENTIALS_DIRECTORY",
 	"SOFTHSM2_CONF", "P11_KIT_*", "PKCS11_*", "OPENSC_*", "NSS_*", "TPM2_PKCS11_*", "TPM2TOOLS_*", "TSS2_*", "OCK_*",
-	"ChrystokiConfigurationPath", "CLOUDHSM_*", "KMS_PKCS11_CONFIG", "GOOGLE_*", "NFAST_*", "CKNFAST_*", "YUBIHSM_*", "CS_*", "ET_*",
-	"VAULT_*", "AZURE_*", "AWS_*", "GRPC_*", "KUBERNETES_*",
+	"ChrystokiConfigurationPath", "CLOUDHSM_*", "KMS_PKCS11_CONFIG", "GOOGLE_*", "NFAST_*", "CKNFAST_*", "YUBIHSM_*", "CS_*", "CRYPTOSERVER", "ET_*",
+	"SECUROSYS_*", "P11NETHSM_CONFIG_FILE", "VAULT_*", "AZURE_*", "AWS_*", "GRPC_*", "KUBERNETES_*",
 }
 
 // withheld are the variables that are not for a worker: systemd's and Go's concern the process that got them.

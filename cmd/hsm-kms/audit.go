@@ -35,7 +35,7 @@ func (c *command) auditVerify(anchor string, files []string) error {
 	if err != nil {
 		return err
 	}
-	if c.output == "json" {
+	if c.structured() {
 		if err := c.json(result); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/bench"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -50,7 +51,7 @@ room for as many sessions again. Every seal spends one of the 2^32 nonces of the
 	flags := cmd.Flags()
 	flags.StringVar(&f.token, "token", "", "`name` of the token in the configuration (default the first)")
 	flags.IntSliceVar(&f.plan.Clients, "clients", []int{1, 8, 32}, "how many ask at one time; one row each for seal and for open")
-	flags.DurationVar(&f.plan.Time, "time", time.Second, "how long a row takes")
+	duration.Var(flags, &f.plan.Time, "time", time.Second, "how long a row takes")
 	return cmd
 }
 
@@ -201,7 +202,7 @@ func (b *benched) measure(stop context.Context, plan bench.Plan) ([]bench.Row, e
 
 // printRows prints what was measured.
 func (c *command) printRows(rows []bench.Row) error {
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(append([]bench.Row{}, rows...)) // [] and not null
 	}
 	if len(rows) == 0 {
@@ -213,7 +214,7 @@ func (c *command) printRows(rows []bench.Row) error {
 			r.Op, strconv.Itoa(r.Clients), threePlaces(r.OpsPerSecond), threePlaces(r.P50) + " ms", threePlaces(r.P99) + " ms", threePlaces(r.HSMCallsPerOp),
 		})
 	}
-	return c.table(table)
+	return c.headed(table)
 }
 
 // threePlaces shows a number with as many digits as mean something, and large ones in groups.

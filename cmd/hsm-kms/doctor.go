@@ -77,7 +77,7 @@ func (c *command) printFindings(found []doctor.Finding) error {
 }
 
 func (c *command) showFindings(found []doctor.Finding) error {
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(found)
 	}
 	rows := [][]string{{"RESULT", "CHECK", "DETAIL"}}
@@ -88,5 +88,5 @@ func (c *command) showFindings(found []doctor.Finding) error {
 			rows = append(rows, []string{"", "", "hint: " + f.Hint})
 		}
 	}
-	return c.table(rows)
+	return c.headed(rows)
 }

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 func (c *command) etcd() *cobra.Command {
@@ -49,4 +55,51 @@ func (f *etcdFlags) addClient(cmd *cobra.Command) {
 	flags.StringVar(&f.KeyFile, "key", "", "the client certificate's key (default: kubeadm's, if it is there)")
 	flags.StringSliceVar(&f.Prefixes, "prefix", []string{sources.DefaultPrefix}, "kube-apiserver's --etcd-prefix; more than one is fine")
 	cmd.MarkFlagsRequiredTogether("cert", "key")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := fromEtcdctl(cmd, os.Getenv); err != nil {
+			return err
+		}
+		return run(cmd, args)
+	}
+}
+
+// etcdctlFlags are the flags that etcdctl reads from its environment too.
+var etcdctlFlags = [...]string{"endpoints", "cacert", "cert", "key"}
+
+// etcdctlRefused are variables of etcdctl that would change who is asked, or how, and that hsm-kms does not follow.
+var etcdctlRefused = [...]string{"ETCDCTL_USER", "ETCDCTL_PASSWORD", "ETCDCTL_INSECURE_TRANSPORT", "ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "ETCDCTL_DISCOVERY_SRV"}
+
+// fromEtcdctl takes from the environment what was not given, and says so: it decides which etcd is read. Flags go first. With
+// --snapshot no etcd is read.
+func fromEtcdctl(cmd *cobra.Command, getenv func(string) string) error {
+	flags := cmd.Flags()
+	if flags.Changed("snapshot") {
+		return nil
+	}
+	for _, name := range etcdctlRefused {
+		if getenv(name) != "" {
+			return hint.Wrap(fmt.Errorf("%s is set, and hsm-kms reads etcd with a client certificate alone", name),
+				"unset "+name+" for hsm-kms, and give --cacert, --cert and --key; a secret in the environment is open to every process of the same user")
+		}
+	}
+	var taken []string
+	for _, name := range etcdctlFlags {
+		variable := "ETCDCTL_" + strings.ToUpper(name)
+		value := getenv(variable)
+		if value == "" || flags.Changed(name) {
+			continue
+		}
+		if err := flags.Set(name, value); err != nil {
+			return fmt.Errorf("reading %s: %w", variable, err)
+		}
+		taken = append(taken, variable+"="+value)
+	}
+	if len(taken) > 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "hsm-kms: from the environment:", harmless(strings.Join(taken, " ")))
+	}
+	if flags.Changed("cert") != flags.Changed("key") {
+		return hint.Wrap(errors.New("a client certificate without its key, or a key without its certificate"), "give both --cert and --key, or set ETCDCTL_CERT and ETCDCTL_KEY")
+	}
+	return nil
 }

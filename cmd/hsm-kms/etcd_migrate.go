@@ -12,6 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -60,7 +61,7 @@ writes under it; 2 when it could not be found out.`,
 	flags.StringVar(&f.opts.Namespace, "namespace", f.opts.Namespace, "where the Secrets and ConfigMaps are made and deleted that show what an API server writes")
 	flags.Float64Var(&f.opts.Rate, "rate", f.opts.Rate, "objects per second at most, over all API servers")
 	flags.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "requests at a time")
-	flags.DurationVar(&f.opts.Wait, "wait", f.opts.Wait, "how long to wait until every API server writes under the key")
+	duration.Var(flags, &f.opts.Wait, "wait", f.opts.Wait, "how long to wait until every API server writes under the key")
 	flags.BoolVar(&f.opts.DryRun, "dry-run", false, "write nothing: count what would be rewritten, and name the API servers")
 	return cmd
 }

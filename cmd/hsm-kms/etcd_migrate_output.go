@@ -93,7 +93,7 @@ func roughly(d time.Duration) time.Duration {
 
 // printMigration prints an outcome. Whatever came from etcd or an API server is made safe for a terminal.
 func (c *command) printMigration(out *migrate.Outcome) error {
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(out)
 	}
 	w := &lines{out: c.out}
@@ -104,13 +104,13 @@ func (c *command) printMigration(out *migrate.Outcome) error {
 	for _, p := range out.Servers {
 		rows = append(rows, proofRow(p, out.DryRun))
 	}
-	err := errors.Join(w.err, c.table(rows))
+	err := errors.Join(w.err, c.headed(rows))
 	w.add("")
 	rows = [][]string{{"RESOURCE", "OBJECTS", "NOT UNDER THE KEY"}}
 	for _, r := range out.Resources {
 		rows = append(rows, []string{evidence.Printable(r.Resource), grouped(r.Objects), grouped(r.Found)})
 	}
-	err = errors.Join(err, w.err, c.table(rows))
+	err = errors.Join(err, w.err, c.headed(rows))
 	w.add("")
 	if out.DryRun {
 		w.add("dry run: %s would be rewritten, in about %s", counted(int(out.Found), "object"), roughly(time.Duration(out.Seconds*float64(time.Second))))

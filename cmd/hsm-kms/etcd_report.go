@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,7 +51,7 @@ that was named and has no object, an encrypted object of no known resource. Exit
 	}))
 	f.add(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, or \"current\"")
+	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, \"current\", or the key of the ring whose fingerprint begins so (8 digits or more)")
 	flags.StringSliceVar(&f.resources, "resources", nil, "which resources --require-key is about (default secrets); without it, what to report on (default all)")
 	flags.BoolVar(&f.allowEmpty, "allow-empty", false, "a resource or --prefix without any object is no finding")
 	acceptUnreadable(cmd, &f.accepted)
@@ -86,7 +88,11 @@ func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 		}
 	}
 	if f.requireKey != "" {
-		if err := c.require(ctx, f.requireKey, &required); err != nil {
+		whole, err := c.wholeKeyID(ctx, f.requireKey)
+		if err == nil {
+			err = c.require(ctx, whole, &required)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -149,6 +155,36 @@ func (c *command) require(ctx context.Context, key string, required *evidence.Re
 	}
 	required.KeyID = key
 	return nil
+}
+
+// fingerprintBegin is what a command that only reads takes for a key_id: the beginning of its fingerprint.
+var fingerprintBegin = regexp.MustCompile(`^[0-9a-f]{8,16}$`)
+
+// wholeKeyID is the key_id of the ring whose fingerprint begins so; anything else is given back as it is. Commands that make or
+// destroy something take whole key_ids alone.
+func (c *command) wholeKeyID(ctx context.Context, text string) (string, error) {
+	if !fingerprintBegin.MatchString(text) {
+		return text, nil
+	}
+	a, err := c.load()
+	if err != nil {
+		return "", err
+	}
+	in, err := a.Connect(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer in.Stop()
+	var found []string
+	for _, v := range in.Ring.View().Versions {
+		if id := v.ID.String(); strings.HasPrefix(v.ID.FingerprintHex(), text) && !slices.Contains(found, id) {
+			found = append(found, id)
+		}
+	}
+	if len(found) != 1 {
+		return "", hint.Wrap(fmt.Errorf("the fingerprints of %s of the ring begin with %s", counted(len(found), "key"), text), "copy the whole KEY ID from: hsm-kms keys list")
+	}
+	return found[0], nil
 }
 
 // askCurrentKey asks the token which key of the ring is current, as keys list does, and which are newer.

@@ -17,7 +17,7 @@ const wrong = "!"
 
 // printReport prints a report. Whatever came from etcd is made safe for a terminal.
 func (c *command) printReport(r *evidence.Report) error {
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(r)
 	}
 	w := &lines{out: c.out}
@@ -25,10 +25,10 @@ func (c *command) printReport(r *evidence.Report) error {
 		w.add("%s at revision %d", evidence.Printable(source.Name), source.Revision)
 	}
 	w.add("%s: %s in plain text, %s undecodable\n", counted(int(r.Objects), "object"), grouped(r.Plaintext), grouped(r.Undecodable))
-	err := errors.Join(w.err, c.table(resourceRows(r.Resources)))
+	err := errors.Join(w.err, c.headed(resourceRows(r.Resources)))
 	if len(r.History) > 0 {
 		w.add("\nOlder revisions and deleted objects that are still in the file, and come back with a restore:\n")
-		err = errors.Join(err, w.err, c.table(resourceRows(r.History)))
+		err = errors.Join(err, w.err, c.headed(resourceRows(r.History)))
 	}
 	if len(r.UndecodableObjects) > 0 {
 		w.add("\nUndecodable:")

@@ -94,7 +94,7 @@ func (c *command) verify(ctx context.Context, f *verifyFlags, ring evidence.Open
 }
 
 func (c *command) printVerification(v *evidence.Verification) error {
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(v)
 	}
 	w := &lines{out: c.out}
@@ -120,7 +120,7 @@ func (c *command) printVerification(v *evidence.Verification) error {
 			grouped(key.Objects), grouped(key.Verified), grouped(key.Failed),
 		})
 	}
-	err := errors.Join(w.err, c.table(rows))
+	err := errors.Join(w.err, c.headed(rows))
 	if len(v.Failures) > 0 {
 		w.add("\nCould not be opened:")
 		w.problems(v.Failures, v.Failed+v.Undecodable)

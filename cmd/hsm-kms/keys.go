@@ -109,7 +109,7 @@ func listed(view envelope.View, v envelope.Version) keyJSON {
 
 func (c *command) printKeys(list *keyops.Listing) error {
 	view, versions, cluster := list.View, list.Versions, list.Cluster
-	if c.output == "json" {
+	if c.structured() {
 		list := []keyJSON{}
 		for _, v := range versions {
 			k := listed(view, v)
@@ -123,15 +123,22 @@ func (c *command) printKeys(list *keyops.Listing) error {
 		return err
 	}
 	rows := [][]string{{"STATE", "ACTIVATES", "KEY ID", "TOKENS", "EXTRACTABLE", "MADE IN HSM"}}
+	if c.output == wide {
+		rows[0] = append(rows[0], "SENSITIVE", "NEVER EXTRACTABLE", "CKA_ID (HEX)")
+	}
 	for _, v := range versions {
 		k := keyOf(v)
 		at := "always"
 		if k.Activates != nil {
 			at = v.Activation.UTC().Format(time.RFC3339)
 		}
-		rows = append(rows, []string{k.State, at, keyops.Name(v), strings.Join(k.Tokens, ","), toldOf(k.Extractable), toldOf(k.Local)})
+		row := []string{k.State, at, keyops.Name(v), strings.Join(k.Tokens, ","), toldOf(k.Extractable), toldOf(k.Local)}
+		if c.output == wide {
+			row = append(row, toldOf(k.Sensitive), toldOf(k.NeverExtractable), k.ID)
+		}
+		rows = append(rows, row)
 	}
-	if err := c.table(rows); err != nil {
+	if err := c.headed(rows); err != nil {
 		return err
 	}
 	if cluster != "" {

@@ -70,7 +70,7 @@ func (c *command) runKeysBind(ctx context.Context, f *clusterFlags) error {
 	switch {
 	case bound.Outcomes == nil:
 		return err
-	case c.output == "json":
+	case c.structured():
 		return errors.Join(err, c.json(bound))
 	case len(on) == 0:
 		return err

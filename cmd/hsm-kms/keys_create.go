@@ -49,7 +49,7 @@ func (c *command) runKeysCreate(ctx context.Context, f *clusterFlags) error {
 
 // printUnserved prints with -o json the key that may be on the token although it is of no use, or nobody has seen it.
 func (c *command) printUnserved(made *keyops.Made) error {
-	if made == nil || c.output != "json" {
+	if made == nil || !c.structured() {
 		return nil
 	}
 	return c.json(keyOf(made.Version))
@@ -57,7 +57,7 @@ func (c *command) printUnserved(made *keyops.Made) error {
 
 func (c *command) printMade(cfg *config.Config, made *keyops.Made) error {
 	on := made.Bound.Tokens()
-	if c.output == "json" {
+	if c.structured() {
 		said := keyOf(made.Version)
 		if len(on) > 0 {
 			said.Cluster = made.Bound.Cluster

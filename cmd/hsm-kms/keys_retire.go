@@ -20,6 +20,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -56,7 +57,7 @@ is unknown; run it again then.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.options.EvidenceFile, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
 	flags.StringArrayVar(&f.options.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
-	flags.DurationVar(&f.options.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
+	duration.Var(flags, &f.options.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
 	flags.BoolVar(&f.options.Accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
 	flags.StringArrayVar(&f.options.Accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
 	flags.BoolVar(&f.options.Accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
@@ -97,7 +98,7 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 		return err
 	}
 	var printErr error
-	if c.output == "json" {
+	if c.structured() {
 		printErr = c.json(saidOf(o, done))
 	} else if err == nil {
 		printErr = c.printRetired(o, done)

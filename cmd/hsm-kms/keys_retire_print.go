@@ -125,7 +125,7 @@ func (c *command) printChecks(o retire.Options, r *retire.Result) error {
 		fmt.Fprintln(c.errOut, "hsm-kms: warning:", evidence.Printable(warning))
 	}
 	said := saidOf(o, r)
-	if c.output == "json" || said.Evidence == nil && said.Etcd == nil {
+	if c.structured() || said.Evidence == nil && said.Etcd == nil {
 		return nil
 	}
 	w := &lines{out: c.out}

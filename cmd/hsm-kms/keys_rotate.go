@@ -13,6 +13,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/keyops"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 )
 
 func (c *command) keysRotate() *cobra.Command {
@@ -35,7 +36,7 @@ it until it is copied. The mark is in the key's CKA_ID: every node sees it, and 
 add --activate-in 0s.`,
 		Example: `  hsm-kms keys rotate
   hsm-kms keys rotate --activate-in 24h
-  hsm-kms keys rotate --if-older-than 2160h
+  hsm-kms keys rotate --if-older-than 90d
   hsm-kms keys rotate --activate-in 2m --without-token hsm-b
   hsm-kms keys rotate --print-id -o json`,
 		Args: cobra.NoArgs,
@@ -45,10 +46,10 @@ add --activate-in 0s.`,
 		},
 	}))
 	flags := cmd.Flags()
-	flags.DurationVar(&r.ActivateIn, "activate-in", 15*time.Minute, "how long from now until the key becomes current")
+	duration.Var(flags, &r.ActivateIn, "activate-in", 15*time.Minute, "how long from now until the key becomes current")
 	flags.BoolVar(&r.PrintID, "print-id", false, "print label and CKA_ID for a vendor's tool instead of making a key")
 	flags.BoolVar(&r.Another, "another", false, "make a key although one is pending")
-	flags.DurationVar(&r.OlderThan, "if-older-than", 0, "make a key only if the current one is at least that old (90 days: 2160h) and none is pending")
+	duration.Var(flags, &r.OlderThan, "if-older-than", 0, "make a key only if the current one is at least that old (such as 90d) and none is pending")
 	flags.StringArrayVar(&r.Without, "without-token", nil, "make an emergency key, because the token of this `name` cannot have it; may be given again")
 	return cmd
 }
@@ -71,7 +72,7 @@ func (c *command) rotate(ctx context.Context, r keyops.Rotation) error {
 }
 
 func (c *command) printNotDue(not *keyops.NotDue) error {
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(not)
 	}
 	_, err := fmt.Fprintf(c.out, "not due: %s\n", not.Reason)
@@ -86,7 +87,7 @@ type rotatedJSON struct {
 }
 
 func (c *command) printRotated(cfg *config.Config, r keyops.Rotation, made *keyops.Made) error {
-	if c.output == "json" {
+	if c.structured() {
 		said := rotatedJSON{keyJSON: keyOf(made.Version), Due: r.Timed}
 		for _, v := range made.Meanwhile {
 			said.MadeMeanwhile = append(said.MadeMeanwhile, keyops.Name(v))
@@ -112,7 +113,7 @@ func copyAdvice(cfg *config.Config, emergency bool) string {
 
 func (c *command) printID(ring string, id *keyops.NewID, emergency bool) error {
 	at := id.Activation.UTC().Format(rfc3339Milli)
-	if c.output == "json" {
+	if c.structured() {
 		return c.json(struct {
 			Label     string `json:"label"`
 			Ring      string `json:"ring"`

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/harden"
@@ -18,12 +19,22 @@ var (
 	commit  = "unknown"
 )
 
+// stamp fills in what Go itself knows of a build that was not stamped: `go install MODULE@VERSION`.
+func stamp() {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || version != "dev" || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return
+	}
+	version = info.Main.Version
+}
+
 // main is the only place that ends the process.
 func main() {
 	if worker.Asked(os.Args) {
 		fmt.Fprintln(os.Stderr, "hsm-kms:", worker.Main())
 		os.Exit(exitUsage)
 	}
+	stamp()
 	if err := harden.Process(); err != nil {
 		fmt.Fprintln(os.Stderr, "hsm-kms: warning:", err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,16 +9,25 @@ import (
 	"text/tabwriter"
 	"unicode"
 	"unicode/utf16"
+
+	"sigs.k8s.io/yaml"
 )
 
-// json writes v for programs.
+// structured reports whether the output is for programs.
+func (c *command) structured() bool { return c.output == "json" || c.output == "yaml" }
+
+// json writes v for programs, as JSON or with the same fields as YAML.
 func (c *command) json(v any) error {
-	var text strings.Builder
-	e := json.NewEncoder(&text)
+	var made bytes.Buffer
+	e := json.NewEncoder(&made)
 	e.SetIndent("", "  ")
 	err := e.Encode(v)
+	text := made.Bytes()
+	if err == nil && c.output == "yaml" {
+		text, err = yaml.JSONToYAML(text)
+	}
 	if err == nil {
-		_, err = io.WriteString(c.out, harmless(text.String()))
+		_, err = io.WriteString(c.out, harmless(string(text)))
 	}
 	if err != nil {
 		return fmt.Errorf("writing output: %w", err)
@@ -46,7 +56,25 @@ func harmless(text string) string {
 	return b.String()
 }
 
-// table writes rows for people; the first row is the heading.
+// printable writes through harmless.
+type printable struct{ io.Writer }
+
+func (p printable) Write(text []byte) (int, error) {
+	if _, err := io.WriteString(p.Writer, harmless(string(text))); err != nil {
+		return 0, err
+	}
+	return len(text), nil
+}
+
+// headed writes rows for people; the first row is the heading, which --no-headers leaves out.
+func (c *command) headed(rows [][]string) error {
+	if c.noHeaders {
+		rows = rows[1:]
+	}
+	return c.table(rows)
+}
+
+// table writes rows for people, none of which is a heading.
 func (c *command) table(rows [][]string) error {
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 	for _, row := range rows {

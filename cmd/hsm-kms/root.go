@@ -3,10 +3,14 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
@@ -25,6 +29,7 @@ type command struct {
 	out, errOut io.Writer
 	configPath  string
 	output      string
+	noHeaders   bool
 	process     app.Process
 }
 
@@ -52,7 +57,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(errOut, "hsm-kms:", harmless(err.Error()))
+	fmt.Fprintln(errOut, "hsm-kms:", harmless(inWords(err.Error())))
 	code, advice := exitUsage, app.Hint(err)
 	if app.IsFinding(err) {
 		code = exitFinding
@@ -63,6 +68,21 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		fmt.Fprintln(errOut, "hint:", harmless(advice))
 	}
 	return code
+}
+
+// rpcError is how gRPC begins the text of its errors.
+var rpcError = regexp.MustCompile(`rpc error: code = (\w+) desc = `)
+
+// inWords says what the codes of gRPC mean that people meet.
+func inWords(text string) string {
+	return rpcError.ReplaceAllStringFunc(text, func(found string) string {
+		code := rpcError.FindStringSubmatch(found)[1]
+		words := map[string]string{
+			"Unavailable": "nobody answers, or not now", "DeadlineExceeded": "no answer in time", "Canceled": "stopped", "PermissionDenied": "not permitted",
+			"Unauthenticated": "not authenticated", "ResourceExhausted": "too much at one time", "Unimplemented": "not known there",
+		}[code]
+		return cmp.Or(words, code) + ": "
+	})
 }
 
 func (c *command) root() *cobra.Command {
@@ -78,8 +98,11 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
   hsm-kms status             # ask a running plugin, as kube-apiserver does`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Version:       version,
 	})
-	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.doctor(), c.manifests(), c.bench(), c.version())
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.config(), c.doctor(), c.manifests(), c.bench(), c.version())
+	root.AddCommand(c.packaging()...)
 	return root
 }
 
@@ -89,11 +112,38 @@ func group(cmd *cobra.Command) *cobra.Command {
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return hint.Wrap(fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath()), "see "+cmd.CommandPath()+" -h")
+			return hint.Wrap(fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath()), didYouMean(cmd, "", args[0])+"see "+cmd.CommandPath()+" -h")
 		}
 		return cmd.Help()
 	}
 	return cmd
+}
+
+// didYouMean names what among the subcommands of cmd resembles what was typed; "" for nothing.
+func didYouMean(cmd *cobra.Command, before, typed string) string {
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if similar := cmd.SuggestionsFor(typed); len(similar) > 0 {
+		return "did you mean " + before + strings.Join(similar, " or "+before) + "? "
+	}
+	return ""
+}
+
+// flagError says of an unknown flag which one resembles it: cobra does that for commands alone.
+func flagError(cmd *cobra.Command, err error) error {
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok {
+		return err
+	}
+	names := &cobra.Command{}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		names.AddCommand(&cobra.Command{Use: f.Name, Hidden: f.Hidden, Run: func(*cobra.Command, []string) {}})
+	})
+	if similar := didYouMean(names, "--", unknown.GetSpecifiedName()); similar != "" {
+		return hint.Wrap(err, similar+"see "+cmd.CommandPath()+" -h")
+	}
+	return err
 }
 
 // withConfig adds --config to a command that needs the token.
@@ -102,13 +152,17 @@ func (c *command) withConfig(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// withOutput adds -o.
+// wide is the output with more columns, where a table has them; elsewhere it is the table.
+const wide = "wide"
+
+// withOutput adds -o and --no-headers.
 func (c *command) withOutput(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table for people, json for programs")
+	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table or wide for people, json or yaml for programs")
+	cmd.Flags().BoolVar(&c.noHeaders, "no-headers", false, "leave the headings of tables out")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if c.output != "table" && c.output != "json" {
-			return fmt.Errorf("unknown output %q: table and json are known", c.output)
+		if !c.structured() && c.output != "table" && c.output != wide {
+			return fmt.Errorf("unknown output %q: table, wide, json and yaml are known", c.output)
 		}
 		return run(cmd, args)
 	}

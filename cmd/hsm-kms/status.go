@@ -4,24 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
 
 func (c *command) status() *cobra.Command {
 	var socket string
+	var wait time.Duration
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "status",
 		Short: "Ask a running plugin for its status, as kube-apiserver does",
 		Long: `Asks over gRPC what kube-apiserver asks every minute. Exits 0 when the answer is ok, 1 when it is not or when
-nobody answers. Without --socket the configuration says which socket.`,
+nobody answers. Without --socket the configuration says which socket. --wait asks again until the answer is ok, and
+prints the last one.`,
 		Example: `  hsm-kms status
+  hsm-kms status --wait 1m
   hsm-kms status --socket /run/hsm-kms/kms.sock -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -32,9 +37,10 @@ nobody answers. Without --socket the configuration says which socket.`,
 				}
 				socket = cfg.Socket.Path
 			}
-			return c.askStatus(cmd.Context(), socket)
+			return c.askStatus(cmd.Context(), socket, wait)
 		},
 	}))
+	duration.Var(cmd.Flags(), &wait, "wait", 0, "how long to wait for ok")
 	cmd.Flags().StringVar(&socket, "socket", "", "the plugin's Unix socket (default: the configuration's)")
 	return cmd
 }
@@ -58,10 +64,28 @@ type pendingJSON struct {
 	Until     string `json:"until,omitempty"`  // deferred: when it becomes current at the latest; none: without limit
 }
 
-func (c *command) askStatus(ctx context.Context, socket string) error {
-	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
-	defer cancel()
-	answer, err := kmsplugin.StatusOf(ctx, socket)
+// statusPause is between two questions of --wait.
+const statusPause = 250 * time.Millisecond
+
+// statusWithin asks until the answer is ok, or no time is left; once at least.
+func statusWithin(ctx context.Context, socket string, wait time.Duration) (kmsplugin.StatusAnswer, error) {
+	for end := time.Now().Add(wait); ; {
+		once, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
+		answer, err := kmsplugin.StatusOf(once, socket)
+		cancel()
+		if err == nil && answer.Healthz == "ok" || time.Until(end) < statusPause {
+			return answer, err
+		}
+		select {
+		case <-ctx.Done():
+			return answer, err
+		case <-time.After(statusPause):
+		}
+	}
+}
+
+func (c *command) askStatus(ctx context.Context, socket string, wait time.Duration) error {
+	answer, err := statusWithin(ctx, socket, wait)
 	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID}
 	for _, p := range answer.Pending {
 		pending := pendingJSON{KeyID: p.Key.String(), Activates: p.Activates.UTC().Format(rfc3339Milli), Ready: p.Ready, Deferred: p.Deferred, Reason: p.Why}
@@ -74,7 +98,7 @@ func (c *command) askStatus(ctx context.Context, socket string) error {
 		// What the plugin said is the whole message; what the client wrapped around it is for people.
 		said.Error = status.Convert(rootStatus(err)).Message()
 	}
-	if c.output == "json" {
+	if c.structured() {
 		if err := c.json(said); err != nil {
 			return err
 		}

@@ -181,7 +181,16 @@ func (e *Etcd) get(ctx context.Context, key string, opts ...clientv3.OpOption) (
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("%w (%w)", context.Cause(callCtx), err)
 	}
-	return nil, hint.Wrap(err, "see that etcd answers at "+e.name+", and that --cacert, --cert and --key are those of a client that it trusts")
+	return nil, hint.Wrap(err, e.unreached())
+}
+
+// unreached says what to look at when etcd does not answer.
+func (e *Etcd) unreached() string {
+	advice := "see that etcd answers at " + e.name + ", and that --cacert, --cert and --key are those of a client that it trusts"
+	if slices.ContainsFunc(e.cfg.Endpoints, func(endpoint string) bool { return !isTLS(endpoint) }) {
+		advice += "; if it serves TLS, as kubeadm's does, begin its address with https://"
+	}
+	return advice
 }
 
 // errBroken: what answers does not answer as an etcd does.

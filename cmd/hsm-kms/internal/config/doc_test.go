@@ -33,6 +33,9 @@ func TestManual(t *testing.T) {
 	}
 	_, sample, _ := strings.Cut(string(text), "```yaml\n")
 	sample, _, _ = strings.Cut(sample, "```")
+	if _, body, _ := strings.Cut(config.Example, "\n"); body != sample {
+		t.Errorf("config example prints another sample than the manual has:\n%s", cmp.Diff(sample, body))
+	}
 	want := minimalConfig()
 	want.Socket.AllowedUIDs = []uint32{0} // the sample shows the form
 	want.KeyRing = config.PlaceholderRing // which nobody may keep

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,11 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
+
+// Example is a configuration with every field and its default, with comments.
+//
+//go:embed example.yaml
+var Example string
 
 // MaxFileSize is the largest configuration file, in bytes. It is more than 16 tokens with every field need.
 const MaxFileSize = 64 << 10

@@ -5,36 +5,28 @@ import (
 	"fmt"
 	"io/fs"
 	"strconv"
-	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 )
 
-// Duration is a length of time, written as Go writes it: 500ms, 30s, 1h, 1h30m. A number without a unit is an error.
+// Duration is a length of time, written as in 500ms, 30s, 1h30m, 7d. A number without a unit is an error.
 type Duration time.Duration
 
 // Std returns the length of time as the standard library has it.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
-// String leaves out the units that are zero: 1h, where time.Duration says 1h0m0s.
-func (d Duration) String() string {
-	s := time.Duration(d).String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
+// String leaves out the units that are zero.
+func (d Duration) String() string { return duration.String(d.Std()) }
 
 // MarshalText is String.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // UnmarshalText reads what MarshalText writes.
 func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
+	v, err := duration.Parse(string(text))
 	if err != nil {
 		return errors.New("is not a length of time")
 	}

@@ -125,7 +125,7 @@ func (r Rotation) check(cfg *config.Config) error {
 	case r.ActivateIn < 0:
 		return hint.Wrap(fmt.Errorf("--activate-in %s lies in the past", r.ActivateIn), "0s activates at once")
 	case r.OlderThan < 0:
-		return hint.Wrap(fmt.Errorf("--if-older-than %s is negative", r.OlderThan), "2160h is 90 days")
+		return hint.Wrap(fmt.Errorf("--if-older-than %s is negative", r.OlderThan), "write 90d for 90 days")
 	case r.Timed && r.Another:
 		return hint.Wrap(errors.New("--if-older-than and --another contradict each other: from a timer, --another would make keys without end"), "leave one of the two out")
 	}

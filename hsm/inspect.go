@@ -21,6 +21,7 @@ type Inspection struct {
 
 	Slot                               uint
 	Label, Serial, Manufacturer, Model string
+	Firmware                           string // as "6.2"
 	PIN                                PINState
 	// PINFile is what is wrong with the PIN file, or with the PIN pad; nil: nothing. The worker has read the file.
 	PINFile error
@@ -57,6 +58,7 @@ func (t *Token) inspect(ctx context.Context) (seen Inspection) {
 		seen = Inspection{
 			Slot: slot, Label: trim(info.Label), Serial: trim(info.SerialNumber),
 			Manufacturer: trim(info.ManufacturerID), Model: trim(info.Model), PIN: pinState(info.Flags),
+			Firmware: fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor),
 		}
 		seen.Lacks, seen.CannotMake = offers(api, slot, t.common.Profile)
 		if t.cfg.Login != LoginNone {

@@ -17,11 +17,11 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/tokens"
 )
 
-// TestModule runs the suite over hardware of your own. docs/hsm-support.md, "Testing your own HSM", says how.
+// TestModule runs the suite over hardware of your own. CONTRIBUTING.md, "Adding a token", says how.
 func TestModule(t *testing.T) {
 	module := os.Getenv("HSM_KMS_TEST_MODULE")
 	if module == "" {
-		t.Skip("HSM_KMS_TEST_MODULE names no module: docs/hsm-support.md")
+		t.Skip("HSM_KMS_TEST_MODULE names no module: CONTRIBUTING.md")
 	}
 	if tokens.Apart(t) {
 		return

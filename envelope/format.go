@@ -30,6 +30,9 @@ const (
 	// AESGCMHSMIV: AES-256-GCM in the token, under a nonce that the token makes: for tokens that take none (AWS CloudHSM,
 	// Luna in FIPS mode).
 	AESGCMHSMIV Profile = 3
+	// HMACKDFNonce is no profile of a ring: envelopes of a ring of HMACKDF have it that were sealed with Go's FIPS 140-3
+	// module, which approves AES-GCM with random nonces of its own alone. As HMACKDF, and that nonce follows the salt.
+	HMACKDFNonce Profile = 5
 )
 
 // Profiles are all profiles that a ring can have.
@@ -44,6 +47,8 @@ func (p Profile) String() string {
 		return "hmac-kdf"
 	case AESGCMHSMIV:
 		return "aes-gcm-hsm-iv"
+	case HMACKDFNonce:
+		return "hmac-kdf with a random nonce"
 	}
 	return fmt.Sprintf("profile %d", byte(p))
 }
@@ -63,12 +68,17 @@ func ParseProfile(name string) (Profile, error) {
 func (p Profile) UsesAES() bool { return p == AESGCM || p == AESGCMHSMIV }
 
 // opens reports whether a ring of profile p opens envelopes of the other.
-func (p Profile) opens(other Profile) bool { return p == other || p.UsesAES() && other.UsesAES() }
+func (p Profile) opens(other Profile) bool {
+	return p == other || p.UsesAES() && other.UsesAES() || p == HMACKDF && other == HMACKDFNonce
+}
 
 // uniqueSize is the length of what makes each envelope of the profile unique, nonce or salt, where the profile fixes it.
 func (p Profile) uniqueSize() int {
-	if p == HMACKDF {
+	switch p {
+	case HMACKDF:
 		return SaltSize
+	case HMACKDFNonce:
+		return SaltSize + NonceSize
 	}
 	return NonceSize
 }
@@ -105,7 +115,7 @@ func isZero(nonce []byte) bool {
 // Envelope is a wrapped DEK, parsed. Its slices share the memory it was parsed from.
 type Envelope struct {
 	Profile Profile
-	Unique  []byte // the nonce; hmac-kdf: the salt
+	Unique  []byte // the nonce; hmac-kdf: the salt, and HMACKDFNonce: the nonce after it
 	Sealed  []byte // ciphertext, as long as the DEK, and the 16-byte tag
 }
 
@@ -119,7 +129,7 @@ func Parse(b []byte) (Envelope, error) {
 		return Envelope{}, fmt.Errorf("%w: format version %d, only %d is known", ErrMalformed, b[0], formatVersion)
 	}
 	profile := Profile(b[1])
-	if !slices.Contains(Profiles(), profile) {
+	if !slices.Contains(Profiles(), profile) && profile != HMACKDFNonce {
 		return Envelope{}, fmt.Errorf("%w: %s is not known", ErrMalformed, profile)
 	}
 	unique, sealed := profile.uniqueOf(b[headerSize:])
@@ -153,8 +163,11 @@ const (
 // associatedData binds every header field and the key_id. The header fixes the length of the nonce or
 // salt, so the key_id is all that follows and no two (header, key_id) give the same bytes.
 func associatedData(profile Profile, unique []byte, id KeyID) []byte {
-	if profile == AESGCMHSMIV {
+	switch profile {
+	case AESGCMHSMIV:
 		return associatedDataHSMIV(len(unique), id)
+	case HMACKDFNonce:
+		unique = unique[:SaltSize] // the nonce is not known before Go has sealed; GCM makes the tag with it
 	}
 	text := id.String()
 	b := make([]byte, 0, len(associatedDomain)+headerSize+len(unique)+len(text))
@@ -174,10 +187,10 @@ func associatedDataHSMIV(nonceSize int, id KeyID) []byte {
 	return append(b, text...)
 }
 
-// kdfInput is what the token authenticates to derive the one-time key of an hmac-kdf envelope.
-func kdfInput(salt []byte) []byte {
+// kdfInput is what the token authenticates to derive the one-time key of an envelope of HMACKDF or HMACKDFNonce.
+func kdfInput(profile Profile, salt []byte) []byte {
 	b := make([]byte, 0, len(kdfDomain)+headerSize+len(salt))
 	b = append(b, kdfDomain...)
-	b = append(b, formatVersion, byte(HMACKDF))
+	b = append(b, formatVersion, byte(profile))
 	return append(b, salt...)
 }

@@ -78,7 +78,7 @@ func TestParse(t *testing.T) {
 // TestEveryEnvelopeFits: the API server takes at most 1 kB as an encrypted DEK source.
 func TestEveryEnvelopeFits(t *testing.T) {
 	t.Parallel()
-	for _, p := range Profiles() {
+	for _, p := range append(Profiles(), HMACKDFNonce) {
 		if n := headerSize + 1 + max(p.uniqueSize(), LongNonceSize) + MaxDEK + TagSize; n > MaxEnvelope || MaxEnvelope > 1024 {
 			t.Errorf("%s: the longest envelope has %d bytes", p, n)
 		}
@@ -109,7 +109,7 @@ func TestProfileNames(t *testing.T) {
 			t.Errorf("ParseProfile(%q) = %v, %v", p, got, err)
 		}
 	}
-	for _, name := range []string{"", "AES-GCM", "aes", "profile 4", Profile(4).String()} {
+	for _, name := range []string{"", "AES-GCM", "aes", "profile 4", Profile(4).String(), HMACKDFNonce.String()} {
 		if p, err := ParseProfile(name); err == nil {
 			t.Errorf("ParseProfile(%q) = %v", name, p)
 		}
@@ -121,6 +121,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(sized(1, byte(AESGCM), 62))
 	f.Add(sized(1, byte(HMACKDF), 82))
+	f.Add(sized(1, byte(HMACKDFNonce), 94))
 	f.Add(append([]byte{1, 3, 12, 1}, make([]byte, 59)...))
 	f.Add(append([]byte{1, 3, 16, 1}, make([]byte, 63)...))
 	f.Add(sized(1, 4, 62))
@@ -146,7 +147,7 @@ func FuzzParse(f *testing.F) {
 		if e.Profile == AESGCMHSMIV && (len(e.Unique) == 12 || len(e.Unique) == 16) && len(e.Unique) == int(b[2]) && !isZero(e.Unique) {
 			return
 		}
-		switch want := map[Profile]int{AESGCM: 12, HMACKDF: 32}[e.Profile]; {
+		switch want := map[Profile]int{AESGCM: 12, HMACKDF: 32, HMACKDFNonce: 44}[e.Profile]; {
 		case want == 0, len(e.Unique) != want:
 			t.Fatalf("%x was accepted with %d bytes of nonce or salt", b, len(e.Unique))
 		}

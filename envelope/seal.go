@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/fips140"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // ErrDEKSize: the plaintext is empty or longer than MaxDEK.
@@ -16,8 +18,11 @@ var ErrDEKSize = fmt.Errorf("%w: plaintext must have 1 to %d bytes", ErrMalforme
 // dek is not kept. Errors: ErrDEKSize, ErrSelfTest when the token's answer has a wrong length or a nonce that it makes is
 // of no use, and those of Token.
 func SealDEK(ctx context.Context, token Token, profile Profile, id KeyID, dek []byte) ([]byte, error) {
-	if profile == AESGCMHSMIV {
+	switch {
+	case profile == AESGCMHSMIV:
 		return sealHSMIV(ctx, token, id, dek)
+	case profile == HMACKDF && fips140.Enabled():
+		return sealRandomNonce(ctx, token, id, dek)
 	}
 	unique := make([]byte, profile.uniqueSize())
 	fillUnique(profile, unique)
@@ -71,7 +76,7 @@ func sealWith(ctx context.Context, token Token, profile Profile, id KeyID, uniqu
 	case AESGCM:
 		sealed, err = token.EncryptGCM(ctx, id, (*[NonceSize]byte)(unique), associated, dek)
 	case HMACKDF:
-		err = withOneTimeKey(ctx, token, id, unique, func(aead cipher.AEAD) error {
+		err = withOneTimeKey(ctx, token, id, kdfInput(profile, unique), cipher.NewGCM, func(aead cipher.AEAD) error {
 			sealed = aead.Seal(nil, make([]byte, NonceSize), dek, associated)
 			return nil
 		})
@@ -85,6 +90,25 @@ func sealWith(ctx context.Context, token Token, profile Profile, id KeyID, uniqu
 		return nil, fmt.Errorf("%w: sealing %d bytes gave %d", ErrSelfTest, len(dek), len(sealed))
 	}
 	return Envelope{Profile: profile, Unique: unique, Sealed: sealed}.Marshal(), nil
+}
+
+// sealRandomNonce is hmac-kdf as Go's FIPS 140-3 module approves it: Go makes a random nonce and writes it before the
+// ciphertext.
+func sealRandomNonce(ctx context.Context, token Token, id KeyID, dek []byte) ([]byte, error) {
+	if len(dek) < 1 || len(dek) > MaxDEK {
+		return nil, ErrDEKSize
+	}
+	salt := make([]byte, SaltSize, SaltSize+NonceSize)
+	_, _ = rand.Read(salt)
+	var sealed []byte
+	err := withOneTimeKey(ctx, token, id, kdfInput(HMACKDFNonce, salt), cipher.NewGCMWithRandomNonce, func(aead cipher.AEAD) error {
+		sealed = aead.Seal(nil, nil, dek, associatedData(HMACKDFNonce, salt, id))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return Envelope{Profile: HMACKDFNonce, Unique: append(salt, sealed[:NonceSize]...), Sealed: sealed[NonceSize:]}.Marshal(), nil
 }
 
 // OpenDEK unwraps an envelope that names the key id: one HSM operation. The caller wipes the DEK. Errors:
@@ -103,10 +127,15 @@ func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelo
 	switch e.Profile {
 	case AESGCM, AESGCMHSMIV:
 		dek, err = token.DecryptGCM(ctx, id, e.Unique, associated, e.Sealed)
-	case HMACKDF:
-		err = withOneTimeKey(ctx, token, id, e.Unique, func(aead cipher.AEAD) error {
+	case HMACKDF, HMACKDFNonce:
+		// NewGCMWithRandomNonce takes the nonce from before the ciphertext. Where FIPS is enforced NewGCM does not even open.
+		salt, nonce := e.Unique[:SaltSize], e.Unique[SaltSize:]
+		if e.Profile == HMACKDF {
+			nonce = make([]byte, NonceSize)
+		}
+		err = withOneTimeKey(ctx, token, id, kdfInput(e.Profile, salt), cipher.NewGCMWithRandomNonce, func(aead cipher.AEAD) error {
 			var openErr error
-			dek, openErr = aead.Open(nil, make([]byte, NonceSize), e.Sealed, associated)
+			dek, openErr = aead.Open(nil, nil, slices.Concat(nonce, e.Sealed), associated)
 			if openErr != nil {
 				return fmt.Errorf("opening under the derived key: %w", ErrUnauthentic)
 			}
@@ -123,10 +152,10 @@ func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelo
 	return dek, nil
 }
 
-// withOneTimeKey derives the key of one hmac-kdf envelope in the token and wipes it after use. The key
-// seals one message only, so its nonce is zero.
-func withOneTimeKey(ctx context.Context, token Token, id KeyID, salt []byte, use func(cipher.AEAD) error) error {
-	key, err := token.MAC(ctx, id, kdfInput(salt))
+// withOneTimeKey derives the key of one envelope in the token from input, makes an AEAD of it with mode, and wipes the key after use. The
+// key seals one message only.
+func withOneTimeKey(ctx context.Context, token Token, id KeyID, input []byte, mode func(cipher.Block) (cipher.AEAD, error), use func(cipher.AEAD) error) error {
+	key, err := token.MAC(ctx, id, input)
 	if err != nil {
 		return err
 	}
@@ -135,7 +164,7 @@ func withOneTimeKey(ctx context.Context, token Token, id KeyID, salt []byte, use
 	if err != nil {
 		return fmt.Errorf("making the one-time cipher: %w", err)
 	}
-	aead, err := cipher.NewGCM(block)
+	aead, err := mode(block)
 	if err != nil {
 		return fmt.Errorf("making the one-time cipher: %w", err)
 	}

@@ -172,7 +172,7 @@ func TestDomainsArePrefixFree(t *testing.T) {
 			}
 		}
 	}
-	if !bytes.HasPrefix(kdfInput(make([]byte, SaltSize)), []byte(kdfDomain)) || len(fingerprintDomain) != NonceSize {
+	if !bytes.HasPrefix(kdfInput(HMACKDF, make([]byte, SaltSize)), []byte(kdfDomain)) || len(fingerprintDomain) != NonceSize {
 		t.Error("the key derivation lacks its domain, or the fingerprint's nonce has a wrong length")
 	}
 }
@@ -325,6 +325,43 @@ func TestBothAESProfilesInOneRing(t *testing.T) {
 		envelope[1] ^= byte(AESGCM) ^ byte(AESGCMHSMIV)
 		if _, err := OpenDEK(t.Context(), s.token, AESGCM, s.id, envelope); err == nil {
 			t.Error("one was opened as the other")
+		}
+	}
+}
+
+// TestRandomNonce: a ring of hmac-kdf opens what was sealed in FIPS mode, and nothing that was changed in it. Both forms are
+// made here without that mode, which a process cannot turn on.
+func TestRandomNonce(t *testing.T) {
+	t.Parallel()
+	s := newSealed(t, HMACKDF, 32)
+	for _, n := range []int{1, 32, MaxDEK} {
+		dek := bytes.Repeat([]byte{0xd}, n)
+		wrapped, err := sealRandomNonce(t.Context(), s.token, s.id, dek)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := Parse(wrapped); err != nil || e.Profile != HMACKDFNonce || len(wrapped) != 2+SaltSize+NonceSize+n+TagSize {
+			t.Errorf("%x, %v", wrapped, err)
+		}
+		got, err := OpenDEK(t.Context(), s.token, HMACKDF, s.id, wrapped)
+		if err != nil || !bytes.Equal(got, dek) {
+			t.Errorf("%d bytes: %x, %v", n, got, err)
+		}
+		again, err := sealRandomNonce(t.Context(), s.token, s.id, dek)
+		if err != nil || bytes.Equal(again[2:2+SaltSize], wrapped[2:2+SaltSize]) || bytes.Equal(again[2+SaltSize:2+SaltSize+NonceSize], wrapped[2+SaltSize:2+SaltSize+NonceSize]) {
+			t.Errorf("salt or nonce twice: %x and %x, %v", wrapped, again, err)
+		}
+		for i := range wrapped {
+			changed := bytes.Clone(wrapped)
+			changed[i] ^= 1
+			if dek, err := OpenDEK(t.Context(), s.token, HMACKDF, s.id, changed); !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrUnauthentic) || dek != nil {
+				t.Fatalf("byte %d changed: %x, %v", i, dek, err)
+			}
+		}
+	}
+	for _, n := range []int{0, MaxDEK + 1} {
+		if _, err := sealRandomNonce(t.Context(), s.token, s.id, make([]byte, n)); !errors.Is(err, ErrDEKSize) {
+			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
 }

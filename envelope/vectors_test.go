@@ -214,12 +214,15 @@ func (v *envelopeVector) check(t *testing.T) {
 		t.Errorf("associated data %x, want %x", got, []byte(v.Associated))
 	}
 	if profile == HMACKDF {
-		if got := kdfInput(v.Unique); !bytes.Equal(got, v.KDFInput) {
+		if got := kdfInput(parsed.Profile, v.Unique[:SaltSize]); !bytes.Equal(got, v.KDFInput) {
 			t.Errorf("input of the derivation %x, want %x", got, []byte(v.KDFInput))
 		}
 		if got := softMAC(v.Key, v.KDFInput); !bytes.Equal(got[:], v.OneTimeKey) {
 			t.Errorf("one-time key %x, want %x", got, []byte(v.OneTimeKey))
 		}
+	}
+	if parsed.Profile == HMACKDFNonce { // Go makes the nonce: what it seals is never the same
+		return
 	}
 	seal := func() ([]byte, error) { return sealWith(t.Context(), token, parsed.Profile, id, v.Unique, v.DEK) }
 	if parsed.Profile == AESGCMHSMIV {

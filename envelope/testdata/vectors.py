@@ -11,7 +11,7 @@ import sys
 
 NONCE, SALT = 12, 32
 LONG_NONCE = 16
-AES_GCM, HMAC_KDF, HSM_IV = 1, 2, 3
+AES_GCM, HMAC_KDF, HSM_IV, HMAC_NONCE = 1, 2, 3, 5
 RESERVED = b"hsm-kms/"
 FINGERPRINT = b"hsm-kms/fp/1"
 ENVELOPE = b"hsm-kms/envelope/1\x00"
@@ -157,7 +157,7 @@ def checksum(head):
 
 
 def fingerprint(profile, key):
-    if profile == HMAC_KDF:
+    if profile in DERIVED:
         return mac(key, FINGERPRINT)[:8]
     raw = gcm(key, FINGERPRINT, FINGERPRINT, bytes(32))[:32]
     blocks = aes(key, FINGERPRINT + b"\x00\x00\x00\x02") + aes(key, FINGERPRINT + b"\x00\x00\x00\x03")
@@ -176,19 +176,20 @@ def length_of(profile, unique):
 
 
 def associated(profile, unique, key_id):
-    bound = length_of(profile, unique) if profile == HSM_IV else unique
+    bound = length_of(profile, unique) if profile == HSM_IV else unique[:SALT]
     return ENVELOPE + header(profile) + bound + key_id.encode()
 
 
-def kdf_input(salt):
-    return KDF + header(HMAC_KDF) + salt
+def kdf_input(unique, profile=HMAC_KDF):
+    return KDF + header(profile) + unique[:SALT]
 
 
 def seal(profile, key, key_id, unique, dek, aad=None):
     aad = associated(profile, unique, key_id) if aad is None else aad
-    if profile != HMAC_KDF:
+    if profile not in DERIVED:
         return header(profile) + length_of(profile, unique) + unique + gcm(key, unique, aad, dek)
-    return header(profile) + unique + gcm(mac(key, kdf_input(unique)), bytes(NONCE), aad, dek)
+    nonce = unique[SALT:] if profile == HMAC_NONCE else bytes(NONCE)
+    return header(profile) + unique + gcm(mac(key, kdf_input(unique, profile)), nonce, aad, dek)
 
 
 def octets(label, n):
@@ -196,8 +197,10 @@ def octets(label, n):
     return b"".join(hashlib.sha256(b"%s/%d" % (label.encode(), i)).digest() for i in range(n // 32 + 1))[:n]
 
 
-NAMES = {AES_GCM: "aes-gcm", HMAC_KDF: "hmac-kdf", HSM_IV: "aes-gcm-hsm-iv"}
-KINDS = ((AES_GCM, NONCE), (HMAC_KDF, SALT), (HSM_IV, NONCE), (HSM_IV, LONG_NONCE))
+NAMES = {AES_GCM: "aes-gcm", HMAC_KDF: "hmac-kdf", HSM_IV: "aes-gcm-hsm-iv"}  # of rings
+DERIVED = (HMAC_KDF, HMAC_NONCE)
+RINGS = {**NAMES, HMAC_NONCE: NAMES[HMAC_KDF]}  # the ring that seals so
+KINDS = ((AES_GCM, NONCE), (HMAC_KDF, SALT), (HSM_IV, NONCE), (HSM_IV, LONG_NONCE), (HMAC_NONCE, SALT + NONCE))
 KEY, OTHER_KEY = octets("key", 32), octets("other key", 32)
 OWN = cka_id(1767225600000, octets("random", 8)).decode()
 
@@ -266,7 +269,7 @@ def key_ids():
 
 
 def title(profile, size):
-    return NAMES[profile] + (", nonce of %d" % size if profile == HSM_IV else "")
+    return RINGS[profile] + {HSM_IV: ", nonce of %d" % size, HMAC_NONCE: ", random nonce"}.get(profile, "")
 
 
 def accepted_envelopes():
@@ -274,15 +277,15 @@ def accepted_envelopes():
         for name, n, version in (("a DEK seed of 32 bytes", 32, OWN), ("one byte", 1, OWN), ("17 bytes", 17, OWN),
                                  ("512 bytes, the most", 512, OWN), ("a foreign key", 32, "x01"), ("a key of empty CKA_ID", 32, "x")):
             unique, dek, kid = octets(name + "/unique", size), octets(name + "/dek", n), key_id(profile, version=version)
-            v = {"name": "%s: %s" % (title(profile, size), name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
+            v = {"name": "%s: %s" % (title(profile, size), name), "profile": RINGS[profile], "key": KEY.hex(), "key_id": kid,
                  "unique": unique.hex(), "dek": dek.hex(), "associated": associated(profile, unique, kid).hex()}
-            if profile == HMAC_KDF:
-                v["kdf_input"] = kdf_input(unique).hex()
-                v["one_time_key"] = mac(KEY, kdf_input(unique)).hex()
+            if profile in DERIVED:
+                v["kdf_input"] = kdf_input(unique, profile).hex()
+                v["one_time_key"] = mac(KEY, kdf_input(unique, profile)).hex()
             v["envelope"] = seal(profile, KEY, kid, unique, dek).hex()
             v["expect"] = "accept"
             yield v
-            if profile != HMAC_KDF and n == 32 and version == OWN:
+            if profile not in DERIVED and n == 32 and version == OWN:
                 ring = AES_GCM + HSM_IV - profile
                 yield dict(v, name="%s, in a ring of %s" % (v["name"], NAMES[ring]), profile=NAMES[ring])
 
@@ -290,11 +293,11 @@ def accepted_envelopes():
 def rejected_envelopes():
     for profile, size in KINDS:
         kid, unique, dek = key_id(profile), octets("unique", size), octets("dek", 32)
-        good, other = seal(profile, KEY, kid, unique, dek), {AES_GCM: HMAC_KDF, HMAC_KDF: AES_GCM, HSM_IV: AES_GCM}[profile]
+        good, other = seal(profile, KEY, kid, unique, dek), {AES_GCM: HMAC_KDF, HMAC_KDF: AES_GCM, HSM_IV: AES_GCM, HMAC_NONCE: HMAC_KDF}[profile]
         aad, at = associated(profile, unique, kid), 3 if profile == HSM_IV else 2  # where the nonce or salt begins
 
         def reject(name, envelope, reason, kid=kid, profile=profile):
-            return {"name": "%s: %s" % (title(profile, size), name), "profile": NAMES[profile], "key": KEY.hex(), "key_id": kid,
+            return {"name": "%s: %s" % (title(profile, size), name), "profile": RINGS[profile], "key": KEY.hex(), "key_id": kid,
                     "envelope": envelope.hex(), "expect": "reject", "reason": reason}
 
         def flip(at):
@@ -308,7 +311,18 @@ def rejected_envelopes():
                 ("profile 0", good[:1] + b"\x00" + good[2:]), ("reserved profile 4", good[:1] + b"\x04" + good[2:]),
                 ("profile 255", good[:1] + b"\xff" + good[2:])):
             yield reject(name, envelope, "malformed")
-        if profile == HMAC_KDF:
+        if profile == HMAC_NONCE:
+            yield reject("of profile aes-gcm", seal(AES_GCM, KEY, kid, octets("unique", NONCE), dek), "malformed")
+            yield reject("the same as profile hmac-kdf", good[:1] + bytes([HMAC_KDF]) + good[2:], "unauthentic")
+            inner = gcm(mac(KEY, kdf_input(unique, profile)), bytes(NONCE), aad, dek)
+            yield reject("sealed under a nonce of zeros", good[:2 + size] + inner, "unauthentic")
+            inner = gcm(mac(KEY, kdf_input(unique)), unique[SALT:], aad, dek)
+            yield reject("one-time key of profile hmac-kdf", good[:2 + size] + inner, "unauthentic")
+            inner = gcm(mac(KEY, KDF + header(profile) + unique), unique[SALT:], aad, dek)
+            yield reject("one-time key derived from the nonce too", good[:2 + size] + inner, "unauthentic")
+            long = ENVELOPE + header(profile) + unique + kid.encode()
+            yield reject("associated data with the nonce", seal(profile, KEY, kid, unique, dek, long), "unauthentic")
+        elif profile == HMAC_KDF:
             yield reject("of profile aes-gcm", seal(AES_GCM, KEY, kid, octets("unique", NONCE), dek), "malformed")
             yield reject("of profile aes-gcm-hsm-iv", seal(HSM_IV, KEY, kid, octets("unique", NONCE), dek), "malformed")
             inner = gcm(mac(KEY, kdf_input(unique)), octets("nonce", NONCE), aad, dek)

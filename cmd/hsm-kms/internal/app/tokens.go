@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"crypto/fips140"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,10 +29,6 @@ func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 	profile, err := envelope.ParseProfile(cfg.Profile)
 	if err != nil {
 		return hsm.Config{}, nil, err
-	}
-	if profile == envelope.HMACKDF && fips140.Enforced() {
-		return hsm.Config{}, nil, hint.Wrap(errors.New("profile hmac-kdf seals by AES-GCM with a nonce that is not random, under a key that is used once; Go refuses that with GODEBUG=fips140=only"),
-			"set GODEBUG=fips140=on for hsm-kms, which uses the same FIPS module and does not enforce; docs/hsm-support.md")
 	}
 	common := hsm.Config{
 		Ring: cfg.KeyRing, Profile: profile, AllowImportedKeys: cfg.AllowImportedKeys,

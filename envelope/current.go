@@ -28,9 +28,9 @@ type Version struct {
 	Ready  bool     // it works, and has been proven on every configured token
 	Waits  []Wait   // the configured tokens on which it has not been proven
 	// Suspended are the tokens that hold it, serve other keys, and cannot use this one just now, with the cause.
-	Suspended map[string]error
-	Until     time.Time // from then on it does not wait for absent tokens
-	twice     bool      // one token holds it more than once
+	Suspended  map[string]error
+	Until      time.Time // from then on it does not wait for absent tokens
+	duplicated bool      // one token holds it more than once
 }
 
 // compareIDs orders versions by activation, then CKA_ID, then fingerprint. A key made elsewhere has been
@@ -85,34 +85,34 @@ func choose(versions []Version, now time.Time, floor KeyID) choice {
 		c.problem = whyNone(versions, c.deferred, floor)
 		return c
 	}
-	if rivals := rivalsOf(versions, c.current); rivals != "" {
-		c.problem = fmt.Errorf("%w: %s could be meant as well as %s", ErrAmbiguous, rivals, c.current.ID)
+	if conflicting := conflictsWith(versions, c.current); conflicting != "" {
+		c.problem = fmt.Errorf("%w: %s could be meant as well as %s", ErrAmbiguous, conflicting, c.current.ID)
 		c.current = find(versions, floor)
 	}
 	return c
 }
 
-// twinsIn names the versions that share a CKA_ID, with other material or on one token; nil: none do. Their
+// duplicatesIn names the versions that share a CKA_ID, with other material or on one token; nil: none do. Their
 // fingerprints tell them apart for Decrypt, and once a later key is current they are in nobody's way; somebody made a
 // mistake all the same, and must be told.
-func twinsIn(versions []Version) error {
-	var twins []string
+func duplicatesIn(versions []Version) error {
+	var duplicates []string
 	for i := range versions {
 		v := &versions[i]
 		// In order, equal CKA_IDs stand side by side.
 		before := i > 0 && versions[i-1].ID.Version == v.ID.Version
 		after := i+1 < len(versions) && versions[i+1].ID.Version == v.ID.Version
 		switch {
-		case v.twice:
-			twins = append(twins, v.ID.String()+" (two objects)")
+		case v.duplicated:
+			duplicates = append(duplicates, v.ID.String()+" (two objects)")
 		case before, after:
-			twins = append(twins, v.ID.String())
+			duplicates = append(duplicates, v.ID.String())
 		}
 	}
-	if twins == nil {
+	if duplicates == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: one CKA_ID twice: %s", ErrAmbiguous, strings.Join(twins, ", "))
+	return fmt.Errorf("%w: one CKA_ID twice: %s", ErrAmbiguous, strings.Join(duplicates, ", "))
 }
 
 // find is the version of that key_id; nil: none.
@@ -144,12 +144,12 @@ func whyNone(versions []Version, deferred *Version, floor KeyID) error {
 	return ErrNotProven
 }
 
-// rivalsOf names the versions that are current's equals: another with its CKA_ID, itself twice on one
+// conflictsWith names the versions that are current's equals: another with its CKA_ID, itself twice on one
 // token, or, for a key made elsewhere, any other made elsewhere, since nothing orders those.
-func rivalsOf(versions []Version, current *Version) string {
-	var rivals []string
-	if current.twice {
-		rivals = append(rivals, "a second object of the same CKA_ID and material")
+func conflictsWith(versions []Version, current *Version) string {
+	var conflicting []string
+	if current.duplicated {
+		conflicting = append(conflicting, "a second object of the same CKA_ID and material")
 	}
 	for i := range versions {
 		v := &versions[i]
@@ -157,10 +157,10 @@ func rivalsOf(versions []Version, current *Version) string {
 			continue
 		}
 		if unordered(v, current) {
-			rivals = append(rivals, v.ID.String())
+			conflicting = append(conflicting, v.ID.String())
 		}
 	}
-	return strings.Join(rivals, ", ")
+	return strings.Join(conflicting, ", ")
 }
 
 // unordered tells two versions of which nothing says that one comes after the other: one CKA_ID with different
@@ -170,7 +170,7 @@ func unordered(a, b *Version) bool {
 }
 
 // states sets the State of each version, given the current one (nil: none). Without a current key, what
-// is due is retained and the rest pending. A rival of the current key is retained too: it will not become
+// is due is retained and the rest pending. A key that conflicts with the current one is retained too: it will not become
 // current by itself, and another node may have sealed under it.
 func states(versions []Version, current *Version, now time.Time) {
 	for i := range versions {

@@ -16,7 +16,7 @@ func versionsOf(keys []Version) []Version {
 func ready(k softKey) Version    { return Version{Key: k.Key, Works: true, Ready: true} }
 func notReady(k softKey) Version { return Version{Key: k.Key} }
 
-func twice(k softKey) Version { return Version{Key: k.Key, Works: true, Ready: true, twice: true} }
+func twice(k softKey) Version { return Version{Key: k.Key, Works: true, Ready: true, duplicated: true} }
 
 // chooseTest is one sentence of the rules about which key is current. The zero softKey stands for none.
 type chooseTest struct {
@@ -28,8 +28,8 @@ type chooseTest struct {
 	says              string // the problem names it
 }
 
-// twins are two keys of one CKA_ID with different material; the first comes first in the order.
-func twins(at time.Time) (first, second softKey) {
+// duplicates are two keys of one CKA_ID with different material; the first comes first in the order.
+func duplicates(at time.Time) (first, second softKey) {
 	random := [idRandom]byte{7}
 	id, err := ckaID(at, random)
 	if err != nil {
@@ -48,7 +48,7 @@ func chooseTests() []chooseTest {
 	later := keyAt(noon.Add(2*time.Hour), "later")
 	now := keyAt(noon, "now")
 	made, other := foreignKey("a", "made elsewhere"), foreignKey("b", "other")
-	one, two := twins(noon.Add(-time.Minute))
+	one, two := duplicates(noon.Add(-time.Minute))
 	tests := []chooseTest{
 		{name: "no key", problem: ErrRingEmpty},
 		{name: "one key", keys: []Version{ready(old)}, current: old},
@@ -87,8 +87,8 @@ func chooseTests() []chooseTest {
 		{name: "floor missing and all in the future", keys: []Version{ready(next)}, floor: old, problem: ErrKeyMissing},
 		{name: "floor in the future and missing", keys: []Version{ready(old)}, floor: next, problem: ErrKeyMissing},
 
-		{name: "floor, and a rival with its CKA_ID that comes before", keys: []Version{ready(one), ready(two)}, floor: two, current: two, problem: ErrAmbiguous, says: one.ID.String()},
-		{name: "floor, and a rival with its CKA_ID that comes after", keys: []Version{ready(one), ready(two)}, floor: one, current: one, problem: ErrAmbiguous, says: two.ID.String()},
+		{name: "floor, and a conflicting key with its CKA_ID that comes before", keys: []Version{ready(one), ready(two)}, floor: two, current: two, problem: ErrAmbiguous, says: one.ID.String()},
+		{name: "floor, and a conflicting key with its CKA_ID that comes after", keys: []Version{ready(one), ready(two)}, floor: one, current: one, problem: ErrAmbiguous, says: two.ID.String()},
 		{name: "floor, and its replacement: same version, other material", keys: []Version{ready(one)}, floor: two, problem: ErrKeyMissing},
 		{name: "floor made elsewhere, and another", keys: []Version{ready(made), ready(other)}, floor: other, current: other, problem: ErrAmbiguous, says: made.ID.String()},
 		{name: "floor made elsewhere, and another that comes after", keys: []Version{ready(made), ready(other)}, floor: made, current: made, problem: ErrAmbiguous, says: other.ID.String()},
@@ -152,10 +152,10 @@ func TestStates(t *testing.T) {
 }
 
 // What could be meant as well as the current key is not to come: it never was ordered after it, and it may be needed.
-func TestStateOfARival(t *testing.T) {
+func TestStateOfAConflictingKey(t *testing.T) {
 	t.Parallel()
 	made, other := foreignKey("a", "made elsewhere"), foreignKey("b", "other")
-	one, two := twins(noon.Add(-time.Minute))
+	one, two := duplicates(noon.Add(-time.Minute))
 	for _, pair := range [][2]softKey{{made, other}, {one, two}} {
 		all := versionsOf([]Version{ready(pair[0]), ready(pair[1])})
 		for i := range all {
@@ -167,21 +167,21 @@ func TestStateOfARival(t *testing.T) {
 	}
 }
 
-func TestTwinsAreNamed(t *testing.T) {
+func TestDuplicatesAreNamed(t *testing.T) {
 	t.Parallel()
-	twin := KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{1}}
-	other := twin
+	duplicate := KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{1}}
+	other := duplicate
 	other.Fingerprint[0]++
 	single := KeyID{Ring: "r", Version: "x02"}
 	for name, test := range map[string]struct {
 		versions []Version
 		named    []string
 	}{
-		"none":               {[]Version{{Key: Key{ID: twin}}, {Key: Key{ID: single}}}, nil},
-		"two materials":      {[]Version{{Key: Key{ID: twin}}, {Key: Key{ID: other}}, {Key: Key{ID: single}}}, []string{twin.String(), other.String()}},
-		"twice on one token": {[]Version{{Key: Key{ID: single}, twice: true}}, []string{single.String()}},
+		"none":               {[]Version{{Key: Key{ID: duplicate}}, {Key: Key{ID: single}}}, nil},
+		"two materials":      {[]Version{{Key: Key{ID: duplicate}}, {Key: Key{ID: other}}, {Key: Key{ID: single}}}, []string{duplicate.String(), other.String()}},
+		"twice on one token": {[]Version{{Key: Key{ID: single}, duplicated: true}}, []string{single.String()}},
 	} {
-		err := twinsIn(test.versions)
+		err := duplicatesIn(test.versions)
 		if (err != nil) != (test.named != nil) || err != nil && !errors.Is(err, ErrAmbiguous) {
 			t.Errorf("%s: %v", name, err)
 		}

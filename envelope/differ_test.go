@@ -97,7 +97,7 @@ func TestWithdrawnWhileATokenIsAway(t *testing.T) {
 			a.remove(next.ID)
 			b.remove(next.ID)
 			c.move(reread)
-			r.View()
+			r.Advance()
 			refreshed(t, r)
 			c.move(2*time.Hour - reread)
 			expect(t, r, key, next, nil)

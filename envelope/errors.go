@@ -2,7 +2,7 @@ package envelope
 
 import "errors"
 
-// ConflictHint goes with keys of which more than one could be meant (ErrAmbiguous, View.Twins): each of them may be in use.
+// ConflictHint goes with keys of which more than one could be meant (ErrAmbiguous, View.Duplicates): each of them may be in use.
 const ConflictHint = "keep every key; find out which key_ids are in use: hsm-kms keys list, then hsm-kms etcd report for each cluster whose configuration names this ring; docs/rotation.md has what to do then"
 
 // The failures that the whole program tells apart. Each layer wraps them with %w and its own detail;

@@ -20,11 +20,11 @@ import (
 // that works wrongly is left; ErrUnavailable and its like when no token could be asked.
 func (r *Ring) Exercise(ctx context.Context) error {
 	errs := r.exerciseOnAll(ctx, false)
-	view := r.View()
+	view := r.Advance()
 	if view.Current == nil && errors.Is(view.Problem, ErrNotProven) {
 		r.exerciseOnAll(ctx, true)
 		errs = r.exerciseOnAll(ctx, false)
-		view = r.View()
+		view = r.Advance()
 	}
 	if view.Current == nil {
 		return errors.Join(append([]error{view.Problem}, errs...)...)
@@ -59,7 +59,7 @@ func (r *Ring) exerciseOn(ctx context.Context, token Token, thorough bool) error
 	if generation == 0 {
 		return problemOf(token)
 	}
-	view := r.View()
+	view := r.Advance()
 	served := 0
 	for served < len(view.Versions) && view.Versions[served].State != Refused {
 		served++

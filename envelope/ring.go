@@ -196,7 +196,7 @@ func (r *Ring) merge(members []Token) (served, refused []Version) {
 				byID[key.ID] = v
 			}
 			if slices.Contains(v.Tokens, token.Name()) {
-				v.twice = true
+				v.duplicated = true
 			} else {
 				v.Tokens = append(v.Tokens, token.Name())
 			}
@@ -224,20 +224,20 @@ func worstOf(a, b Attributes) Attributes {
 
 // View is what the ring looks like at one moment.
 type View struct {
-	Versions []Version // served ones in order, then refused ones
-	Current  *Version  // nil: none
-	Deferred *Version  // due, and held back until it is proven on every configured token; nil: none
-	Problem  error     // why there is no current key, or what is wrong although there is one
-	Twins    error     // names versions that share a CKA_ID, current or not; nil: none do
-	LastRead time.Time // zero: never
-	Tokens   []string  // the names of all configured tokens
+	Versions   []Version // served ones in order, then refused ones
+	Current    *Version  // nil: none
+	Deferred   *Version  // due, and held back until it is proven on every configured token; nil: none
+	Problem    error     // why there is no current key, or what is wrong although there is one
+	Duplicates error     // names versions that share a CKA_ID, current or not; nil: none do
+	LastRead   time.Time // zero: never
+	Tokens     []string  // the names of all configured tokens
 }
 
-// View tells which versions there are, and which is current now. It asks no HSM. A key that it calls
-// current has been activated for good: no later View names an older one, unless the key is gone from every
+// Advance brings the ring to the present and returns what it looks like. It asks no HSM. A key that it names
+// current is activated for good: it becomes the floor, and no later call names an older one, unless the key is gone from every
 // token that can be reached and did nothing while it was current. That is a pending key that was withdrawn while
 // this process could not re-read the ring, and nothing is missing with it.
-func (r *Ring) View() View {
+func (r *Ring) Advance() View {
 	generations := r.generations()
 	suspended := r.suspended()
 	r.mu.Lock()
@@ -262,7 +262,7 @@ func (r *Ring) View() View {
 	return View{
 		Versions: append(versions, r.refused...),
 		Current:  c.current, Deferred: c.deferred, Problem: c.problem,
-		Twins: twinsIn(versions), LastRead: r.lastRead, Tokens: r.cfg.Tokens,
+		Duplicates: duplicatesIn(versions), LastRead: r.lastRead, Tokens: r.cfg.Tokens,
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 // expect checks which key is current, which is deferred, and the problem.
 func expect(t *testing.T, r *Ring, current, deferred softKey, problem error) View {
 	t.Helper()
-	v := r.View()
+	v := r.Advance()
 	if idOf(v.Current) != current.ID || idOf(v.Deferred) != deferred.ID || !errors.Is(v.Problem, problem) {
 		t.Fatalf("current %v, deferred %v, problem %v; want %v, %v, %v", idOf(v.Current), idOf(v.Deferred), v.Problem, current.ID, deferred.ID, problem)
 	}
@@ -55,7 +55,7 @@ func TestNowIsTheDefault(t *testing.T) {
 	t.Parallel()
 	r := NewRing(RingConfig{Name: "r", Profile: AESGCM}, softTokens{newSoftToken("a")})
 	refreshed(t, r)
-	if age := time.Since(r.View().LastRead); age < 0 || age > time.Minute {
+	if age := time.Since(r.Advance().LastRead); age < 0 || age > time.Minute {
 		t.Errorf("read %v ago", age)
 	}
 }
@@ -89,14 +89,14 @@ func TestOneTokenAway(t *testing.T) {
 	if err := r.Refresh(t.Context()); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("Refresh: %v", err)
 	}
-	if v = r.View(); len(v.Versions) != 2 || idOf(v.Current) != key.ID || v.LastRead.Equal(c.Now()) {
+	if v = r.Advance(); len(v.Versions) != 2 || idOf(v.Current) != key.ID || v.LastRead.Equal(c.Now()) {
 		t.Errorf("with both away: %+v", v)
 	}
 
 	a.connect(2)
 	a.remove(key.ID)
 	refreshed(t, r)
-	if v = r.View(); !slices.Equal(v.Versions[0].Tokens, []string{"b"}) {
+	if v = r.Advance(); !slices.Equal(v.Versions[0].Tokens, []string{"b"}) {
 		t.Errorf("after a came back without the key: %+v", v.Versions)
 	}
 }
@@ -275,7 +275,7 @@ func TestAttributesOfAllCopies(t *testing.T) {
 		{newSoftToken("a", key), newSoftToken("b", imported)},
 		{newSoftToken("a", imported), newSoftToken("b", key)},
 	} {
-		v := newSoftRing(t, newClock(), RingConfig{}, tokens...).View()
+		v := newSoftRing(t, newClock(), RingConfig{}, tokens...).Advance()
 		if len(v.Versions) != 1 || v.Versions[0].Attributes != imported.Attributes {
 			t.Errorf("%+v", v.Versions)
 		}

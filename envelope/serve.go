@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Seal wraps dek under the key id, which View named. Errors: ErrDEKSize, ErrUnknownKey when the ring
+// Seal wraps dek under the key id, which Advance named. Errors: ErrDEKSize, ErrUnknownKey when the ring
 // holds no such key (any more), ErrUnavailable before it was read, and those of Token.
 func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
 	if !r.holds(id) {

@@ -159,7 +159,7 @@ func TestNeverReadIsNotUnknown(t *testing.T) {
 // TestUnknownKeySaysWhatThereIs: the error that an operator reads at three in the morning.
 func TestUnknownKeySaysWhatThereIs(t *testing.T) {
 	t.Parallel()
-	made, replaced := twins(noon.Add(-time.Hour))
+	made, replaced := duplicates(noon.Add(-time.Hour))
 	ask := func(r *Ring, id KeyID) string {
 		_, err := r.Open(t.Context(), id.String(), sized(1, byte(AESGCM), 64))
 		if !errors.Is(err, ErrUnknownKey) {

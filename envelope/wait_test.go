@@ -197,12 +197,12 @@ func chosenIn(t *testing.T, name string, old, next softKey, now time.Duration, o
 	r := NewRing(RingConfig{Name: "r", Profile: AESGCM, Now: c.Now, Floor: old.ID, Grace: grace24, AbsentAfter: 5 * time.Minute}, softTokens{a, b})
 	_ = r.Refresh(t.Context()) // none may be there
 	_ = r.Exercise(t.Context())
-	r.View()
+	r.Advance()
 	one.after(a, next)
 	two.after(b, next)
 	c.move(now)
 	_ = r.Refresh(t.Context())
-	v := r.View()
+	v := r.Advance()
 	if v.Current == nil {
 		t.Fatalf("%s: no current key: %v", name, v.Problem)
 	}
@@ -210,7 +210,7 @@ func chosenIn(t *testing.T, name string, old, next softKey, now time.Duration, o
 	if deferred := v.Deferred != nil; !is && now >= time.Hour && len(r.versions) > 1 && !deferred {
 		t.Errorf("%s: the key is due, and neither current nor deferred", name)
 	}
-	if is && r.View().Current.ID != next.ID {
+	if is && r.Advance().Current.ID != next.ID {
 		t.Errorf("%s: it is current once", name)
 	}
 	return is

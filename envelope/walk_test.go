@@ -168,7 +168,7 @@ func later(a, b KeyID) KeyID {
 
 // check is what holds at all times.
 func (w *walk) check(t *rapid.T) {
-	v := w.ring.View()
+	v := w.ring.Advance()
 	defer func() {
 		for _, token := range w.tokens {
 			if token.Generation() != 0 {
@@ -211,7 +211,7 @@ func (w *walk) check(t *rapid.T) {
 	if v.Deferred != nil && compareIDs(v.Deferred.ID, v.Current.ID) <= 0 {
 		t.Fatalf("%s is held back and not later than %s", v.Deferred.ID, v.Current.ID)
 	}
-	if again := w.ring.View(); idOf(again.Current) != v.Current.ID {
+	if again := w.ring.Advance(); idOf(again.Current) != v.Current.ID {
 		t.Fatalf("asked again, it says %s, not %s", idOf(again.Current), v.Current.ID)
 	}
 	if envelope, err := w.ring.Seal(t.Context(), v.Current.ID, []byte("dek")); err == nil {
@@ -285,7 +285,7 @@ func TestConcurrentUse(t *testing.T) {
 		})
 		last := KeyID{}
 		do(func(int) {
-			v := r.View()
+			v := r.Advance()
 			if v.Current == nil {
 				t.Errorf("no current key: %v", v.Problem)
 				return

@@ -528,7 +528,7 @@ func newMatrix(t *testing.T, act, call string, done, not hsm.Outcome) *matrix {
 	x.base = newBench(t, nil)
 	x.base.generate(time.Now().Add(time.Hour))
 	x.base.start()
-	x.pending = x.base.ring.View().Versions[1].ID
+	x.pending = x.base.ring.Advance().Versions[1].ID
 	x.base.stop()
 	return x
 }

@@ -24,7 +24,7 @@ func TestKeyThatCannotDecryptIsRefused(t *testing.T) {
 	b.plant(id, false)
 	b.start()
 	refused := 0
-	for _, v := range b.ring.View().Versions {
+	for _, v := range b.ring.Advance().Versions {
 		if v.State == envelope.Refused {
 			refused++
 			if string(v.CKAID) != string(id) || !strings.Contains(v.Refused, "CKR_KEY_FUNCTION_NOT_PERMITTED") {

@@ -34,7 +34,7 @@ func (b *bench) withOlder(n int) *bench {
 // older is a version that was current before.
 func (b *bench) older() envelope.Version {
 	b.t.Helper()
-	for _, v := range b.ring.View().Versions {
+	for _, v := range b.ring.Advance().Versions {
 		if v.State == envelope.Retained {
 			return v
 		}
@@ -61,7 +61,7 @@ func TestOneBadKey(t *testing.T) {
 		if err := b.ring.Refresh(t.Context()); err != nil {
 			t.Errorf("%s: reading the ring: %v", name, err)
 		}
-		for _, v := range b.ring.View().Versions {
+		for _, v := range b.ring.Advance().Versions {
 			if (v.Suspended["hsm-a"] != nil) != (v.ID == bad.ID) {
 				t.Errorf("%s: %s is suspended: %v", name, v.ID, v.Suspended)
 			}
@@ -91,13 +91,13 @@ func TestStartWithBadKey(t *testing.T) {
 	if err := b.ring.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	bad := b.ring.View().Versions[0]
+	bad := b.ring.Advance().Versions[0]
 	b.stop()
 	for _, code := range keyErrors {
 		b.module.BadKey(bad.CKAID, code)
 		b.start()
 		refused := 0
-		for _, v := range b.ring.View().Versions {
+		for _, v := range b.ring.Advance().Versions {
 			if v.State == envelope.Refused {
 				refused++
 				if !strings.Contains(v.Refused, p11.RV(code).String()) {
@@ -113,7 +113,7 @@ func TestStartWithBadKey(t *testing.T) {
 	}
 	other := b.generate(time.Now().Add(time.Hour))
 	b.start()
-	for _, v := range b.ring.View().Versions {
+	for _, v := range b.ring.Advance().Versions {
 		if string(v.CKAID) == string(other) {
 			if all, err := b.set.Destroy(t.Context(), v.ID); err != nil || all[0].Outcome != hsm.Destroyed {
 				t.Errorf("destroying another key: %v, %v", all, err)
@@ -153,7 +153,7 @@ func TestCurrentKeyIsBadOnOneToken(t *testing.T) {
 		f.roundTrip(id)
 	}
 	f.healthy(id)
-	view := f.ring.View()
+	view := f.ring.Advance()
 	if missing := view.Missing(); len(missing) != 1 || missing[0] != "hsm-a" {
 		t.Errorf("tokens that cannot use the current key: %v", view.Missing())
 	}

@@ -51,7 +51,7 @@ func (f *fleet) look() envelope.View {
 	if err := f.ring.Exercise(f.t.Context()); err != nil {
 		f.t.Errorf("the probe: %v", err)
 	}
-	return f.ring.View()
+	return f.ring.Advance()
 }
 
 // A version that has reached one token only is deferred. What others sealed under it is opened where it is, which
@@ -128,7 +128,7 @@ func TestOtherMaterialUnderOneID(t *testing.T) {
 	}
 	var duplicates []envelope.KeyID
 	holder := map[envelope.KeyID]int{}
-	for _, v := range f.ring.View().Versions {
+	for _, v := range f.ring.Advance().Versions {
 		if string(v.CKAID) != string(id) {
 			continue
 		}
@@ -139,7 +139,7 @@ func TestOtherMaterialUnderOneID(t *testing.T) {
 		t.Fatalf("the versions with that CKA_ID: %v", holder)
 	}
 	err = f.ring.Exercise(t.Context())
-	if v := f.ring.View(); v.Current != nil && string(v.Current.CKAID) == string(id) || v.Problem == nil && v.Deferred == nil {
+	if v := f.ring.Advance(); v.Current != nil && string(v.Current.CKAID) == string(id) || v.Problem == nil && v.Deferred == nil {
 		t.Errorf("current %v, deferred %v, problem %v, probe %v: wanted none of the two", v.Current, v.Deferred, v.Problem, err)
 	}
 	for _, duplicate := range duplicates {

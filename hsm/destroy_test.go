@@ -29,7 +29,7 @@ func TestDestroyAbandonedBefore(t *testing.T) {
 	b := newBench(t, nil)
 	b.generate(time.Now().Add(time.Hour))
 	b.start()
-	id := b.ring.View().Versions[1].ID
+	id := b.ring.Advance().Versions[1].ID
 	b.module.ResetCounters()
 	b.module.DelayCall("C_FindObjectsInit", 3*b.cfg.CallTimeout/2).After(1).Once() // the first one is the plan's
 	all, err := b.set.Destroy(t.Context(), id)
@@ -53,7 +53,7 @@ func TestDestroyUnknown(t *testing.T) {
 	b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 200 * time.Millisecond })
 	b.generate(time.Now().Add(time.Hour))
 	b.start()
-	id := b.ring.View().Versions[1].ID
+	id := b.ring.Advance().Versions[1].ID
 	b.module.HangCall("C_DestroyObject").Once()
 	type result struct {
 		all []hsm.Destruction

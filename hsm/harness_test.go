@@ -111,7 +111,7 @@ func (b *bench) within(d time.Duration) context.Context {
 // current is the key_id to seal under.
 func (b *bench) current() envelope.KeyID {
 	b.t.Helper()
-	v := b.ring.View()
+	v := b.ring.Advance()
 	if v.Current == nil {
 		b.t.Fatalf("no current key: %v", v.Problem)
 	}

@@ -189,7 +189,7 @@ func TestRepeatedNonces(t *testing.T) {
 	if err := f.ring.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	id := f.ring.View().Versions[0].ID
+	id := f.ring.Advance().Versions[0].ID
 	if dek, err := f.ring.Open(t.Context(), id.String(), wrapped); err != nil || string(dek) != "a DEK" {
 		t.Errorf("after a restart: %q, %v", dek, err)
 	}

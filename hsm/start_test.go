@@ -53,7 +53,7 @@ func TestStartReadsKeysTogether(t *testing.T) {
 			if err := b.ring.Refresh(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if n := len(b.ring.View().Versions); n != keys {
+			if n := len(b.ring.Advance().Versions); n != keys {
 				t.Errorf("%d versions of %d", n, keys)
 			}
 			for fn, want := range map[string]int{

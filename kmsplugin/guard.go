@@ -126,5 +126,5 @@ func (g *guard) settle(ctx context.Context, op *Operation, answer any, err error
 		return answer, nil
 	}
 	g.failures.note(ctx, op, class, err)
-	return nil, answerTo(class, op.KeyID, g.service.ring.View)
+	return nil, answerTo(class, op.KeyID, g.service.ring.Advance)
 }

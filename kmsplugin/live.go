@@ -33,9 +33,9 @@ type live struct {
 	answers atomic.Uint64 // to Encrypt and Decrypt
 
 	mu   sync.Mutex
-	seen uint64    // answers at the last look
-	free time.Time // when the slots were last seen to be free, or to become so
-	said bool
+	seen   uint64    // answers at the last look
+	free   time.Time // when the slots were last seen to be free, or to become so
+	logged bool // the error that lasts
 }
 
 // Answered counts, and passes on.
@@ -67,8 +67,8 @@ func (l *live) moving(full bool, now time.Time) error {
 func (l *live) say(err error, log func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil && !l.said {
+	if err != nil && !l.logged {
 		log()
 	}
-	l.said = err != nil
+	l.logged = err != nil
 }

@@ -94,7 +94,7 @@ func (s *service) writeKey() (*namedKey, error) {
 	if named := s.named.Load(); named != nil {
 		return named, nil
 	}
-	view := s.ring.View()
+	view := s.ring.Advance()
 	switch {
 	case view.Current == nil:
 		return nil, cmp.Or(view.Problem, envelope.ErrNotProven)

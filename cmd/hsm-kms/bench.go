@@ -173,7 +173,7 @@ func (b *benched) connect(ctx context.Context) error {
 	b.took = append(b.took, time.Since(start))
 	b.calls += b.count.Calls() - before
 	exerciseErr := in.Ring.Exercise(ctx)
-	view := in.Ring.View()
+	view := in.Ring.Advance()
 	if view.Current == nil {
 		return app.Finding(cmp.Or(view.Problem, exerciseErr))
 	}

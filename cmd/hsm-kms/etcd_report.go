@@ -199,7 +199,7 @@ func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required
 	}
 	defer in.Stop()
 	exerciseErr := in.Ring.Exercise(ctx)
-	view := in.Ring.View()
+	view := in.Ring.Advance()
 	if view.Current == nil {
 		problem := errors.Join(view.Problem, exerciseErr)
 		if problem == nil {

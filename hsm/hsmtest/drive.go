@@ -66,7 +66,7 @@ func (d *Driver) Ready() envelope.KeyID {
 // Current is the key_id to seal under.
 func (d *Driver) Current() envelope.KeyID {
 	d.t.Helper()
-	view := d.Ring.View()
+	view := d.Ring.Advance()
 	if view.Current == nil {
 		d.t.Fatalf("no current key: %v", view.Problem)
 	}

@@ -270,7 +270,7 @@ func testOtherProfile(t *testing.T, s Subject) {
 	if err := d.Ring.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	view := d.Ring.View()
+	view := d.Ring.Advance()
 	if view.Current != nil || !errors.Is(view.Problem, envelope.ErrRingEmpty) {
 		t.Errorf("under the profile %s current is %v, problem %v", s.Common.Profile, view.Current, view.Problem)
 	}

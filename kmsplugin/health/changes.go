@@ -67,7 +67,7 @@ func (c *changes) seen(view envelope.View) {
 		}
 	}
 	c.versions = now
-	c.duplicates(view.Twins)
+	c.duplicates(view.Duplicates)
 	c.missingOn(view)
 }
 
@@ -89,14 +89,14 @@ func (c *changes) missingOn(view envelope.View) {
 
 // duplicates logs that versions share a CKA_ID, when that begins, changes or ends.
 func (c *changes) duplicates(err error) {
-	said := ""
+	text := ""
 	if err != nil {
-		said = err.Error()
+		text = err.Error()
 	}
-	if said == c.duplicated {
+	if text == c.duplicated {
 		return
 	}
-	c.duplicated = said
+	c.duplicated = text
 	if err == nil {
 		c.logger.Info("no two keys share a CKA_ID any more")
 		return

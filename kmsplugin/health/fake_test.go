@@ -47,8 +47,8 @@ func (r *fakeRing) Exercise(ctx context.Context) error {
 	return f(ctx)
 }
 
-// View chooses by the clock among the versions set, as the real ring does for ready ones.
-func (r *fakeRing) View() envelope.View {
+// Advance chooses by the clock among the versions set, as the real ring does for ready ones.
+func (r *fakeRing) Advance() envelope.View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	view := r.view

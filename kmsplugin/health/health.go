@@ -21,11 +21,11 @@ import (
 )
 
 // Ring is what a probe needs of envelope.Ring. Refresh and Exercise ask the HSM and return by the context's deadline;
-// View does not ask it.
+// Advance does not ask it.
 type Ring interface {
 	Refresh(ctx context.Context) error
 	Exercise(ctx context.Context) error
-	View() envelope.View
+	Advance() envelope.View
 }
 
 // Defaults of Config, and the times that are not configured.

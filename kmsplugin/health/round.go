@@ -42,7 +42,7 @@ func (h *Health) round(ctx context.Context) {
 	h.schedule.plan(time.Now(), view, r.failure != nil || r.warning != nil || refreshErr != nil)
 }
 
-func (h *Health) ringView() envelope.View { return h.cfg.Ring.View() }
+func (h *Health) ringView() envelope.View { return h.cfg.Ring.Advance() }
 
 // differs reports whether the ring now names another current key than the last probe did, or none.
 func (h *Health) differs(view envelope.View) bool {

@@ -52,7 +52,7 @@ func sendBool(ch chan<- prometheus.Metric, d *prometheus.Desc, value bool) {
 
 func unixSeconds(at time.Time) float64 { return float64(at.UnixMilli()) / 1000 }
 
-// ObserveRing adds what the key ring looks like: view is envelope.Ring.View, which asks no HSM. Call it once.
+// ObserveRing adds what the key ring looks like: view is envelope.Ring.Advance, which asks no HSM. Call it once.
 func (m *Metrics) ObserveRing(view func() envelope.View) {
 	m.view.Store(&view)
 	c := &collector{}

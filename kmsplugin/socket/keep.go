@@ -39,7 +39,7 @@ func (l *Listener) Keep(ctx context.Context, logger *slog.Logger) { l.keep(ctx, 
 func (l *Listener) keep(ctx context.Context, every time.Duration, logger *slog.Logger) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	said := "" // the last error that was logged
+	logged := "" // the last error
 	for {
 		select {
 		case <-ctx.Done():
@@ -47,8 +47,8 @@ func (l *Listener) keep(ctx context.Context, every time.Duration, logger *slog.L
 		case <-ticker.C:
 		}
 		if l.isOurs() {
-			if said != "" { // somebody put it back
-				said = ""
+			if logged != "" { // somebody put it back
+				logged = ""
 				l.state.lost.Store(false)
 				logger.Info("the socket is at its path again", "socket", l.cfg.Path)
 			}
@@ -59,12 +59,12 @@ func (l *Listener) keep(ctx context.Context, every time.Duration, logger *slog.L
 		case errors.Is(err, os.ErrClosed):
 			return
 		case err == nil:
-			said = ""
+			logged = ""
 			l.state.lost.Store(false)
 			logger.Warn("the socket was removed or replaced by somebody else, and is made again", "socket", l.cfg.Path,
 				"hint", "find out what removes it: a clean-up of its folder, or another plugin at the same path")
-		case err.Error() != said:
-			said = err.Error()
+		case err.Error() != logged:
+			logged = err.Error()
 			l.state.lost.Store(true)
 			logger.Error("the socket was removed or replaced by somebody else, and cannot be made again: nobody can connect", "socket", l.cfg.Path,
 				"error", err, "hint", cmp.Or(hint.Of(err), "see what is at the path, and that this user can write to its folder"))

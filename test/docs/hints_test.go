@@ -16,7 +16,7 @@ import (
 // An instruction to make a key go away: the verb in its base form together with a key, or the tool with which that is done.
 var (
 	makesGo  = regexp.MustCompile(`(?i)(\b(delete|remove|destroy|erase|wipe|purge|relabel|replace|overwrite)\b|--delete-object)`)
-	aboutKey = regexp.MustCompile(`(?i)(\bkeys?\b|vendor's tool|pkcs11-tool|\bobject with\b|\bthe one that\b|\btwin\b|\bthe other\b)`)
+	aboutKey = regexp.MustCompile(`(?i)(\bkeys?\b|vendor's tool|pkcs11-tool|\bobject with\b|\bthe one that\b|\bthe other\b)`)
 	byVendor = regexp.MustCompile(`(?i)\b(deleted|removed|destroyed|erased|wiped|relabell?ed)\b[^.;]*\bvendor's tool`)
 	forbids  = regexp.MustCompile(`(?i)\b(do not|never|may not|cannot|nobody may|not to)\b[^.;:]*$`)
 )

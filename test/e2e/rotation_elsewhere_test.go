@@ -110,9 +110,9 @@ func TestRotationOfAKeyMadeElsewhere(t *testing.T) {
 // Two keys that could be meant, whether made elsewhere or with one CKA_ID, are a fault that names both, live and at
 // start. What is sealed is opened all the same, Status goes on under the proven key or is an error, and it is over when a
 // person has repaired it.
-func TestRotationRivals(t *testing.T) {
+func TestRotationConflictingKeys(t *testing.T) {
 	t.Parallel()
-	for name, rival := range map[string]string{"another key made elsewhere": "0c0d", "one CKA_ID twice": "0a0b"} {
+	for name, conflicting := range map[string]string{"another key made elsewhere": "0c0d", "one CKA_ID twice": "0a0b"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newAlone(t, "")
@@ -123,7 +123,7 @@ func TestRotationRivals(t *testing.T) {
 			client := a.dial(t)
 			sealed := a.encrypt(t, client)
 
-			a.ceremony(t, rival)
+			a.ceremony(t, conflicting)
 			other := a.added(t, known)
 			a.checkAmbiguous(t, client, sealed, made, other)
 
@@ -161,7 +161,7 @@ func TestRotationRivals(t *testing.T) {
 
 // checkAmbiguous checks that Status goes on under the proven key and is not ok, that log and keys list name both keys,
 // that none of them is called pending, and that what was sealed is opened.
-func (a *alone) checkAmbiguous(t *testing.T, client kmsapi.KeyManagementServiceClient, sealed *kmsapi.EncryptResponse, proven, rival plugin.Key) {
+func (a *alone) checkAmbiguous(t *testing.T, client kmsapi.KeyManagementServiceClient, sealed *kmsapi.EncryptResponse, proven, conflicting plugin.Key) {
 	t.Helper()
 	a.waitStatus(t, proven.KeyID, "the key ring is ambiguous")
 	a.opens(t, client, sealed)
@@ -170,22 +170,22 @@ func (a *alone) checkAmbiguous(t *testing.T, client kmsapi.KeyManagementServiceC
 	}
 	told := false
 	for _, line := range readLog(t, a.plugin) {
-		told = told || line.Level == "ERROR" && strings.Contains(line.text, proven.KeyID) && strings.Contains(line.text, rival.KeyID) && line.Hint != ""
+		told = told || line.Level == "ERROR" && strings.Contains(line.text, proven.KeyID) && strings.Contains(line.text, conflicting.KeyID) && line.Hint != ""
 	}
 	if !told {
 		t.Error("no error in the log names both keys and says what to do")
 	}
 	_, err := a.plugin.Run(t.Context(), "keys", "list")
-	if err == nil || !strings.Contains(err.Error(), proven.KeyID) || !strings.Contains(err.Error(), rival.KeyID) || !strings.Contains(err.Error(), "exit code 1") {
+	if err == nil || !strings.Contains(err.Error(), proven.KeyID) || !strings.Contains(err.Error(), conflicting.KeyID) || !strings.Contains(err.Error(), "exit code 1") {
 		t.Errorf("keys list: %v; want exit code 1 and both key_ids", err)
 	}
-	if state := a.list(t)[rival.KeyID].State; state != "retained" {
-		t.Errorf("the rival is called %s", state)
+	if state := a.list(t)[conflicting.KeyID].State; state != "retained" {
+		t.Errorf("the conflicting key is called %s", state)
 	}
 }
 
 // The vendor's tool was run twice for the next version: neither becomes current, the one before goes on.
-func TestRotationTwinsOfTheNext(t *testing.T) {
+func TestRotationDuplicatesOfTheNext(t *testing.T) {
 	t.Parallel()
 	a := newAlone(t, "")
 	current, err := a.plugin.CreateKey(t.Context())

@@ -97,7 +97,7 @@ func TestRotationRunbook(t *testing.T) {
 	third := book.vendorsTool(t, one, two)
 	book.nodeAway(t, one, three, second, third)
 	book.compromised(t, one, two, sealed, first)
-	book.rivals(t, one)
+	book.conflicting(t, one)
 	book.heldBack(t)
 	for heading, left := range book.blocks {
 		// TestWholeLife runs the first three. The last needs a systemd: manifests has what checks its units.
@@ -297,8 +297,8 @@ func checkWhoAsked(t *testing.T, p *plugin.Plugin, keyID string) {
 	}
 }
 
-// rivals is a ring with one CKA_ID twice, and the rotation past it.
-func (r *runbook) rivals(t *testing.T, s *station) {
+// conflicting is a ring with one CKA_ID twice, and the rotation past it.
+func (r *runbook) conflicting(t *testing.T, s *station) {
 	t.Helper()
 	const heading = "Two keys that could be meant"
 	known := s.list(t)

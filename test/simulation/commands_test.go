@@ -63,7 +63,7 @@ func (w *fleet) withdraw(n *node) *key {
 		w.note("withdraw %s: refused: %v", short(k.ID.String()), err)
 		return nil
 	}
-	for _, v := range ring.View().Versions {
+	for _, v := range ring.Advance().Versions {
 		if v.ID == k.ID && v.State == envelope.Pending && v.Activation.Sub(n.clock.now()) >= max(withdrawMargin, 2*n.refresh) {
 			w.destroy(k)
 			return k

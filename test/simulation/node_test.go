@@ -29,8 +29,8 @@ type nodeRing struct {
 	clock *wallClock
 }
 
-func (r nodeRing) View() envelope.View {
-	view := r.Ring.View()
+func (r nodeRing) Advance() envelope.View {
+	view := r.Ring.Advance()
 	skew := r.clock.skew()
 	moved := func(v envelope.Version) envelope.Version {
 		if !v.Activation.IsZero() {

@@ -146,7 +146,7 @@ func TestFourHundredVersions(t *testing.T) {
 	// Each key shows once which it is, and that it opens what it sealed; the self-test and the exercise are of one. The keys are
 	// read on up to 8 sessions beside the one of the login, and the self-test has up to 4.
 	atMost("the start", map[string]int{"C_Login": 1, "C_Encrypt": many + 3, "C_Decrypt": many + 7, "C_OpenSession": 13, "C_GetAttributeValue": perKey * many})
-	view := ring.View()
+	view := ring.Advance()
 	if len(view.Versions) != many || view.Current == nil || view.Current.ID != view.Versions[many-1].ID || view.Problem != nil {
 		t.Fatalf("%d versions, current %v, %v", len(view.Versions), view.Current, view.Problem)
 	}
@@ -227,7 +227,7 @@ func BenchmarkExercise(b *testing.B) {
 }
 
 func BenchmarkView(b *testing.B) {
-	running(b, func(_ context.Context, ring *envelope.Ring) error { return ring.View().Problem })
+	running(b, func(_ context.Context, ring *envelope.Ring) error { return ring.Advance().Problem })
 }
 
 // BenchmarkDecrypt opens under the oldest version.
@@ -235,7 +235,7 @@ func BenchmarkDecrypt(b *testing.B) {
 	benchmarks(b, func(b *testing.B, tok *token) {
 		ring, stop := tok.start(b)
 		defer stop()
-		oldest := ring.View().Versions[0].ID
+		oldest := ring.Advance().Versions[0].ID
 		sealed, err := ring.Seal(b.Context(), oldest, []byte("DEK"))
 		if err != nil {
 			b.Fatal(err)

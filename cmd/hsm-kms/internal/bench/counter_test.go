@@ -47,7 +47,7 @@ func TestCounterCountsWhatTheModuleSees(t *testing.T) {
 	if err := ring.Exercise(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Plan{Clients: []int{1, 2}, Time: 20 * time.Millisecond}).Run(t.Context(), ring, ring.View().Current.ID, &count); err != nil {
+	if _, err := (Plan{Clients: []int{1, 2}, Time: 20 * time.Millisecond}).Run(t.Context(), ring, ring.Advance().Current.ID, &count); err != nil {
 		t.Fatal(err)
 	}
 	if got, seen := int(count.Calls()-before), module.TotalCalls(); got != seen {

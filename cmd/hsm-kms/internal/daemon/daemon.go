@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg *config.Config, stderr io.Writer, build Build)
 		AllowedUIDs:       cfg.Socket.UIDs(), Group: group,
 		Recorder: trail, Metrics: count,
 	})
-	count.ObserveRing(ring.View)
+	count.ObserveRing(ring.Advance)
 	count.ObserveTokens(set.Members())
 	defer serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)()
 	return plugin.Run(ctx, listener)

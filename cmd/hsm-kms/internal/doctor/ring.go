@@ -58,7 +58,7 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 		return nil
 	}
 	exerciseErr := ring.Exercise(ctx)
-	seen.view = ring.View()
+	seen.view = ring.Advance()
 	d.selfTest(seen, exerciseErr)
 	d.cluster(ctx, set)
 	return seen

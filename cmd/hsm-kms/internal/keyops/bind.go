@@ -51,7 +51,7 @@ func Bind(ctx context.Context, a *app.Context, uid string) (Bound, error) {
 	}
 	defer in.Stop()
 	ring := a.Config.KeyRing
-	if len(in.Ring.View().Versions) == 0 {
+	if len(in.Ring.Advance().Versions) == 0 {
 		return Bound{}, app.Finding(hint.Wrap(fmt.Errorf("the ring %s is empty", ring), "make the first key and bind the ring with: hsm-kms keys create --cluster "+uid))
 	}
 	bound, err := bind(ctx, a, in, uid)

@@ -73,7 +73,7 @@ func ringMustBeEmpty(ctx context.Context, a *app.Context, uid string) error {
 		return fmt.Errorf("looking whether the ring is empty: %w", err)
 	}
 	owner, err := clusterOf(ctx, in)
-	versions := in.Ring.View().Versions
+	versions := in.Ring.Advance().Versions
 	switch {
 	case len(versions) > 0 && owner != "":
 		return app.Finding(hint.Wrap(fmt.Errorf("the ring %s has a key already: %s; it belongs to the cluster %s", a.Config.KeyRing, Name(versions[0]), owner), whoseRing))

@@ -24,7 +24,7 @@ func List(ctx context.Context, a *app.Context) (*Listing, error) {
 	}
 	defer in.Stop()
 	exerciseErr := in.Ring.Exercise(ctx) // it says which version is current
-	list := &Listing{View: in.Ring.View()}
+	list := &Listing{View: in.Ring.Advance()}
 	var clusterErr error
 	list.Cluster, clusterErr = clusterOf(ctx, in)
 	if problems := errors.Join(in.Problems...); problems != nil {
@@ -33,8 +33,8 @@ func List(ctx context.Context, a *app.Context) (*Listing, error) {
 	if err := cmp.Or(list.Problem, exerciseErr); err != nil && !errors.Is(err, envelope.ErrRingEmpty) {
 		return list, app.Finding(err)
 	}
-	if list.Twins != nil {
-		a.Warn(list.Twins)
+	if list.Duplicates != nil {
+		a.Warn(list.Duplicates)
 	}
 	return list, clusterErr
 }

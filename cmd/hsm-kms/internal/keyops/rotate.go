@@ -162,14 +162,14 @@ func lookBeforeRotation(ctx context.Context, a *app.Context, r Rotation) (envelo
 			a.Warn(fmt.Errorf("the key must be copied to every token before it becomes current: %w", problem))
 		}
 	}
-	if view := in.Ring.View(); len(view.Versions) == 0 {
+	if view := in.Ring.Advance(); len(view.Versions) == 0 {
 		if err := errors.Join(in.Problems...); err != nil { // a copy may be there: see ringMustBeEmpty
 			return view, fmt.Errorf("looking whether the ring is empty: %w", err)
 		}
 	}
 	// A failure is in the view, if it says anything about which key is current; a rotation is a way out of some.
 	_ = in.Ring.Exercise(ctx)
-	return in.Ring.View(), nil
+	return in.Ring.Advance(), nil
 }
 
 // madeMeanwhile are the keys on the first token that are new beside the one just made. The error names them.
@@ -183,7 +183,7 @@ func madeMeanwhile(ctx context.Context, a *app.Context, before envelope.View, ma
 		return nil, app.Finding(hint.Wrap(fmt.Errorf("%s is made; whether another was made at the same moment is not known: %w", made.ID, err), "see with: hsm-kms keys list"))
 	}
 	defer in.Stop()
-	after := in.Ring.View().Versions
+	after := in.Ring.Advance().Versions
 	known := func(v envelope.Version) bool {
 		return bytes.Equal(v.CKAID, made.CKAID) || slices.ContainsFunc(before.Versions, func(u envelope.Version) bool { return bytes.Equal(u.CKAID, v.CKAID) })
 	}

@@ -32,7 +32,7 @@ func (r *retirement) gather(ctx context.Context, earlier Facts) (Facts, error) {
 	if err := r.in.Ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
 		return f, fmt.Errorf("finding out which key is current: %w", err)
 	}
-	f.Now, f.View = time.Now(), r.in.Ring.View()
+	f.Now, f.View = time.Now(), r.in.Ring.Advance()
 	f.Cluster, f.ClusterErr = hsm.ClusterOf(r.in.Set.Bindings(ctx))
 	serials := r.in.Set.Serials()
 	for _, token := range r.in.Set.Members() {
@@ -50,7 +50,7 @@ func (r *retirement) gather(ctx context.Context, earlier Facts) (Facts, error) {
 		f.Used, f.UsedErr = audit.FindKey(r.app.Config.Audit.Path, r.KeyID.String())
 		if !r.NoEtcd {
 			f.Etcd, f.EtcdErr = r.Report(ctx, nil)
-			f.Now, f.View = time.Now(), r.in.Ring.View() // reading may have taken minutes
+			f.Now, f.View = time.Now(), r.in.Ring.Advance() // reading may have taken minutes
 		}
 	}
 	f.Plugin = r.askPlugin(ctx)

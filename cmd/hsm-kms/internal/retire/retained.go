@@ -41,7 +41,7 @@ func (j *judgement) retained() {
 
 // successor is when the key that came after id became current, on every node that was not told otherwise by one of its tokens;
 // zero: unknown. With several tokens a node to which one was absent went on writing under id until the end of the grace.
-// A twin of id came with it, not after it.
+// A key that shares the CKA_ID of id came with it, not after it.
 func successor(versions []envelope.Version, id envelope.KeyID, several bool) time.Time {
 	own, _ := envelope.ActivationOf([]byte(id.Version))
 	var first time.Time

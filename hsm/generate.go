@@ -133,15 +133,15 @@ func (m *maker) logIn(ctx context.Context) (uint, pkcs11.TokenInfo, error) {
 	}
 	patient := m.worker.For(ctx, max(m.t.cfg.ConnectTimeout, crypto11Calls*m.t.cfg.CallTimeout))
 	if m.t.cfg.Login == LoginNone {
-		return slot, info, adviseMaker(patient.OpenMaker(slot, nil))
+		return slot, info, hintForMaker(patient.OpenMaker(slot, nil))
 	}
-	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error { return adviseMaker(patient.OpenMaker(slot, &file)) })
+	err = m.t.tryPIN(ctx, m.api, m.worker, slot, info, func(file pinfile.Identity) error { return hintForMaker(patient.OpenMaker(slot, &file)) })
 	return slot, info, err
 }
 
-// adviseMaker says what to do where crypto11 cannot use a module that we can use: it hands no pReserved to C_Initialize, and
+// hintForMaker says what to do where crypto11 cannot use a module that we can use: it hands no pReserved to C_Initialize, and
 // does not call C_GetSlotInfo. Its errors are told from those of our own calls by what they lack: see worker.OpenMaker.
-func adviseMaker(err error) error {
+func hintForMaker(err error) error {
 	_, ours := errors.AsType[*p11.Error](err)
 	_, overdue := errors.AsType[*p11.Overdue](err)
 	if err == nil || ours || overdue || errors.Is(err, p11.ErrEnded) {

@@ -58,7 +58,7 @@ func (d *logDeduplicator) failed(log *slog.Logger, err error) {
 	}
 	d.causes[cause] = true
 	d.suppressed = false
-	log.Error("the token cannot be used; trying again until it can", "error", err, "hint", AdviceFor(err))
+	log.Error("the token cannot be used; trying again until it can", "error", err, "hint", HintFor(err))
 }
 
 // connected ends an episode, or begins the first.

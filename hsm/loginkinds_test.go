@@ -159,7 +159,7 @@ func TestCannotLock(t *testing.T) {
 	b.module.Traits(faultp11.OneThread)
 	b.run()
 	problem := b.set.Connected(b.within(10 * time.Second))[0]
-	if problem == nil || !strings.Contains(problem.Error(), "CKR_CANT_LOCK") || !strings.Contains(hsm.AdviceFor(problem), "several threads") {
-		t.Errorf("%v (advice %q)", problem, hsm.AdviceFor(problem))
+	if problem == nil || !strings.Contains(problem.Error(), "CKR_CANT_LOCK") || !strings.Contains(hsm.HintFor(problem), "several threads") {
+		t.Errorf("%v (advice %q)", problem, hsm.HintFor(problem))
 	}
 }

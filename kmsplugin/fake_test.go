@@ -39,7 +39,7 @@ func (r *fakeRing) set(f func(*fakeRing)) {
 }
 
 func (r *fakeRing) Refresh(context.Context) error { return nil }
-func (r *fakeRing) Advance() envelope.View           { h := r.hooks(); return h.view }
+func (r *fakeRing) Advance() envelope.View        { h := r.hooks(); return h.view }
 
 func (r *fakeRing) Exercise(ctx context.Context) error {
 	if f := r.hooks().exercise; f != nil {

@@ -95,12 +95,12 @@ func (c *command) printRotated(cfg *config.Config, r keyops.Rotation, made *keyo
 		return c.json(said)
 	}
 	_, err := fmt.Fprintf(c.out, "Made %s in the token %s; it becomes current at %s.%s\n",
-		made.ID, made.Tokens[0], made.Activation.UTC().Format(time.RFC3339), copyAdvice(cfg, r.Emergency()))
+		made.ID, made.Tokens[0], made.Activation.UTC().Format(time.RFC3339), copyHint(cfg, r.Emergency()))
 	return err
 }
 
-// copyAdvice says which tokens the key is to be copied to; "": to none.
-func copyAdvice(cfg *config.Config, emergency bool) string {
+// copyHint says which tokens the key is to be copied to; "": to none.
+func copyHint(cfg *config.Config, emergency bool) string {
 	others := strings.Join(cfg.TokenNames()[1:], ", ")
 	switch {
 	case others == "":

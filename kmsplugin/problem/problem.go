@@ -55,7 +55,7 @@ func Of(err error) Class {
 		for _, class := range group {
 			for _, cause := range class.causes {
 				if errors.Is(err, cause) {
-					return class.advisedBy(err)
+					return class.withHintOf(err)
 				}
 			}
 		}
@@ -63,14 +63,14 @@ func Of(err error) Class {
 	return Class{
 		Code: codes.Internal, Words: "internal error; the plugin's log has the cause",
 		Hint: "report it with the log line",
-	}.advisedBy(err)
+	}.withHintOf(err)
 }
 
 // IsUnknownKey reports whether the class of err is that of an unknown key_id.
 func IsUnknownKey(err error) bool { return err != nil && Of(err).Code == codes.NotFound }
 
-// advisedBy prefers the advice that the error itself carries: it knows the file or the token.
-func (c Class) advisedBy(err error) Class {
+// withHintOf prefers the advice that the error itself carries: it knows the file or the token.
+func (c Class) withHintOf(err error) Class {
 	if advice := hint.Of(err); advice != "" {
 		c.Hint = advice
 	}

@@ -42,7 +42,7 @@ func Hint(err error) string {
 		}
 	}
 	if errors.Is(err, envelope.ErrSelfTest) || errors.Is(err, hsm.ErrTokenAbsent) || errors.Is(err, envelope.ErrUnavailable) || envelope.IsPIN(err) {
-		return hsm.AdviceFor(err) // as the log of serve says it
+		return hsm.HintFor(err) // as the log of serve says it
 	}
 	return ""
 }

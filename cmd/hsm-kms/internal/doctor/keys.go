@@ -19,17 +19,17 @@ func (d *doctor) refusedKeys(view envelope.View, grave bool) (any bool) {
 		detail := fmt.Sprintf("%s is not served: %s", nameOf(v), v.Refused)
 		for _, token := range v.Tokens {
 			if grave {
-				d.fail("key-attributes", token, detail, refusalAdvice(v))
+				d.fail("key-attributes", token, detail, refusalHint(v))
 			} else {
-				d.warn("key-attributes", token, detail, refusalAdvice(v))
+				d.warn("key-attributes", token, detail, refusalHint(v))
 			}
 		}
 	}
 	return any
 }
 
-// refusalAdvice goes by the attributes in the order in which package hsm looks at them.
-func refusalAdvice(v envelope.Version) string {
+// refusalHint goes by the attributes in the order in which package hsm looks at them.
+func refusalHint(v envelope.Version) string {
 	a := v.Attributes
 	switch {
 	case strings.Contains(v.Refused, "refuseKeys"):

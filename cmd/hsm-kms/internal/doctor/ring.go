@@ -106,11 +106,11 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 		if view.Current == nil && exerciseErr != nil {
 			problem = exerciseErr // it begins with the view's
 		}
-		d.failure("ring", "", problem, ringAdvice(view.Problem))
+		d.failure("ring", "", problem, ringHint(view.Problem))
 	case exerciseErr != nil:
 		d.failure("self-test", "", exerciseErr, "see why the token does not do it: the vendor's log")
 	case view.Deferred != nil:
-		d.warn("ring", "", fmt.Sprintf("%s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()), heldBackAdvice)
+		d.warn("ring", "", fmt.Sprintf("%s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()), heldBackHint)
 	case len(view.Missing()) > 0:
 		d.warn("ring", "", fmt.Sprintf("the current key %s is missing, or cannot be used, on %s: it cannot take over", view.Current.ID, strings.Join(view.Missing(), ", ")),
 			"copy the key to every token with the vendor's tool, or repair the token that cannot use its copy")
@@ -122,13 +122,13 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 	}
 }
 
-// heldBackAdvice is what to do about a key that waits for a token.
-const heldBackAdvice = "copy the key to every token with the vendor's tool, and make every token reachable; take a token that is gone for good out of the configuration"
+// heldBackHint is what to do about a key that waits for a token.
+const heldBackHint = "copy the key to every token with the vendor's tool, and make every token reachable; take a token that is gone for good out of the configuration"
 
-func ringAdvice(problem error) string {
+func ringHint(problem error) string {
 	switch {
 	case errors.Is(problem, envelope.ErrNotProven):
-		return heldBackAdvice
+		return heldBackHint
 	case errors.Is(problem, envelope.ErrAmbiguous):
 		return envelope.ConflictHint
 	case errors.Is(problem, envelope.ErrKeyMissing):

@@ -10,9 +10,9 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// AdviceFor says what to do about an error that keeps a token from being used: what the place that made it says, or else
+// HintFor says what to do about an error that keeps a token from being used: what the place that made it says, or else
 // what its kind asks for. There is always something.
-func AdviceFor(err error) string {
+func HintFor(err error) string {
 	if advice := hint.Of(err); advice != "" {
 		return advice
 	}
@@ -33,11 +33,11 @@ func AdviceFor(err error) string {
 			return known.advice
 		}
 	}
-	return adviceForCall(err)
+	return hintForCall(err)
 }
 
-// adviceForCall goes by what the module said, and to which call.
-func adviceForCall(err error) string {
+// hintForCall goes by what the module said, and to which call.
+func hintForCall(err error) string {
 	failed, ok := errors.AsType[*p11.Error](err)
 	if !ok {
 		return "run hsm-kms doctor on this node: it tells the HSM from the network, the module and the PIN"

@@ -14,7 +14,7 @@ import (
 )
 
 // Whatever keeps a token from being used, the log says what to do about it, in an imperative that fits the cause.
-func TestAdvice(t *testing.T) {
+func TestHintFor(t *testing.T) {
 	t.Parallel()
 	call := func(function string, rv p11.RV) error {
 		return fmt.Errorf("doing: %w", &p11.Error{Function: function, RV: rv})
@@ -38,7 +38,7 @@ func TestAdvice(t *testing.T) {
 		{errors.New("connecting panicked"), "hsm-kms doctor"},
 		{hint.Wrap(call("C_Initialize", pkcs11.CKR_GENERAL_ERROR), "what the place says"), "what the place says"},
 	} {
-		if got := AdviceFor(tt.err); !strings.Contains(got, tt.want) {
+		if got := HintFor(tt.err); !strings.Contains(got, tt.want) {
 			t.Errorf("%v: %q, want something with %q", tt.err, got, tt.want)
 		}
 	}

@@ -29,6 +29,8 @@ resources:
       - kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix:///s"}
 `
 
+const head = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources: "
+
 func resource(name string, plain int64, keys ...evidence.Key) evidence.Resource {
 	r := evidence.Resource{Resource: name, Plaintext: plain, Total: plain, Keys: keys}
 	for _, key := range keys {
@@ -73,7 +75,6 @@ func TestCompare(t *testing.T) {
 func TestMasked(t *testing.T) {
 	t.Parallel()
 	entry := func(names string) string { return "  - {resources: [" + names + "], providers: [{identity: {}}]}\n" }
-	const head = "kind: EncryptionConfiguration\nresources:\n"
 	for names, says := range map[string]string{
 		`"*.*", secrets`:    "in the same list",
 		`secrets, secrets`:  "in the same list",
@@ -82,7 +83,7 @@ func TestMasked(t *testing.T) {
 		`"*.apps"|"*.apps"`: "covered",
 	} {
 		first, second, _ := strings.Cut(names, "|")
-		text := head + entry(first)
+		text := head + "\n" + entry(first)
 		if second != "" {
 			text += entry(second)
 		}
@@ -90,7 +91,7 @@ func TestMasked(t *testing.T) {
 			t.Errorf("%s: %v", names, err)
 		}
 	}
-	if _, err := encconfig.Parse([]byte(head + entry("secrets") + entry("secrets, configmaps") + entry(`"*."`) + entry(`"*.*"`))); err != nil {
+	if _, err := encconfig.Parse([]byte(head + "\n" + entry("secrets") + entry("secrets, configmaps") + entry(`"*."`) + entry(`"*.*"`))); err != nil {
 		t.Error(err)
 	}
 }
@@ -98,7 +99,7 @@ func TestMasked(t *testing.T) {
 // A resource that no entry names is plain text.
 func TestUnnamed(t *testing.T) {
 	t.Parallel()
-	c, err := encconfig.Parse([]byte("kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{identity: {}}]}]"))
+	c, err := encconfig.Parse([]byte(head + "[{resources: [secrets], providers: [{identity: {}}]}]"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,11 +113,11 @@ func TestUnnamed(t *testing.T) {
 func TestMistakes(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
-		"empty": "", "no YAML": "\x00", "other kind": "kind: Pod", "unknown field": strings.Replace(sample, "timeout", "canary", 1),
+		"empty": "", "no YAML": "\x00", "other kind": strings.Replace(sample, "EncryptionConfiguration", "Pod", 1), "other version": strings.Replace(sample, "/v1\n", "/v2\n", 1), "unknown field": strings.Replace(sample, "timeout", "canary", 1),
 		"two providers": strings.Replace(sample, "- identity: {}", "- {identity: {}, kms: {name: canary}}", 1),
 		"no keys":       strings.Replace(sample, "[{name: box, secret: c2VjcmV0}]", "[]", 1),
-		"no providers":  "kind: EncryptionConfiguration\nresources: [{resources: [secrets]}]",
-		"keys a text":   strings.Replace(sample, "{keys: [{name: box, secret: c2VjcmV0}]}", "c2VjcmV0", 1),
+		"no providers":  head + "[{resources: [secrets]}]", "no entries": head + "[]",
+		"keys a text": strings.Replace(sample, "{keys: [{name: box, secret: c2VjcmV0}]}", "c2VjcmV0", 1),
 	} {
 		if _, err := encconfig.Parse([]byte(text)); err == nil {
 			t.Errorf("%s: no error", name)
@@ -140,7 +141,7 @@ func TestLost(t *testing.T) {
 	t.Parallel()
 	parse := func(entries string) *encconfig.Config {
 		t.Helper()
-		c, err := encconfig.Parse([]byte("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n" + entries))
+		c, err := encconfig.Parse([]byte(head + "\n" + entries))
 		if err != nil {
 			t.Fatal(err)
 		}

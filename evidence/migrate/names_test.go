@@ -65,7 +65,7 @@ func TestNoObject(t *testing.T) {
 // configuration is an EncryptionConfiguration that writes Secrets by the KMS provider of that name.
 func configuration(t *testing.T, provider string) *encconfig.Config {
 	t.Helper()
-	c, err := encconfig.Parse([]byte(`{kind: EncryptionConfiguration, resources: [{resources: [secrets], providers: [
+	c, err := encconfig.Parse([]byte(`{apiVersion: apiserver.config.k8s.io/v1, kind: EncryptionConfiguration, resources: [{resources: [secrets], providers: [
 		{kms: {apiVersion: v2, name: ` + provider + `, endpoint: "unix:///s"}}, {kms: {apiVersion: v2, name: hsm-kms, endpoint: "unix:///s"}}]}]}`))
 	if err != nil {
 		t.Fatal(err)

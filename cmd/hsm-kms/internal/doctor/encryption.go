@@ -1,99 +1,20 @@
 package doctor
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/hsm-kms/hsm-kms/evidence/encconfig"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
-// maxEncryptionConfig bounds the file, in bytes.
-const maxEncryptionConfig = 1 << 20
-
 // kmsTimeout is kube-apiserver's default for a KMS provider that sets none.
 const kmsTimeout = 3 * time.Second
-
-// encryptionConfig is an EncryptionConfiguration (k8s.io/apiserver, pkg/apis/apiserver/v1).
-type encryptionConfig struct {
-	APIVersion string            `yaml:"apiVersion"`
-	Kind       string            `yaml:"kind"`
-	Resources  []encryptionEntry `yaml:"resources"`
-}
-
-type encryptionEntry struct {
-	Resources []string   `yaml:"resources"`
-	Providers []provider `yaml:"providers"`
-}
-
-type provider struct {
-	AESGCM    *localKeys `yaml:"aesgcm"`
-	AESCBC    *localKeys `yaml:"aescbc"`
-	Secretbox *localKeys `yaml:"secretbox"`
-	Identity  *struct{}  `yaml:"identity"`
-	KMS       *kms       `yaml:"kms"`
-}
-
-// localKeys stand in the file itself.
-type localKeys struct {
-	Keys []localKey `yaml:"keys"`
-}
-
-type localKey struct {
-	Name   string     `yaml:"name"`
-	Secret secretSize `yaml:"secret"`
-}
-
-// secretSize is how many bytes the base64 of a secret stands for, -1 if it is none. The secret itself is not kept.
-type secretSize int
-
-func (s *secretSize) UnmarshalYAML(node *yaml.Node) error {
-	secret, err := base64.StdEncoding.DecodeString(node.Value)
-	defer clear(secret)
-	*s = secretSize(len(secret))
-	if err != nil {
-		*s = -1
-	}
-	return nil
-}
-
-type kms struct {
-	APIVersion string `yaml:"apiVersion"`
-	Name       string `yaml:"name"`
-	CacheSize  *int   `yaml:"cachesize"`
-	Endpoint   string `yaml:"endpoint"`
-	Timeout    string `yaml:"timeout"`
-}
-
-// kind is what the file calls the provider.
-func (p provider) kind() string {
-	switch {
-	case p.KMS != nil:
-		return "kms " + p.KMS.Name
-	case p.AESGCM != nil:
-		return "aesgcm"
-	case p.AESCBC != nil:
-		return "aescbc"
-	case p.Secretbox != nil:
-		return "secretbox"
-	case p.Identity != nil:
-		return "identity"
-	}
-	return "an empty provider"
-}
-
-func (p provider) hasKeys() bool { return p.AESGCM != nil || p.AESCBC != nil || p.Secretbox != nil }
 
 // encryption compares with the EncryptionConfiguration of this node's kube-apiserver.
 func (d *doctor) encryption(ctx context.Context) {
@@ -104,33 +25,36 @@ func (d *doctor) encryption(ctx context.Context) {
 		return
 	}
 	defer file.Close()
-	parsed, err := parseEncryption(file)
+	parsed, err := encconfig.Read(file)
 	if err != nil {
 		d.failure(check, "", fmt.Errorf("reading %s: %w", d.EncryptionConfig, err), "correct the file: hsm-kms manifests encryption-config prints one that fits this configuration")
 		return
 	}
-	holdsKeys := slices.ContainsFunc(parsed.Resources, func(e encryptionEntry) bool { return slices.ContainsFunc(e.Providers, provider.hasKeys) })
-	if holdsKeys && info.Perm&0o077 != 0 {
+	keysAreRight := d.localKeys(parsed.Entries)
+	switch refused := parsed.Check(); {
+	case holdsKeys(parsed) && info.Perm&0o077 != 0:
 		d.fail(check, "", fmt.Sprintf("%s holds keys, and mode %04o lets others read them", d.EncryptionConfig, info.Perm), "chmod 0600 "+d.EncryptionConfig)
-	} else {
-		d.pass(check, "", d.EncryptionConfig+" can be read: "+count(len(parsed.Resources), "list")+" of resources")
+	case refused != nil && keysAreRight:
+		d.failure(check, "", fmt.Errorf("%s: %w", d.EncryptionConfig, refused), "correct the file: kube-apiserver does not start with it")
+	default:
+		d.pass(check, "", d.EncryptionConfig+" can be read: "+count(len(parsed.Entries), "list")+" of resources")
 	}
-	d.localKeys(parsed.Resources)
-	d.entries(parsed.Resources)
-	d.secretsEntry(parsed.Resources)
-	d.stored(ctx)
+	d.entries(parsed.Entries)
+	d.secretsEntry(parsed.Entries)
+	d.stored(ctx, parsed)
+}
+
+func holdsKeys(c *encconfig.Config) bool {
+	return slices.ContainsFunc(c.Entries, func(e encconfig.Entry) bool {
+		return slices.ContainsFunc(e.Providers, func(p encconfig.Provider) bool { return p.HasKeys() })
+	})
 }
 
 // stored holds the list against what etcd holds, if etcd was named: what no provider of the list reads is lost to an API
 // server that has it.
-func (d *doctor) stored(ctx context.Context) {
+func (d *doctor) stored(ctx context.Context, config *encconfig.Config) {
 	const check = "encryption-stored"
-	if d.Report == nil {
-		return
-	}
-	config, err := encconfig.Load(d.EncryptionConfig)
-	if err != nil {
-		d.failure(check, "", err, "correct the file: kube-apiserver refuses it too")
+	if d.Report == nil || config.Check() != nil {
 		return
 	}
 	report, err := d.Report(ctx)
@@ -146,48 +70,10 @@ func (d *doctor) stored(ctx context.Context) {
 	d.pass(check, "", "the list reads all that etcd holds")
 }
 
-func parseEncryption(r io.Reader) (encryptionConfig, error) {
-	var parsed encryptionConfig
-	data, err := io.ReadAll(io.LimitReader(r, maxEncryptionConfig+1))
-	if err != nil {
-		return parsed, err
-	}
-	defer clear(data) // it may hold keys
-	if len(data) > maxEncryptionConfig {
-		return parsed, fmt.Errorf("it has more than %d bytes", maxEncryptionConfig)
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&parsed); err != nil {
-		return parsed, describeYAML(err)
-	}
-	if parsed.APIVersion != "apiserver.config.k8s.io/v1" || parsed.Kind != "EncryptionConfiguration" {
-		return parsed, fmt.Errorf("it is %q, kind %q, and not apiserver.config.k8s.io/v1, kind EncryptionConfiguration", parsed.APIVersion, parsed.Kind)
-	}
-	if len(parsed.Resources) == 0 {
-		return parsed, errors.New("it has no entry in resources")
-	}
-	return parsed, nil
-}
-
-// describeYAML leaves out what a YAML error quotes of the file: it may be a key.
-func describeYAML(err error) error {
-	if typeError, ok := errors.AsType[*yaml.TypeError](err); ok {
-		var lines []string
-		for _, text := range typeError.Errors {
-			if strings.Contains(text, "cannot unmarshal") {
-				text, _, _ = strings.Cut(text, " `")
-			}
-			lines = append(lines, text)
-		}
-		return errors.New(strings.Join(lines, "; "))
-	}
-	return err
-}
-
 // localKeys checks the keys that stand in the file, as kube-apiserver does before it accepts any of the file: what manifests
-// encryption-config --from prints has a placeholder in their place.
-func (d *doctor) localKeys(entries []encryptionEntry) {
+// encryption-config --from prints has a placeholder in their place. It reports whether they are right.
+func (d *doctor) localKeys(entries []encconfig.Entry) bool {
+	before := len(d.found)
 	for _, entry := range entries {
 		for _, p := range entry.Providers {
 			if p.AESGCM != nil {
@@ -201,23 +87,24 @@ func (d *doctor) localKeys(entries []encryptionEntry) {
 			}
 		}
 	}
+	return len(d.found) == before
 }
 
-func (d *doctor) keysOf(p provider, keys []localKey, sizes ...secretSize) {
+func (d *doctor) keysOf(p encconfig.Provider, keys []encconfig.Key, sizes ...encconfig.SecretSize) {
 	const check, copied = "encryption-keys", "copy all keys of that provider from the EncryptionConfiguration that kube-apiserver has now, in the same order"
 	if len(keys) == 0 {
-		d.fail(check, "", "provider "+p.kind()+" has no keys: kube-apiserver refuses the file", copied)
+		d.fail(check, "", "provider "+p.String()+" has no keys: kube-apiserver refuses the file", copied)
 	}
 	for _, key := range keys {
 		if !slices.Contains(sizes, key.Secret) {
 			d.fail(check, "", fmt.Sprintf("provider %s, key %q: its secret is not the base64 of %s bytes: kube-apiserver refuses the file",
-				p.kind(), key.Name, strings.Trim(strings.ReplaceAll(fmt.Sprint(sizes), " ", ", "), "[]")), copied)
+				p.String(), key.Name, strings.Trim(strings.ReplaceAll(fmt.Sprint(sizes), " ", ", "), "[]")), copied)
 		}
 	}
 }
 
 // ours reports whether the provider's endpoint is our socket; links on the way to the folder (/var/run) do not count.
-func (d *doctor) ours(p provider) bool {
+func (d *doctor) ours(p encconfig.Provider) bool {
 	if p.KMS == nil {
 		return false
 	}
@@ -237,7 +124,7 @@ func realPath(path string) string {
 }
 
 // entries checks our provider wherever it is: that it is there, and its fields.
-func (d *doctor) entries(entries []encryptionEntry) {
+func (d *doctor) entries(entries []encconfig.Entry) {
 	var endpoints []string
 	found := false
 	for _, entry := range entries {
@@ -262,7 +149,7 @@ func (d *doctor) entries(entries []encryptionEntry) {
 	d.pass("encryption-endpoint", "", "a kms provider has the endpoint unix://"+d.cfg.Socket.Path)
 }
 
-func (d *doctor) ourProvider(k *kms) {
+func (d *doctor) ourProvider(k *encconfig.KMS) {
 	const check = "encryption-provider"
 	timeout := kmsTimeout
 	if k.Timeout != "" {
@@ -291,8 +178,8 @@ func (d *doctor) ourProvider(k *kms) {
 }
 
 // secretsEntry looks at the first entry that covers Secrets, which is the one that counts.
-func (d *doctor) secretsEntry(entries []encryptionEntry) {
-	at := slices.IndexFunc(entries, func(e encryptionEntry) bool {
+func (d *doctor) secretsEntry(entries []encconfig.Entry) {
+	at := slices.IndexFunc(entries, func(e encconfig.Entry) bool {
 		return slices.ContainsFunc(e.Resources, func(r string) bool { return r == "secrets" || r == "*." || r == "*.*" })
 	})
 	if at < 0 {
@@ -312,13 +199,13 @@ func (d *doctor) secretsEntry(entries []encryptionEntry) {
 }
 
 // order checks the providers of an entry: the first encrypts, the others only read.
-func (d *doctor) order(e encryptionEntry) {
+func (d *doctor) order(e encconfig.Entry) {
 	const check = "encryption-order"
 	ours := slices.IndexFunc(e.Providers, d.ours)
-	identity := slices.IndexFunc(e.Providers, func(p provider) bool { return p.Identity != nil })
+	identity := slices.IndexFunc(e.Providers, func(p encconfig.Provider) bool { return p.Identity != nil })
 	switch {
 	case ours < 0:
-		if slices.ContainsFunc(e.Providers, func(p provider) bool { return p.KMS != nil }) {
+		if slices.ContainsFunc(e.Providers, func(p encconfig.Provider) bool { return p.KMS != nil }) {
 			return // the check of the endpoint says so
 		}
 		d.fail(check, "", "secrets are covered by an entry without this plugin", "add the kms provider to that entry, as its first")
@@ -326,12 +213,12 @@ func (d *doctor) order(e encryptionEntry) {
 		d.fail(check, "", "this plugin encrypts secrets already: an API server that does not have it in its list yet cannot read them",
 			"at step 1 the provider that was there before comes first: hsm-kms manifests encryption-config with --plaintext or --from prints it")
 	case d.Step == 1 && (identity == 0 || identity == len(e.Providers)-1 || identity < 0):
-		d.pass(check, "", fmt.Sprintf("step 1: %s still writes secrets, and this plugin reads; go on when every kube-apiserver has such a list", e.Providers[0].kind()))
+		d.pass(check, "", fmt.Sprintf("step 1: %s still writes secrets, and this plugin reads; go on when every kube-apiserver has such a list", e.Providers[0].String()))
 	case identity == 0:
 		d.fail(check, "", "identity is the first provider for secrets: they are stored in plain text",
 			"put the kms provider first, and identity last; at step 1 of a migration identity first is right: add --step 1")
 	case ours > 0:
-		d.warn(check, "", fmt.Sprintf("the first provider for secrets is %s: it encrypts, and this plugin only reads", e.Providers[0].kind()),
+		d.warn(check, "", fmt.Sprintf("the first provider for secrets is %s: it encrypts, and this plugin only reads", e.Providers[0].String()),
 			"put this plugin first once every kube-apiserver has it in its list; at step 1 of a migration this is right: add --step 1")
 	case identity >= 0 && identity < len(e.Providers)-1:
 		d.fail(check, "", "identity is not the last provider for secrets: what stands after it is never asked", "move identity to the end")

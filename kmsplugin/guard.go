@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
 	kmsapi "k8s.io/kms/apis/v2"
 
@@ -29,36 +28,39 @@ type guard struct {
 	logger   *slog.Logger
 	slots    *slots // one for each Encrypt and Decrypt at work
 	failures *failures
+	panicked error // the answer to a request that ran into a bug
 }
 
 func newGuard(s *service, o *Options) *guard {
 	return &guard{service: s, recorder: o.Recorder, metrics: o.Metrics, logger: o.Logger,
-		slots: newSlots(o.MaxInFlight), failures: newFailures(o.Logger)}
+		slots: newSlots(o.MaxInFlight), failures: newFailures(o.Logger), panicked: problem.Of(problem.ErrPanic).Error()}
 }
 
-// interceptors are what requests go through. Recovery comes twice: a handler that panics is recorded like any other
-// failure, and a recorder that panics does not take the process along.
-func (g *guard) interceptors() grpc.ServerOption {
-	toCause := recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(g.recovered))
-	toAnswer := recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(func(p any) error {
-		return problem.Of(g.recovered(p)).Error()
-	}))
-	return grpc.ChainUnaryInterceptor(toAnswer, g.serve, toCause)
-}
-
-// recovered logs a panic with its stack. Its value is logged only if it is the runtime's own (an index out of range), and
-// else its type: what a panic carries may be data.
-func (g *guard) recovered(p any) error {
+// recovered ends a panic: it logs it with its stack, and sets *err to answer. Defer it. The value is logged only if it is
+// the runtime's own (an index out of range), and else its type: what a panic carries may be data.
+func (g *guard) recovered(err *error, answer error) {
+	p := recover()
+	if p == nil {
+		return
+	}
 	value := fmt.Sprintf("%T", p)
 	if err, ok := p.(runtime.Error); ok {
 		value = err.Error()
 	}
 	g.logger.Error("panic while serving a request; the process goes on", "panic", value, "stack", string(debug.Stack()),
 		"hint", problem.Of(problem.ErrPanic).Hint)
-	return problem.ErrPanic
+	*err = answer
 }
 
-func (g *guard) serve(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+// call runs the handler. One that panics is recorded like any other failure.
+func (g *guard) call(ctx context.Context, req any, handler grpc.UnaryHandler) (answer any, err error) {
+	defer g.recovered(&err, problem.ErrPanic)
+	return handler(ctx, req)
+}
+
+// serve answers every request that can be read. A recorder that panics does not take the process along.
+func (g *guard) serve(ctx context.Context, req any, handler grpc.UnaryHandler) (answer any, err error) {
+	defer g.recovered(&err, g.panicked)
 	start := time.Now()
 	op := Operation{Time: start}
 	switch req := req.(type) {
@@ -67,7 +69,7 @@ func (g *guard) serve(ctx context.Context, req any, _ *grpc.UnaryServerInfo, han
 	case *kmsapi.DecryptRequest:
 		op.Operation, op.RequestUID, op.KeyID = OperationDecrypt, req.Uid, req.KeyId
 	default: // Status: of no limit, so that nothing starves it, and of no record
-		answer, err := handler(ctx, req)
+		answer, err = g.call(ctx, req, handler)
 		class := problem.Of(err)
 		g.metrics.Answered(OperationStatus, class.Code, time.Since(start))
 		if err != nil {
@@ -75,7 +77,7 @@ func (g *guard) serve(ctx context.Context, req any, _ *grpc.UnaryServerInfo, han
 		}
 		return answer, nil
 	}
-	answer, err := g.admitted(ctx, req, handler)
+	answer, err = g.admitted(ctx, req, handler)
 	if err != nil {
 		answer = nil // it holds a nil pointer of the answer's type
 	}
@@ -98,7 +100,7 @@ func (g *guard) admitted(ctx context.Context, req any, handler grpc.UnaryHandler
 		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
 		defer cancel()
 	}
-	return handler(ctx, req)
+	return g.call(ctx, req, handler)
 }
 
 // settle records the outcome and makes the answer. A DEK whose record had to be kept and was not stays here.

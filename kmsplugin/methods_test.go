@@ -89,7 +89,7 @@ func TestUnreadableWhileTheRecorderFails(t *testing.T) {
 	t.Parallel()
 	for text, recorder := range map[string]Recorder{
 		problem.ErrRecord.Error(): &records{err: errors.New("full")},
-		"panic while serving":     panics{},
+		"panic while serving":     panicking{},
 	} {
 		ring, _ := newRing(t)
 		logs := &logBuffer{}
@@ -104,10 +104,6 @@ func TestUnreadableWhileTheRecorderFails(t *testing.T) {
 		}
 	}
 }
-
-type panics struct{}
-
-func (panics) Record(context.Context, Operation) error { panic("recorder") }
 
 // A request that its peer takes back before it has sent it asked for nothing.
 func TestTakenBackBeforeItIsRead(t *testing.T) {

@@ -127,7 +127,6 @@ func (p *Plugin) newServer() *grpc.Server {
 			Logger:  p.options.Logger,
 			Refused: p.options.Metrics.PeerRefused,
 		})),
-		p.guard.interceptors(),
 		grpc.UnknownServiceHandler(p.guard.unknown),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"github.com/hsm-kms/hsm-kms/kmsplugin/limits"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
 )
@@ -26,14 +27,14 @@ type guard struct {
 	recorder Recorder
 	metrics  Metrics
 	logger   *slog.Logger
-	slots    *slots // one for each Encrypt and Decrypt at work
+	slots    *limits.Slots // one for each Encrypt and Decrypt at work
 	failures *failures
 	panicked error // the answer to a request that ran into a bug
 }
 
 func newGuard(s *service, o *Options) *guard {
 	return &guard{service: s, recorder: o.Recorder, metrics: o.Metrics, logger: o.Logger,
-		slots: newSlots(o.MaxInFlight), failures: newFailures(o.Logger), panicked: problem.Of(problem.ErrPanic).Error()}
+		slots: limits.NewSlots(o.MaxInFlight), failures: newFailures(o.Logger), panicked: problem.Of(problem.ErrPanic).Error()}
 }
 
 // recovered ends a panic: it logs it with its stack, and sets *err to answer. Defer it. The value is logged only if it is
@@ -88,13 +89,13 @@ func (g *guard) serve(ctx context.Context, req any, handler grpc.UnaryHandler) (
 // admitted runs the handler if there is room, and within a deadline.
 func (g *guard) admitted(ctx context.Context, req any, handler grpc.UnaryHandler) (any, error) {
 	connection := peers.Connection(ctx)
-	if !g.slots.take(connection) {
+	if !g.slots.Take(connection) {
 		if req, ok := req.(*kmsapi.EncryptRequest); ok {
 			clear(req.Plaintext) // the handler, which does it else, does not run
 		}
 		return nil, problem.ErrTooMany
 	}
-	defer g.slots.give(connection)
+	defer g.slots.Give(connection)
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)

@@ -20,7 +20,7 @@ const stuckAfter = time.Minute
 // end, and for nobody else: an HSM that is down or hangs is no reason, since a new process would meet it too. It takes
 // microseconds. An error is logged once.
 func (p *Plugin) Live() error {
-	err := errors.Join(p.health.Turning(), p.live.moving(p.guard.slots.full(), time.Now()))
+	err := errors.Join(p.health.Turning(), p.live.moving(p.guard.slots.Full(), time.Now()))
 	p.live.say(err, func() {
 		p.options.Logger.Error("the process is stuck, and says so to its supervisor", "error", err, "hint", hint.Of(err))
 	})

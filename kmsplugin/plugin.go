@@ -6,8 +6,8 @@ import (
 	"os"
 	"time"
 
-	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/limits"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
 )
@@ -33,7 +33,7 @@ type Options struct {
 	Metrics  Metrics  // nil: none
 
 	MaxInFlight int           // Encrypt and Decrypt of one connection at work at once, and twice as many of all; default 256
-	Conns       conns.Config  // bounds on connections; its Dropped is not used
+	Conns       limits.Config // bounds on connections; its Dropped is not used
 	DrainLimit  time.Duration // how long requests in flight may take after the end; default 10s
 }
 

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/hsm-kms/hsm-kms/internal/throttle"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/limits"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/peers"
 )
 
@@ -54,8 +54,8 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	server := p.newServer()
 	bounds := p.options.Conns
 	bounds.Dropped = p.dropped()
-	limited := conns.Limit(lis, bounds)
-	p.guard.slots.connections = func() int { s := limited.Stats(); return s.Open - s.Unfinished }
+	limited := limits.Limit(lis, bounds)
+	p.guard.slots.Share(func() int { s := limited.Stats(); return s.Open - s.Unfinished })
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(limited) }()
 	p.notify.Ready()
@@ -73,12 +73,12 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 }
 
 // dropped counts each connection that had to go, and logs those that had come to ask, with pauses.
-func (p *Plugin) dropped() func(net.Conn, conns.Reason) {
+func (p *Plugin) dropped() func(net.Conn, limits.Reason) {
 	pace := &throttle.Throttle{Interval: dropLogInterval, Longest: dropLogLongest}
 	var mu sync.Mutex
-	return func(c net.Conn, why conns.Reason) {
+	return func(c net.Conn, why limits.Reason) {
 		p.options.Metrics.ConnectionDropped()
-		if why == conns.Unfinished {
+		if why == limits.Unfinished {
 			return
 		}
 		mu.Lock()

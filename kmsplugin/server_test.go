@@ -16,7 +16,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/conns"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/limits"
 )
 
 func TestPanicIsInternalAndTheProcessLives(t *testing.T) {
@@ -157,8 +157,8 @@ func TestSlotsAreShared(t *testing.T) {
 	}
 	release()
 	wg.Wait()
-	if n := len(p.guard.slots.held); n != 0 || p.guard.slots.taken != 0 {
-		t.Errorf("%d slots of %d connections were not given back", p.guard.slots.taken, n)
+	if slots, connections := p.guard.slots.Taken(); slots != 0 || connections != 0 {
+		t.Errorf("%d slots of %d connections were not given back", slots, connections)
 	}
 }
 
@@ -232,7 +232,7 @@ func TestFloodOfConnections(t *testing.T) {
 	t.Parallel()
 	ring, _ := newRing(t)
 	rec := &records{}
-	p := run(t, Options{Ring: ring, Metrics: rec, Conns: conns.Config{Unfinished: 8, Total: 32}})
+	p := run(t, Options{Ring: ring, Metrics: rec, Conns: limits.Config{Unfinished: 8, Total: 32}})
 	established := client(t, p.path)
 	if _, err := established.Status(t.Context(), &kmsapi.StatusRequest{}); err != nil {
 		t.Fatal(err)

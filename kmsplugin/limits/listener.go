@@ -1,5 +1,6 @@
-// Package conns bounds the connections of a listener, and what their half-sent requests hold. It depends on
-// nothing of the plugin. A listener and its connections are safe for concurrent use; the listener's lock is taken before a connection's.
+// Package limits bounds what others can take of the plugin: connections, what their half-sent requests hold, and requests at
+// work (Slots). It depends on nothing of the plugin. A listener, its connections and Slots are safe for concurrent use; the
+// listener's lock is taken before a connection's.
 //
 // Who can connect can open connections and say nothing, or begin requests and not end them. When there are too many
 // connections, one goes: the oldest that has not finished the HTTP/2 preface (24 bytes of magic and the first SETTINGS
@@ -7,7 +8,7 @@
 // an open request for longest; else one whose request has been half-sent for ten seconds. Only when every connection waits
 // for an answer does the newcomer go. When half-sent requests hold too much, one of those connections goes that hold more
 // than their share: the one whose request has been half-sent for longest.
-package conns
+package limits
 
 import (
 	"container/list"

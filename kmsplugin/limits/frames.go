@@ -1,4 +1,4 @@
-package conns
+package limits
 
 // HTTP/2 as far as it is needed to know which requests are open (RFC 9113, sections 3.4, 4.1 and 6).
 const (

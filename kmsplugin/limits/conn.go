@@ -1,4 +1,4 @@
-package conns
+package limits
 
 import (
 	"container/list"

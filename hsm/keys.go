@@ -13,6 +13,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/internal/growmap"
 )
 
 // maxRingKeys bounds the objects of one label that are looked at.
@@ -21,18 +22,19 @@ const maxRingKeys = 4096
 // keyReader reads the ring: on one session, and on more at once where it has them. A session on which something failed is
 // replaced, because a failed operation may leave it unusable.
 type keyReader struct {
-	api      p11.API
-	slot     uint
-	session  p11.Session
-	beside   []p11.Session               // more of them; the caller's when the reading has ended
-	room     int                         // how many more may be opened
-	open     func() (p11.Session, error) // opens one of these
-	ring     string
-	profile  envelope.Profile
-	lenient  bool    // an object that does not say what it is is refused; an act on the token must know of each
-	known    *table  // an earlier connection's; nil: there was none
-	allow    bool    // imported keys
-	nonces   *nonces // nil: not counted
+	api     p11.API
+	slot    uint
+	session p11.Session
+	beside  []p11.Session               // more of them; the caller's when the reading has ended
+	room    int                         // how many more may be opened
+	open    func() (p11.Session, error) // opens one of these
+	ring    string
+	profile envelope.Profile
+	lenient bool   // an object that does not say what it is is refused; an act on the token must know of each
+	known   *table // an earlier connection's; nil: there was none
+	allow   bool   // imported keys
+
+	nonces   *growmap.Counts[envelope.KeyID] // nil: not counted
 	own      *ownNonces
 	leftOpen bool // a session was left open
 }

@@ -23,7 +23,7 @@ type operation struct {
 
 // EncryptGCM implements envelope.Token.
 func (t *Token) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
-	t.nonces.used(id)
+	t.nonces.Add(id)
 	return t.operate(ctx, id, operation{name: "C_Encrypt", in: [3][]byte{associated, plaintext}, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
 		return api.EncryptGCM(until, s, key, nonce[:], associated, plaintext)
 	}})

@@ -8,6 +8,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/noncememory"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/internal/growmap"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -16,7 +17,7 @@ type ownNonces struct {
 	token    string
 	appended bool // 16 bytes after the tag; otherwise 12 where the caller's IV is
 	memory   *noncememory.Memory
-	counts   *nonces
+	counts   *growmap.Counts[envelope.KeyID]
 }
 
 func (o *ownNonces) size() int {
@@ -68,7 +69,7 @@ func (t *Token) EncryptOwnNonce(ctx context.Context, id envelope.KeyID, associat
 	if err := t.own.memory.Check(t.cfg.Name, id.Fingerprint); err != nil {
 		return nil, nil, err
 	}
-	t.nonces.used(id)
+	t.nonces.Add(id)
 	bound := associated(t.own.size())
 	out, err := t.operate(ctx, id, operation{name: "C_Encrypt", in: [3][]byte{bound, plaintext}, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
 		return t.own.encrypt(api, until, s, key, bound, plaintext)
@@ -84,7 +85,7 @@ func (r *keyReader) sealOwn(s p11.Session, held *heldKey, associated func(int) [
 	if err := r.own.memory.Check(r.own.token, held.key.ID.Fingerprint); err != nil {
 		return nil, nil, err
 	}
-	r.own.counts.used(held.key.ID)
+	r.own.counts.Add(held.key.ID)
 	out, err := r.own.encrypt(r.api, time.Time{}, s, held.handle, associated(r.own.size()), plaintext)
 	if err != nil {
 		return nil, nil, err

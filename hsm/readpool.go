@@ -232,7 +232,7 @@ type sessionToken struct {
 // EncryptGCM implements envelope.Token.
 func (t *sessionToken) EncryptGCM(_ context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) (out []byte, err error) {
 	r := t.pool.r
-	r.nonces.used(id)
+	r.nonces.Add(id)
 	err = t.pool.on(func(s *readSession) error {
 		out, err = r.api.EncryptGCM(time.Time{}, s.Session, t.held.handle, nonce[:], associated, plaintext)
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
 	"github.com/hsm-kms/hsm-kms/hsm/pinfile"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
+	"github.com/hsm-kms/hsm-kms/internal/growmap"
 )
 
 // TokenConfig is one token of the configuration. At least one of Label, Serial and Slot is given; the token must fit all
@@ -93,13 +94,15 @@ type Token struct {
 	alone   chan struct{} // holds one value while an operation takes all permits
 	deadly  *deadly
 	waiting atomic.Int32 // callers waiting for a permit
-	nonces  nonces
-	own     *ownNonces
-	rate    failureRate
-	admin   chan struct{} // holds one value while the admin session is in use
-	lastOK  atomic.Int64  // unix nanoseconds of the last call that succeeded
-	wake    chan struct{} // tells the supervisor that something was suspected
-	tried   chan struct{} // closed after the first attempt to connect
+	// nonces are the random nonces that this process has used with each key: requests, probes and self-tests alike, since the
+	// bound on them (NIST SP 800-38D section 8.3: 2^32 for one key) knows no difference.
+	nonces growmap.Counts[envelope.KeyID]
+	own    *ownNonces
+	rate   failureRate
+	admin  chan struct{} // holds one value while the admin session is in use
+	lastOK atomic.Int64  // unix nanoseconds of the last call that succeeded
+	wake   chan struct{} // tells the supervisor that something was suspected
+	tried  chan struct{} // closed after the first attempt to connect
 
 	mu        sync.Mutex
 	gen       *generation                  // nil: not connected
@@ -295,3 +298,6 @@ func (t *Token) tooManyHang(gen *generation, forgiven int) bool {
 	// Forgiven or not, when every session hangs there is none to work with.
 	return hanging >= min(max(1, t.cfg.MaxSessions/2)+forgiven, t.cfg.MaxSessions) || t.lastOK.Load() < since.UnixNano()
 }
+
+// Nonces is how many random nonces this process has used with each key on this token. It asks nobody.
+func (t *Token) Nonces() map[envelope.KeyID]uint64 { return t.nonces.All() }

@@ -1,14 +1,12 @@
 package metrics
 
 import (
-	"maps"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/growmap"
 )
 
 // maxCallSeries bounds the label sets of HSM calls. A module chooses its result codes (vendors have 2^31 of
@@ -22,19 +20,16 @@ type callSeries struct {
 	took  prometheus.Observer
 }
 
-// calls counts HSM calls. The series in use are in a map that is replaced, never changed: to look one up takes
-// no lock and, unlike sync.Map with its interface keys, no allocation.
+// calls counts HSM calls.
 type calls struct {
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
-	known    atomic.Pointer[map[callKey]callSeries]
-	mu       sync.Mutex // for adding to known
+	known    growmap.Map[callKey, callSeries]
 }
 
 func (c *calls) register(r prometheus.Registerer) {
 	c.total = counterVec("hsm_calls_total", "PKCS#11 calls by token, function and result (a CKR name, or abandoned).", "token", "function", "result")
 	c.duration = histogramVec("hsm_call_duration_seconds", "How long PKCS#11 calls took, by token and function.", "token", "function")
-	c.known.Store(&map[callKey]callSeries{})
 	r.MustRegister(c.total, c.duration)
 }
 
@@ -43,7 +38,7 @@ var _ envelope.Observer = (*Metrics)(nil)
 // HSMCall implements envelope.Observer.
 func (m *Metrics) HSMCall(token, function, result string, took time.Duration) {
 	key := callKey{token, function, result}
-	s, ok := (*m.calls.known.Load())[key]
+	s, ok := m.calls.known.Load(key)
 	if !ok {
 		s = m.calls.add(key)
 	}
@@ -53,26 +48,18 @@ func (m *Metrics) HSMCall(token, function, result string, took time.Duration) {
 
 // add makes the series of key, or that of "other" when there are too many.
 func (c *calls) add(key callKey) callSeries {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	known := *c.known.Load()
-	if s, ok := known[key]; ok {
-		return s // added by another goroutine meanwhile
-	}
-	if len(known) >= maxCallSeries {
-		key.result = "other"
-		if s, ok := known[key]; ok {
-			return s
+	series := func() callSeries {
+		return callSeries{
+			count: c.total.WithLabelValues(key.token, key.function, key.result),
+			took:  c.duration.WithLabelValues(key.token, key.function),
 		}
 	}
-	s := callSeries{
-		count: c.total.WithLabelValues(key.token, key.function, key.result),
-		took:  c.duration.WithLabelValues(key.token, key.function),
+	if s, ok := c.known.Add(key, maxCallSeries, series); ok {
+		return s
 	}
-	if len(known) < 2*maxCallSeries { // tokens and functions are few: "other" cannot reach it
-		known = maps.Clone(known)
-		known[key] = s
-		c.known.Store(&known)
+	key.result = "other"
+	if s, ok := c.known.Add(key, 2*maxCallSeries, series); ok { // tokens and functions are few
+		return s
 	}
-	return s
+	return series()
 }

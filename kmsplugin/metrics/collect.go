@@ -104,7 +104,7 @@ func (m *Metrics) ObserveRing(view func() envelope.View) {
 			}
 		}
 		for id := range tally.served {
-			sendCounter(ch, sealed, m.seals.of(id), id)
+			sendCounter(ch, sealed, float64(m.seals.Of(id)), id)
 		}
 	}
 	m.registry.MustRegister(c)

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/growmap"
 )
 
 const namespace = "hsm_kms"
@@ -24,7 +25,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	calls    calls
 	requests requests
-	seals    seals
+	seals    growmap.Counts[string] // successful Encrypts by key_id; only keys that were current get in
 	view     atomic.Pointer[func() envelope.View]
 }
 

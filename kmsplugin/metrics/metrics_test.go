@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/growmap"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
 
@@ -218,10 +219,10 @@ func TestResultsOfAModuleAreBounded(t *testing.T) {
 		t.Errorf("%d series", n)
 	}
 	want(t, m, map[string]float64{"hsm_calls_total{C_Encrypt,other,a}": 4 * maxCallSeries, "hsm_call_duration_seconds{C_Encrypt,a}": 8 * maxCallSeries})
-	for i := range 2 * maxSeals {
+	for i := range 2 * growmap.MaxCounts {
 		m.KeyUsed("Encrypt", fmt.Sprint(i), codes.OK)
 	}
-	if n := len(*m.seals.known.Load()); n != maxSeals {
+	if n := len(m.seals.All()); n != growmap.MaxCounts {
 		t.Errorf("%d keys", n)
 	}
 }

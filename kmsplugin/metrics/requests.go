@@ -1,9 +1,6 @@
 package metrics
 
 import (
-	"maps"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,7 +95,7 @@ func (m *Metrics) Answered(name string, code codes.Code, took time.Duration) {
 func (m *Metrics) KeyUsed(name, keyID string, code codes.Code) {
 	switch {
 	case name == encrypt && code == codes.OK:
-		m.seals.add(keyID)
+		m.seals.Add(keyID)
 	case name == decrypt && code == codes.NotFound:
 		if m.isRefused(keyID) {
 			m.requests.refusedKeys.Inc()
@@ -142,48 +139,3 @@ func (m *Metrics) PeerRefused() { m.requests.refusedPeers.Inc() }
 
 // ConnectionDropped counts a connection that had to go because there were too many.
 func (m *Metrics) ConnectionDropped() { m.requests.dropped.Inc() }
-
-// maxSeals bounds the keys that seals holds. Only keys of the ring that were current get in, so it is reached
-// by nothing but a mistake.
-const maxSeals = 1024
-
-// seals counts successful Encrypts by key_id, in a map that is replaced and never changed.
-type seals struct {
-	known atomic.Pointer[map[string]*atomic.Uint64]
-	mu    sync.Mutex // for adding to known
-}
-
-func (s *seals) add(keyID string) {
-	if known := s.known.Load(); known != nil {
-		if n, ok := (*known)[keyID]; ok {
-			n.Add(1)
-			return
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := map[string]*atomic.Uint64{}
-	if known := s.known.Load(); known != nil {
-		next = maps.Clone(*known)
-	}
-	n := next[keyID]
-	if n == nil {
-		if len(next) >= maxSeals {
-			return
-		}
-		n = new(atomic.Uint64)
-		next[keyID] = n
-		s.known.Store(&next)
-	}
-	n.Add(1)
-}
-
-// of tells how often the key has sealed.
-func (s *seals) of(keyID string) float64 {
-	if known := s.known.Load(); known != nil {
-		if n, ok := (*known)[keyID]; ok {
-			return float64(n.Load())
-		}
-	}
-	return 0
-}

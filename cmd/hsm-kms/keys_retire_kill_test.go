@@ -118,7 +118,7 @@ func (r *retireRig) killIn(token *rigToken) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], append(r.args(), "--config", r.configPath())...) //nolint:gosec // ourselves, as hsm-kms
 	cmd.Args[0] = "hsm-kms"
-	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"))
+	cmd.Env = append(os.Environ(), "TRANSCRIPT="+filepath.Join(r.dir, "transcript"), "GORACE=atexit_sleep_ms=0")
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	r.must(cmd.Start())

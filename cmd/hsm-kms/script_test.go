@@ -86,7 +86,6 @@ func TestScripts(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
-	testworker.Main()
 	testscript.Main(tests{m}, map[string]func(){"hsm-kms": transcribed, "plant": plant})
 }
 

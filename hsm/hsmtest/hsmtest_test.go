@@ -15,7 +15,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testworker.Main()
 	hsmtest.Main(runner{m})
 }
 

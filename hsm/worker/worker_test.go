@@ -27,7 +27,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testworker.Main()
 	if module := os.Getenv(starterMark); module != "" {
 		starter(module)
 	}

@@ -1,46 +1,30 @@
 // Package testworker makes a test binary the worker of the tokens that its own tests use, and has a data race in a worker fail
-// the tests: the race detector's report would otherwise be a line of the module's output in some log. Only that belongs here.
+// the tests: the race detector's report would otherwise be a line of the module's output in some log. It depends on
+// hsm/worker. To import it is enough to be a worker; what a worker reports needs
 //
-//	func TestMain(m *testing.M) {
-//		testworker.Main()
-//		os.Exit(testworker.Run(m))
-//	}
+//	func TestMain(m *testing.M) { os.Exit(testworker.Run(m)) }
+//
+// A worker begins when this package is initialised, and not in TestMain: the packages that only the tests need take longer
+// to be initialised than a worker takes to start.
 package testworker
 
 import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
 
-// Reports is the environment variable with the folder for the reports of workers. The name is one that every worker gets. A
-// test that gives a process an environment of its own passes it on.
+// Reports is the environment variable with the folder for the reports of workers (race.c). The name is one that every worker
+// gets. A test that gives a process an environment of its own passes it on.
 const Reports = "PKCS11_TEST_RACES"
 
-// Main is a worker, and does not return, if this process was started as one.
-func Main() {
-	if !worker.Asked(os.Args) {
-		return
-	}
-	if err := reportTo(os.Getenv(Reports)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+func init() {
+	if worker.Asked(os.Args) {
+		fmt.Fprintln(os.Stderr, worker.Main())
 		os.Exit(2)
 	}
-	fmt.Fprintln(os.Stderr, worker.Main())
-	os.Exit(2)
-}
-
-// reportTo has the race detector write its reports to files in the folder. It reads its options when a process starts, and
-// a worker does not get those of the program: so the process is started again in its place.
-func reportTo(folder string) error {
-	if !raceEnabled || folder == "" || os.Getenv("GORACE") != "" {
-		return nil
-	}
-	options := "GORACE=atexit_sleep_ms=0 log_path=" + filepath.Join(folder, "race")
-	return fmt.Errorf("starting a worker again: %w", syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), options)))
 }
 
 // Run runs the tests and returns the exit code of the test binary: that of the tests, or 66, the race detector's, if a worker

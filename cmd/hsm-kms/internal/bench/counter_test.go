@@ -14,7 +14,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testworker.Main()
 	os.Exit(testworker.Run(m))
 }
 

@@ -2,4 +2,6 @@
 
 package testworker
 
+import "C" // race.c
+
 const raceEnabled = true

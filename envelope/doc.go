@@ -17,4 +17,6 @@
 // The package owns the interface that a token must satisfy ([Token]), the errors that the whole program
 // speaks ([ErrUnavailable] and its like), and the observer through which HSM calls are counted
 // ([Observer]). It knows no cgo, no gRPC and no logging; a test holds it to that.
+//
+// It depends on the standard library alone. Ring documents its locks; everything else is values and pure functions.
 package envelope

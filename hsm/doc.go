@@ -40,4 +40,10 @@
 // another key; one attempt to connect at a time; a call cannot be cancelled, so it is abandoned with its session, which
 // counts against maxSessions until it returns; a worker is never killed inside C_Login or a call that makes or destroys a
 // key, within connectTimeout; a PIN that was refused is never tried again; one login at a time on a machine.
+//
+// # Concurrency
+//
+// It depends on envelope, worker, guard and what they use. All methods of a Set and a Token may be called from any number of
+// goroutines; Token's fields say which lock guards them. Each token has one supervisor, and what belongs to its attempt needs no
+// lock.
 package hsm

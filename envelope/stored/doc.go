@@ -14,4 +14,6 @@
 //
 // Everything here is a pure function of bytes that somebody else wrote: no input makes it panic, and what it returns
 // shares the input's memory.
+//
+// It depends on protobuf's wire format alone. Functions keep nothing and may be called from any number of goroutines.
 package stored

@@ -6,6 +6,8 @@
 // at least Settle apart; the first made after the key's successor became current; and for every snapshot that no
 // revision in it is under the key. Destruction is forever, so whatever is unclear is a reason against it, and all
 // reasons are told at once.
+//
+// It depends on evidence for the reports. Functions keep nothing and may be called from any number of goroutines.
 package gate
 
 import (

@@ -1,5 +1,6 @@
-// Package manifest turns an object, as the API server serialised it for etcd, into YAML. Only that belongs here; the
-// types it knows are those of k8s.io/api. They are registered when they are needed and not when the program starts.
+// Package manifest turns an object, as the API server serialised it for etcd, into YAML. The
+// types it knows are those of k8s.io/api, on which it depends. They are registered when they are needed and not when the
+// program starts. It keeps nothing else, and may be called from any number of goroutines.
 package manifest
 
 import (

@@ -1,8 +1,8 @@
 // Package modulefile looks at a PKCS#11 module's file before it is loaded. Anyone who can write that file, or swap it by
 // way of a folder or a link on the path to it, runs code in the token's worker process and has the PIN; and a module for another
-// processor fails in the dynamic linker with a message that helps nobody. Loading the module does not belong here.
+// processor fails in the dynamic linker with a message that helps nobody. hsm/p11 loads it.
 //
-// Functions keep nothing and are safe for concurrent use.
+// It depends on ownedfile for who may write where. Functions keep nothing and are safe for concurrent use.
 package modulefile
 
 import (

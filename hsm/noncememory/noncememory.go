@@ -11,6 +11,9 @@
 // A slot is a truncated SHA-256; zeros: empty. Every access holds the lock of the file. A nonce is in the file before
 // anything leaves the process that was sealed under it. It is not synced to the disk: after a power failure of this node
 // the last few may be missing.
+//
+// It depends on envelope for the names of keys, and on filelock, atomicfile and ownedfile. All methods may be called from any
+// number of goroutines.
 package noncememory
 
 import (

@@ -5,6 +5,9 @@
 // API is the seam between the two. Library is the module in this process: only a worker and tests load one. Package
 // worker has the client of a worker process, which is what the program uses. p11test holds every implementation against
 // one contract.
+//
+// It depends on miekg/pkcs11, and on pinfile for PINs. An API may be called from any number of goroutines, one at a time for each
+// session.
 package p11
 
 import (

@@ -1,10 +1,10 @@
 // Package pinfile reads a token's user PIN from a file: the only place a PIN comes from. A PIN that others can read is
 // no PIN, and one that is cut short costs a login attempt of the few a token allows, so a file that is not exactly
-// right is refused before anything reaches the token. What lives here is the file's rules, the PIN type that cannot be
-// printed, and the file's identity; which PIN was refused by which token is remembered elsewhere.
+// right is refused before anything reaches the token. It has the file's rules, a PIN type that cannot be printed, and the
+// file's identity; package guard remembers which PIN was refused by which token.
 //
 // Links are followed, because Kubernetes mounts secrets behind links; the owner, mode and content that count are those
-// of the opened file. Functions are safe for concurrent use and keep nothing: each call reads the file again, so a file
+// of the opened file. The package depends on ownedfile. Functions are safe for concurrent use and keep nothing: each call reads the file again, so a file
 // that was corrected is noticed.
 package pinfile
 

@@ -39,4 +39,9 @@
 // call that makes or destroys a key, because SoftHSM, killed there, leaves an empty token file. The one who ends a worker takes
 // the lock first, and kills while holding it. A call that hangs keeps the lock, so the wait is bounded by ConnectTimeout.
 // The worker begins no such call when the program has ended.
+//
+// # Concurrency
+//
+// It depends on p11 and pinfile, on harden, and on crypto11 where it makes a key. A Client may be called from any number of
+// goroutines, one at a time for each session.
 package worker

@@ -1,9 +1,12 @@
 // Package atomicfile replaces files in one step: a reader finds the old content or the new one, after a crash or a loss
-// of power too. Only that belongs here.
+// of power too.
 //
 // The new content is written to a file beside the old one, flushed to the disk, and renamed; then the folder is flushed.
 // An error before the rename leaves the old file as it was. A process that is killed leaves at most its file beside,
 // which the next write removes.
+//
+// It depends on filelock and ownedfile. Functions keep nothing and may be called from any number of goroutines and processes;
+// of two that write one file, the last wins.
 package atomicfile
 
 import (

@@ -1,8 +1,11 @@
 // Package filelock locks files between processes with flock(2), whose locks end with the process that holds them:
-// SIGKILL leaves none behind. Only that belongs here. What is locked, and how long to wait, is each caller's own.
+// SIGKILL leaves none behind. What is locked, and how long to wait, is each caller's own.
 //
 // The file of a lock is never removed: two processes could then hold "the" lock on two files of one name. One that root
 // makes belongs to the owner of its folder, so that a command run by root does not lock out the plugin's own user.
+//
+// It depends on ownedfile for the owner. Functions may be called from any number of goroutines, and two of them that lock one
+// file exclude each other as two processes do; a Lock belongs to one goroutine at a time.
 package filelock
 
 import (

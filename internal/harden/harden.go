@@ -1,5 +1,7 @@
 // Package harden closes a process's memory to others: no core file, no debugger, no swap. Both the plugin and its workers
 // need that, and an exec undoes it.
+//
+// It depends on no other package. What it does holds for the whole process, so it is called once, at the start.
 package harden
 
 import (

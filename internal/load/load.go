@@ -1,5 +1,7 @@
 // Package load puts a load on something and tells how long each call took: for hsm-kms bench and for the benchmark programs
 // of test, so that both mean the same by clients, rate and quantile.
+//
+// It depends on no other package. A Load starts its own goroutines and waits for them.
 package load
 
 import (

@@ -2,6 +2,8 @@
 // they may be believed, it finds everybody who could change what is at a path, and it gives what root makes to the owner
 // of the folder. What it reports of an open file is what the descriptor says, so nobody can swap the file between look
 // and use. What is good enough is each caller's own rule, and stays with the caller.
+//
+// It depends on hint alone. Functions keep nothing and may be called from any number of goroutines.
 package ownedfile
 
 import (

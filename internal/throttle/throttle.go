@@ -1,5 +1,7 @@
 // Package throttle keeps what others can cause at will (bad requests, refused peers) from filling the log: one line in
 // an interval, with the number of those left out before it.
+//
+// It depends on no other package. All methods may be called from any number of goroutines.
 package throttle
 
 import (

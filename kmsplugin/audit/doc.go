@@ -1,7 +1,6 @@
 // Package audit is the trail of every Encrypt and Decrypt: a file of JSON lines in which each record carries
-// the hash of the one before, so that a change, a removal, an addition or another order shows. Only that
-// belongs here: the format, the one writer of a file, and the check of files. What a request is, and who may
-// ask, is the service's. docs/audit.md says the same for operators, and what it does not protect against.
+// the hash of the one before, so that a change, a removal, an addition or another order shows. It has the
+// format, the one writer of a file, and the check of files. docs/audit.md says the same for operators, and what it does not protect against.
 //
 // A line is one JSON object of at most [maxLine] bytes, with its fields in this order:
 //
@@ -34,4 +33,6 @@
 // newline in front of this one. Lost operations use no sequence numbers.
 //
 // One writer has the file: it holds flock(2) on it. [Verify] sees by that lock that a file is being written.
+//
+// It depends on filelock and ownedfile. Writer documents its lock; Verify and FindKey read files and keep nothing.
 package audit

@@ -5,6 +5,8 @@
 // In short: a good probe is ok and names the current key. When the HSM is away, the key_id proven last stays for
 // WriteContinuation, not ok, so that API servers can keep writing with the DEK seed they have. When the current key is
 // missing or does not open what it sealed, there is no key_id at once.
+//
+// It depends on envelope, on problem for what an error means, and on atomicfile. Health documents its locks.
 package health
 
 import (

@@ -1,5 +1,5 @@
 // Package metrics counts what the plugin does and shows it to Prometheus, and answers the two health checks of
-// a supervisor. Only that belongs here: names, labels, the counting, the HTTP server. What a number means for
+// a supervisor: names, labels, the counting, the HTTP server. What a number means for
 // an operator is in docs/metrics.md, and a test keeps the two together.
 //
 // Every name begins with hsm_kms_. The registry is our own, so that no library adds to it. Labels take values
@@ -8,4 +8,7 @@
 //
 // Files: metrics (the registry), calls (HSM calls), requests (operations, probes, peers), collect (what is
 // asked for at a scrape: ring, tokens, audit trail), http.
+//
+// It depends on envelope, on the audit trail for its numbers and on Prometheus. All methods may be called from any number of
+// goroutines.
 package metrics

@@ -1,9 +1,11 @@
 // Package peers knows which process is at the other end of a connection, from the kernel (SO_PEERCRED, LOCAL_PEERCRED),
-// and admits those that the configuration allows. Only that belongs here. A peer is admitted by its uid, or, with
+// and admits those that the configuration allows. A peer is admitted by its uid, or, with
 // socket.group set, because that group is its primary or one of its supplementary groups at the time it connected. The
 // file's mode and group decide before that who can connect at all.
 //
 // Across user namespaces a peer has the overflow uid (65534), across pid namespaces pid 0: unknown.
+//
+// It depends on gRPC, whose credentials it is. A Policy is not changed; everything may be called from any number of goroutines.
 package peers
 
 import (

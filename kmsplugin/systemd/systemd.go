@@ -1,6 +1,6 @@
-// Package systemd speaks to the service manager: it takes an activated socket over and tells readiness and life. Only
-// that protocol belongs here (sd_listen_fds(3), sd_notify(3)), on top of go-systemd. Without systemd all of it does
-// nothing.
+// Package systemd speaks to the service manager: it takes an activated socket over and tells readiness and life
+// (sd_listen_fds(3), sd_notify(3)). It depends on go-systemd. Without systemd all of it does nothing. A Notifier may be used by
+// any number of goroutines; Listener is called once, before any of them.
 package systemd
 
 import (

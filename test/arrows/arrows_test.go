@@ -1,5 +1,5 @@
-// Package arrows holds the repository to its layout: which package may import which, and which folders there are. Only
-// that belongs here. Tests of a package may import what they like.
+// Package arrows holds the repository to its layout: which package may import which, and which folders there are.
+// Tests of a package may import what they like.
 package arrows
 
 import (

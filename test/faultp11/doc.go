@@ -7,5 +7,5 @@
 // an instance (New, Install), and reads and writes the control file that the module maps too (Control). The two may be
 // in one process or in two: Open opens the control file of a module that another process has loaded.
 //
-// Only what builds, lays out or controls the module lives here. It knows no cgo and no PKCS#11 types.
+// This package builds, lays out and controls the module. It knows no cgo and no PKCS#11 types.
 package faultp11

@@ -6,6 +6,8 @@
 // only as `serve` would make it: under the attempt guard, never when the token says that its PIN is locked or that a wrong
 // one would lock it. Two things are made on this machine, as every command makes them: stateDir when it is missing, and
 // the records of PIN attempts in it.
+//
+// A run is one goroutine; the tokens that it opens have theirs, which end with it.
 package doctor
 
 import (

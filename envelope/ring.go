@@ -36,23 +36,25 @@ type RingConfig struct {
 // is held here is what was last read from them, what this process has proven of it, and the latest key
 // known to have been activated.
 //
-// Concurrency: all methods may be called from any number of goroutines.
+// Concurrency: all methods may be called from any number of goroutines. There are two locks. refreshing is held while tokens
+// are read, so it is waited for with a context; mu is held for an instant, by Advance on the path of every request. Where both
+// are needed refreshing comes first. No call into a token is made with mu, but for Seek, which does not block.
 type Ring struct {
 	cfg    RingConfig
 	tokens Tokens
+	began  time.Time
 
 	refreshing chan struct{} // holds a value during a refresh: one at a time; taken before mu
 	demanded   time.Time     // when an unknown key_id last caused a re-read, guarded by refreshing
 	demandErr  error         // and what came of it
 
-	mu       sync.Mutex
+	mu       sync.Mutex       // guards the fields below
 	read     map[string][]Key // by token, as last read; a token out of reach keeps what it had
 	everRead bool
 	lastRead time.Time
 	versions []Version // served, in order; replaced, never changed in place
 	refused  []Version
 	proven   map[proofKey]proof
-	began    time.Time
 	seen     map[string]time.Time // by token: when it could be reached last
 	floor    KeyID                // the latest that was current or opened under: no older one becomes current
 	used     KeyID                // the latest that did its work as the current key, or opened; floor or older
@@ -169,7 +171,7 @@ func (r *Ring) seek(ctx context.Context, id KeyID) error {
 }
 
 // forgetProofs drops what was proven of keys that the token holds no longer. Another token, out of reach, may still be
-// listed with such a key, and it must not become current on the strength of what is gone.
+// listed with such a key, and it must not become current on the strength of what is gone. r.mu is held.
 func (r *Ring) forgetProofs(token string, keys []Key) {
 	held := make(map[KeyID]bool, len(keys))
 	for _, k := range keys {
@@ -178,7 +180,7 @@ func (r *Ring) forgetProofs(token string, keys []Key) {
 	maps.DeleteFunc(r.proven, func(p proofKey, _ proof) bool { return p.token == token && !held[p.id] })
 }
 
-// merge makes the ring's versions from what each token holds.
+// merge makes the ring's versions from what each token holds. r.mu is held.
 func (r *Ring) merge(members []Token) (served, refused []Version) {
 	byID := map[KeyID]*Version{}
 	for _, token := range members {

@@ -89,7 +89,7 @@ type proofKey struct {
 
 // judge sets what the tokens that can be reached, by their generations, and what was seen of the others say of each
 // version. suspended are the keys that a token cannot use just now, by token. A proof counts for the connection in which it was made. Of a token that is out of reach the last one counts:
-// the wait is for the copy to arrive, and it has arrived.
+// the wait is for the copy to arrive, and it has arrived. r.mu is held.
 func (r *Ring) judge(versions []Version, generations map[string]uint64, suspended map[string]map[KeyID]error, now time.Time) {
 	waits := make([]Wait, 0, len(versions)*len(r.cfg.Tokens))
 	for i := range versions {
@@ -129,7 +129,7 @@ func (r *Ring) judge(versions []Version, generations map[string]uint64, suspende
 	}
 }
 
-// lastSeen is when the token could be reached last, or when the ring was made.
+// lastSeen is when the token could be reached last, or when the ring was made. r.mu is held.
 func (r *Ring) lastSeen(token string) time.Time {
 	if at, ok := r.seen[token]; ok {
 		return at

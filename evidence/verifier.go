@@ -30,7 +30,7 @@ type verifier struct {
 	out    Verification
 	parts  []*part // of the sources that are through
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards the fields below
 	deks map[stored.DEK]*openedDEK
 	part *part // of the try that runs
 }
@@ -283,7 +283,7 @@ func (k *VerifiedKey) add(c *keyCounts, deks map[stored.DEK]bool) {
 	}
 }
 
-// wipe clears the DEKs. No worker runs any more.
+// wipe clears the DEKs. v.mu is held, or no worker runs any more.
 func (v *verifier) wipe() {
 	for _, entry := range v.deks {
 		clear(entry.dek)

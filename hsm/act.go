@@ -28,7 +28,7 @@ const (
 // claim is the right to begin a call that cannot be taken back. A sequence of PKCS#11 calls that was abandoned goes on
 // when its call returns, and must not begin such a call then: its caller has reported that nothing was done.
 type claim struct {
-	mu        sync.Mutex
+	mu        sync.Mutex // guards the fields below
 	abandoned bool
 	begun     bool // such a call was begun
 	inside    bool // and has not returned

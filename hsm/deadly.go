@@ -29,7 +29,7 @@ var errDeadly = errors.New("the PKCS#11 module died of this request twice, and i
 // deadly remembers requests by a digest under a key of this process, so that nothing of a DEK can be found from it.
 type deadly struct {
 	key   [32]byte
-	mu    sync.Mutex
+	mu    sync.Mutex // guards the fields below
 	until map[[sha256.Size]byte]time.Time
 }
 

@@ -16,7 +16,7 @@ const (
 
 // failureRate counts the calls of one window.
 type failureRate struct {
-	mu            sync.Mutex
+	mu            sync.Mutex // guards the fields below
 	began         time.Time
 	calls, failed int
 }

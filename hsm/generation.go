@@ -26,7 +26,7 @@ type generation struct {
 
 	checked map[envelope.KeyID]time.Time // when keys were checked last; Token.mu guards it
 
-	mu          sync.Mutex
+	mu          sync.Mutex    // guards the fields below; Token.mu comes before it
 	using       int           // operations under way
 	unused      chan struct{} // made by end; closed when no operation is under way any more
 	idle        []p11.Session

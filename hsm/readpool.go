@@ -28,7 +28,7 @@ type readPool struct {
 	stop   atomic.Bool // no further work begins, and no session is opened
 	opened int         // by grow, which one goroutine calls
 
-	mu      sync.Mutex
+	mu      sync.Mutex     // guards the fields below
 	open    []*readSession // usable ones: at least one, because the login ends with the last session that closes
 	failed  error          // a session was left open
 	aside   int            // goroutines that open and close sessions

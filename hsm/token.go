@@ -76,6 +76,10 @@ type Config struct {
 
 // Token is one PKCS#11 token as an envelope.Token. Run keeps it connected; operations on a token that is not
 // connected fail with ErrUnavailable, or with what a person must correct.
+//
+// Concurrency: all methods may be called from any number of goroutines. The supervisor is one goroutine, and what belongs to its
+// attempt needs no lock. permits, alone and admin are held while the token is asked, and waited for with a context: alone comes
+// before permits. mu is held for an instant, and comes after them and before generation.mu; no call into the token is made with it.
 type Token struct {
 	cfg    TokenConfig
 	common *Config
@@ -104,7 +108,7 @@ type Token struct {
 	wake   chan struct{} // tells the supervisor that something was suspected
 	tried  chan struct{} // closed after the first attempt to connect
 
-	mu        sync.Mutex
+	mu        sync.Mutex                   // guards the fields below
 	gen       *generation                  // nil: not connected
 	since     time.Time                    // when the last generation was made
 	number    uint64                       // of the last generation
@@ -257,7 +261,7 @@ func (t *Token) settled() bool {
 	return t.gen != nil && len(t.suspects) == 0
 }
 
-// change makes a change of state under the lock and tells all who wait for one.
+// change calls f, which changes the state, with mu held, and tells all who wait for a change.
 func (t *Token) change(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

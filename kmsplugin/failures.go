@@ -33,7 +33,7 @@ type failures struct {
 
 // spell is a time in which requests fail with one code.
 type spell struct {
-	mu          sync.Mutex
+	mu          sync.Mutex // guards the fields below
 	throttle    *throttle.Throttle
 	words       []string // the answers that were said
 	count       int      // 0: there is none

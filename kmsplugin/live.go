@@ -32,10 +32,10 @@ type live struct {
 	Metrics
 	answers atomic.Uint64 // to Encrypt and Decrypt
 
-	mu     sync.Mutex
-	seen   uint64    // answers at the last look
-	free   time.Time // when the slots were last seen to be free, or to become so
-	logged bool      // the error that lasts
+	mu     sync.Mutex // guards the fields below
+	seen   uint64     // answers at the last look
+	free   time.Time  // when the slots were last seen to be free, or to become so
+	logged bool       // the error that lasts
 }
 
 // Answered counts, and passes on.

@@ -51,7 +51,7 @@ type follower struct {
 	ended   chan struct{}      // closed when nothing is received any more
 	moved   chan struct{}      // of size 1: something was received
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below
 	watchers map[int64]*watcher
 	changes  map[string]change
 	held     int
@@ -80,6 +80,7 @@ func follow(ctx context.Context, e *Etcd, ranges []keyRange, all bool) (*followe
 	return f, nil
 }
 
+// begin opens the stream and begins to watch the ranges. f.mu is held, or nobody else has f yet.
 func (f *follower) begin(ctx context.Context, ranges []keyRange) error {
 	stream, err := f.etcd.watch(ctx)
 	if err != nil {
@@ -197,6 +198,7 @@ func (f *follower) take(resp *pb.WatchResponse, begun keyRange) error {
 }
 
 // progress takes etcd's word that it has told all up to a revision. Where every revision shows nobody's word is needed.
+// f.mu is held.
 func (f *follower) progress(resp *pb.WatchResponse, w *watcher) {
 	revision := resp.Header.GetRevision()
 	switch {
@@ -210,6 +212,7 @@ func (f *follower) progress(resp *pb.WatchResponse, w *watcher) {
 	}
 }
 
+// event takes up what etcd tells. f.mu is held.
 func (f *follower) event(w *watcher, event *mvccpb.Event) error {
 	kv := event.GetKv()
 	key, revision := string(kv.GetKey()), kv.GetModRevision()

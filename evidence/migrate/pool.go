@@ -22,11 +22,11 @@ const (
 // pool hands out the API servers in turn. It is used by many goroutines.
 type pool struct {
 	patience time.Duration // how long none may answer
+	members  []member      // as many as there were; mu guards what each has beside its Server
 
-	mu      sync.Mutex // guards all below
-	members []member
-	next    int
-	last    time.Time // when one of them answered
+	mu   sync.Mutex // guards the fields below
+	next int
+	last time.Time // when one of them answered
 }
 
 type member struct {

@@ -25,7 +25,7 @@ const (
 type prover struct {
 	opts *Options
 
-	mu    sync.Mutex      // guards moved
+	mu    sync.Mutex      // guards the fields below
 	moved map[string]bool // keys of etcd that were not under the key and that the proof brought there
 }
 

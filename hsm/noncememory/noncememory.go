@@ -64,8 +64,8 @@ type digest [slotSize]byte
 type Memory struct {
 	path string
 
-	mu      sync.Mutex
-	name    [16]byte // of the file that the rest was read from
+	mu      sync.Mutex // guards the fields below
+	name    [16]byte   // of the file that the rest was read from
 	next    uint64
 	slots   []digest // as in the file; nil: it was not read yet
 	recent  map[digest]struct{}
@@ -96,6 +96,7 @@ func (m *Memory) Check(token string, key [envelope.FingerprintSize]byte) error {
 }
 
 // maySeal is nil where there is no refusal, and room for one: a repeat that could not be noted would be forgotten.
+// m.mu is held.
 func (m *Memory) maySeal(token string, key [envelope.FingerprintSize]byte) error {
 	if _, refused := m.refused[refusalOf(token, key)]; refused {
 		return repeated(token)
@@ -121,7 +122,7 @@ func sum(what string, key, rest []byte) digest {
 	return digest(all[:slotSize])
 }
 
-// use locks the file, reads what is new in it, and has f work on it.
+// use locks the file, reads what is new in it, and calls f with mu held.
 func (m *Memory) use(f func(*os.File) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -177,7 +178,7 @@ func (m *Memory) open() (*os.File, error) {
 	return os.OpenFile(m.path, flags, 0)
 }
 
-// read takes up what the file has, if that is not what was read last.
+// read takes up what the file has, if that is not what was read last. m.mu is held.
 func (m *Memory) read(file *os.File) error {
 	header := make([]byte, noncesAt)
 	if _, err := file.ReadAt(header, 0); err != nil && !errors.Is(err, io.EOF) {
@@ -208,7 +209,7 @@ func (m *Memory) read(file *os.File) error {
 	return nil
 }
 
-// readSlots reads n slots of nonces. After an error the whole file is read again.
+// readSlots reads n slots of nonces. After an error the whole file is read again. m.mu is held.
 func (m *Memory) readSlots(file *os.File, from, n uint64) error {
 	b := make([]byte, n*slotSize)
 	if _, err := file.ReadAt(b, int64(noncesAt+from*slotSize)); err != nil {
@@ -221,7 +222,7 @@ func (m *Memory) readSlots(file *os.File, from, n uint64) error {
 	return nil
 }
 
-// put takes up what a slot has now.
+// put takes up what a slot has now. m.mu is held.
 func (m *Memory) put(slot uint64, d digest) {
 	delete(m.recent, m.slots[slot])
 	m.slots[slot] = d
@@ -240,7 +241,7 @@ func slots(b []byte) map[digest]struct{} {
 	return set
 }
 
-// add writes the nonce to the slot of the oldest.
+// add writes the nonce to the slot of the oldest. m.mu is held.
 func (m *Memory) add(file *os.File, noted digest) error {
 	slot := m.next % Kept
 	if _, err := file.WriteAt(noted[:], int64(noncesAt+slot*slotSize)); err != nil {
@@ -255,7 +256,7 @@ func (m *Memory) add(file *os.File, noted digest) error {
 }
 
 // refuse notes that a token seals no more with a key. It is not forgotten: a full list is one that somebody must look at.
-// maySeal has found room for it.
+// maySeal has found room for it. m.mu is held.
 func (m *Memory) refuse(file *os.File, refusal digest) error {
 	at := int64(headerSize + len(m.refused)*slotSize)
 	if _, err := file.WriteAt(refusal[:], at); err != nil {

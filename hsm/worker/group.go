@@ -7,7 +7,7 @@ import (
 
 // Group is the workers of a program that may end at any moment. The zero Group is ready. Safe for concurrent use.
 type Group struct {
-	mu  sync.Mutex
+	mu  sync.Mutex // guards the fields below
 	all map[*process]struct{}
 }
 

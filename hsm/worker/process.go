@@ -59,7 +59,7 @@ type process struct {
 
 	writing sync.Mutex // held while a request is written to control
 
-	mu       sync.Mutex
+	mu       sync.Mutex           // guards the fields below
 	sequence uint64               // of the last control request
 	asked    map[uint64]*exchange // those that have not been answered
 	gone     bool                 // no more answers come
@@ -67,7 +67,8 @@ type process struct {
 	all      map[*lane]struct{}
 	sessions map[p11.Session]*lane
 	overdue  map[any]time.Time // calls that no one waits for any more, and when they began
-	late     atomic.Int32      // len(overdue)
+
+	late atomic.Int32 // len(overdue)
 
 	ending atomic.Bool   // this program ends it
 	ended  chan struct{} // closed when it has ended

@@ -19,9 +19,9 @@ const growth = 4
 type Throttle struct {
 	Interval, Longest time.Duration
 
-	mu      sync.Mutex
-	passed  time.Time // when the last one passed; zero: begun again
-	seen    time.Time // when the last one was
+	mu      sync.Mutex // guards the fields below
+	passed  time.Time  // when the last one passed; zero: begun again
+	seen    time.Time  // when the last one was
 	pause   time.Duration
 	skipped int
 }

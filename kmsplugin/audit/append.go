@@ -8,7 +8,7 @@ import (
 )
 
 // begin empties the buffer for one line and returns where the line starts: after the newline that a torn line
-// before it may need.
+// before it may need. w.mu is held.
 func (w *Writer) begin() int {
 	w.buf = w.buf[:0]
 	if w.newline {
@@ -18,7 +18,7 @@ func (w *Writer) begin() int {
 }
 
 // write links the line in the buffer to the chain and appends it, by one write(2). On an error the chain
-// stays where it was, and what did get into the file is torn.
+// stays where it was, and what did get into the file is torn. w.mu is held.
 func (w *Writer) write(start int) error {
 	var own digest
 	w.buf, own = link(w.buf, start, w.previous)
@@ -40,7 +40,7 @@ func (w *Writer) write(start int) error {
 	return nil
 }
 
-// tear notes what a failed write left: written begins with a newline if start is 1.
+// tear notes what a failed write left: written begins with a newline if start is 1. w.mu is held.
 func (w *Writer) tear(written []byte, start int) {
 	if len(written) == 0 {
 		return
@@ -59,7 +59,7 @@ func (w *Writer) tear(written []byte, start int) {
 	w.flush.wanted()
 }
 
-// writePending writes the chain's own record that is due, if one is.
+// writePending writes the chain's own record that is due, if one is. w.mu is held.
 func (w *Writer) writePending() error {
 	if w.pending == nil {
 		return nil
@@ -71,6 +71,7 @@ func (w *Writer) writePending() error {
 	return nil
 }
 
+// writeEvent needs the lock: w.mu is held.
 func (w *Writer) writeEvent(e *event) error {
 	e.opens = w.fresh
 	e.torn = w.torn.span()
@@ -80,7 +81,7 @@ func (w *Writer) writeEvent(e *event) error {
 }
 
 // look compares the file with how we left it. Only we append to it, so any other size is news, and is said in
-// the trail: logrotate's copytruncate empties it; nobody should do the rest.
+// the trail: logrotate's copytruncate empties it; nobody should do the rest. w.mu is held.
 func (w *Writer) look() error {
 	var st unix.Stat_t
 	if err := unix.Fstat(w.fd, &st); err != nil {

@@ -109,6 +109,7 @@ func (f *flusher) flush() error {
 }
 
 // again tries what failed before. It looks first, as a record does: what is written to a file that was removed is gone.
+// w.mu is held.
 func (w *Writer) again() error {
 	if err := w.look(); err != nil {
 		return err

@@ -25,7 +25,7 @@ const (
 
 // rotate goes on in a new file; the full one becomes path.N, N the sequence of its last record in twelve
 // digits, so that a shell's glob lists the files in order. That no file can be renamed or made is counted and
-// logged and not an error: the chain goes on in the file that there is. The error is that of a write.
+// logged and not an error: the chain goes on in the file that there is. The error is that of a write. w.mu is held.
 func (w *Writer) rotate() error {
 	if time.Now().Before(w.retry) {
 		return nil
@@ -49,7 +49,7 @@ func (w *Writer) rotate() error {
 	return nil
 }
 
-// nextFile renames the file to older and makes a new one in its place, or leaves all as it was.
+// nextFile renames the file to older and makes a new one in its place, or leaves all as it was. w.mu is held.
 func (w *Writer) nextFile(older string) (*os.File, error) {
 	if _, err := os.Lstat(older); !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("renaming the audit trail: %s exists", older), err)
@@ -71,7 +71,7 @@ func (w *Writer) nextFile(older string) (*os.File, error) {
 }
 
 // adopt goes on in file, which is empty, with first as its first record. The old file is flushed and closed
-// by the flusher, off the path of the request.
+// by the flusher, off the path of the request. w.mu is held.
 func (w *Writer) adopt(file *os.File, first *event) {
 	w.flush.retire(w.file)
 	w.file, w.fd = file, int(file.Fd())
@@ -118,7 +118,7 @@ func (w *Writer) Reopen() error {
 	return w.settle(w.writePending())
 }
 
-// replace makes a new file at the path because the one being written was removed.
+// replace makes a new file at the path because the one being written was removed. w.mu is held.
 func (w *Writer) replace(cause string) error {
 	file, err := w.openEmpty()
 	if err != nil {

@@ -37,7 +37,7 @@ const flushInterval = time.Second
 
 // Writer appends to one trail. All methods may be called from any number of goroutines.
 //
-// Locks: mu is the only one, and guards every field below it and those of the flusher that say so. It is held during write(2),
+// Locks: mu is the only one. It guards those fields of the flusher too that say so. It is held during write(2),
 // so a disk that hangs keeps it; what must not wait for the disk takes it with a context, or reads stats and unseen, which
 // are atomic. fsync(2) runs without it.
 //
@@ -49,7 +49,7 @@ type Writer struct {
 
 	unseen atomic.Uint64 // operations lost without the lock, not yet in pending
 
-	mu       contextLock
+	mu       contextLock // guards the fields below
 	file     *os.File
 	fd       int   // of file: File.Fd costs two system calls each time
 	size     int64 // of the file as we left it: another size means that somebody else changed it
@@ -60,11 +60,11 @@ type Writer struct {
 	fresh    bool       // the file has no good record yet
 	pending  *event     // to be written before anything else; nil: nothing
 	buf      []byte
-	stats    stats
 	flushErr error     // of the last flush
 	retry    time.Time // no rotation before
 	closed   bool
 
+	stats stats
 	flush flusher
 }
 
@@ -110,6 +110,7 @@ func Open(opts Options) (*Writer, error) {
 }
 
 // resume takes the state of the chain from the file, or from the file that was renamed from it.
+// w.mu is held, or nobody else has w yet.
 func (w *Writer) resume() error {
 	t, err := tailOfFile(w.file)
 	if err != nil {
@@ -174,6 +175,7 @@ func (w *Writer) Record(ctx context.Context, r Record) error {
 	return err
 }
 
+// record needs the lock: w.mu is held.
 func (w *Writer) record(r *Record) error {
 	switch {
 	case w.closed:
@@ -200,7 +202,7 @@ func (w *Writer) record(r *Record) error {
 	return w.write(start)
 }
 
-// settle notes the outcome of an attempt to write, and logs it when it is news.
+// settle notes the outcome of an attempt to write, and logs it when it is news. w.mu is held.
 func (w *Writer) settle(err error) error {
 	switch {
 	case err != nil:
@@ -212,7 +214,7 @@ func (w *Writer) settle(err error) error {
 	return err
 }
 
-// fail counts a failure and sees to it that the trail will tell of it.
+// fail counts a failure and sees to it that the trail will tell of it. w.mu is held.
 func (w *Writer) fail(err error) {
 	w.stats.failures.Add(1)
 	if w.closed {
@@ -231,14 +233,14 @@ func (w *Writer) fail(err error) {
 		"hint", cmp.Or(hint.Of(err), "make room on its file system, or see why it cannot be written"))
 }
 
-// pendingRecovery makes sure that the next record is audit.recovered. The first cause is kept.
+// pendingRecovery makes sure that the next record is audit.recovered. The first cause is kept. w.mu is held.
 func (w *Writer) pendingRecovery(cause string) {
 	if w.pending == nil || w.pending.operation != opRecovered {
 		w.pending = &event{operation: opRecovered, cause: cause}
 	}
 }
 
-// noteUnseen has the trail tell of operations that got no record because they could not have the lock.
+// noteUnseen has the trail tell of operations that got no record because they could not have the lock. w.mu is held.
 func (w *Writer) noteUnseen() {
 	if n := w.unseen.Swap(0); n > 0 {
 		w.pendingRecovery(errBusy.Error())

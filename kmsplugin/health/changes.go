@@ -15,9 +15,10 @@ import (
 type changes struct {
 	logger *slog.Logger
 
-	mu   sync.Mutex
-	last string // what reported said last
+	mu   sync.Mutex // guards the fields below
+	last string     // what reported said last
 
+	// Of the goroutine that probes, and unwritten of the one that keeps.
 	versions   map[string]string // by key_id: the state last logged
 	duplicated string            // what duplicates said last
 	missing    []string          // the tokens that missingOn named last

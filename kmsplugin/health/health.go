@@ -62,6 +62,9 @@ type Config struct {
 
 // Health is the probe and its latest result. Run is called once; the other methods may be called from any number of
 // goroutines, before, during and after it, and never wait.
+//
+// There is no lock: what Report needs is in latest and pending, which are replaced and never changed. schedule and log belong to
+// Run, but for what changes says of itself; proven goes from Run to the goroutine that writes proven.json.
 type Health struct {
 	cfg      Config
 	latest   atomic.Pointer[result]

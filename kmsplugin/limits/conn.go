@@ -29,7 +29,7 @@ type conn struct {
 	in, out  frames // each its reader's or writer's own
 	finished bool   // the preface is complete; the reader's own
 
-	mu       sync.Mutex
+	mu       sync.Mutex         // guards the fields below
 	requests map[uint32]request // open, by stream
 	idle     time.Time          // since when no request has been open
 	held     int64              // cost of those that have not been sent to their end
@@ -69,7 +69,7 @@ func (c *conn) note(b []byte) {
 	}
 }
 
-// received notes a frame of the peer. Call it with the lock.
+// received notes a frame of the peer. c.mu is held.
 func (c *conn) received(f frame) {
 	r, open := c.requests[f.stream]
 	switch {
@@ -108,7 +108,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// ended forgets a request. Call it with the lock.
+// ended forgets a request. c.mu is held.
 func (c *conn) ended(stream uint32) {
 	r, open := c.requests[stream]
 	if !open {
@@ -121,7 +121,7 @@ func (c *conn) ended(stream uint32) {
 	}
 }
 
-// hold changes what is held. Call it with the lock.
+// hold changes what is held. c.mu is held.
 func (c *conn) hold(cost int64) {
 	if c.gone {
 		return

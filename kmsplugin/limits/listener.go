@@ -55,7 +55,7 @@ type Listener struct {
 	cfg  Config
 	held atomic.Int64 // the sum of what the connections hold
 
-	mu         sync.Mutex // before a connection's
+	mu         sync.Mutex // guards the fields below; a connection's comes after it
 	open       map[*conn]struct{}
 	unfinished *list.List // of *conn, oldest first
 	dropped    uint64
@@ -120,7 +120,7 @@ func (l *Listener) admit(c *conn) (victim *conn, why Reason) {
 	return victim, why
 }
 
-// victim is the connection that has to go for newcomer. Call it with the lock.
+// victim is the connection that has to go for newcomer. l.mu is held.
 func (l *Listener) victim(newcomer *conn) (*conn, Reason) {
 	if oldest := l.unfinished.Front(); oldest != nil {
 		return oldest.Value.(*conn), Unfinished
@@ -182,6 +182,7 @@ func (l *Listener) finish(c *conn) {
 	l.forgetPlace(c)
 }
 
+// forgetPlace takes c out of those that are dropped first. l.mu is held.
 func (l *Listener) forgetPlace(c *conn) {
 	if c.place != nil {
 		l.unfinished.Remove(c.place)
@@ -189,7 +190,7 @@ func (l *Listener) forgetPlace(c *conn) {
 	}
 }
 
-// forget counts c out. Call it with the lock.
+// forget counts c out. l.mu is held.
 func (l *Listener) forget(c *conn) {
 	l.forgetPlace(c)
 	delete(l.open, c)

@@ -10,10 +10,10 @@ import "sync"
 type Slots struct {
 	half int
 
-	mu          sync.Mutex
-	connections func() int  // how many there are; guarded by mu, and called with it: the listener's lock comes after mu
-	taken       int         // guarded by mu
-	held        map[any]int // by connection, those with any; guarded by mu
+	mu          sync.Mutex // guards the fields below; a listener's comes after it
+	connections func() int // how many there are
+	taken       int
+	held        map[any]int // by connection, those with any
 }
 
 // NewSlots makes twice as many slots as half. There is one connection, until Share is called.

@@ -85,7 +85,7 @@ func (l *Listener) renew() error {
 	if err := prepareFolder(filepath.Dir(l.cfg.Path), l.cfg.PodVolume); err != nil {
 		return err
 	}
-	lock, err := l.lockAnew()
+	lock, err := l.takeNewLock()
 	if err != nil {
 		return err
 	}
@@ -102,11 +102,14 @@ func (l *Listener) renew() error {
 	return nil
 }
 
-// lockAnew takes the lock beside the path, unless it is the one that is held: with the folder, the lock file is gone too,
+// takeNewLock takes the lock beside the path, unless it is the one that is held: with the folder, the lock file is gone too,
 // and another plugin may have made one of its own. nil: it is held.
-func (l *Listener) lockAnew() (*filelock.Lock, error) {
+func (l *Listener) takeNewLock() (*filelock.Lock, error) {
 	path := l.cfg.Path + ".lock"
-	if l.lock.IsAt(path) {
+	l.mu.Lock()
+	held := l.lock
+	l.mu.Unlock()
+	if held.IsAt(path) {
 		return nil, nil
 	}
 	return takeLock(path)

@@ -53,7 +53,7 @@ type Listener struct {
 	release sync.Once
 	state   state
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards the fields below
 	bound  bound
 	lock   *filelock.Lock
 	closed bool

@@ -19,7 +19,7 @@ import (
 // mapper finds the paths of resources by asking for what is served, of the groups that are needed and once each. client-go's
 // discovery does that for all groups and links every typed API into the program: 15 MB, for two small answers.
 type mapper struct {
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards the fields below
 	known    map[string]*served
 	passedOn map[string]aggregated // by group; nil: not asked yet
 }

@@ -47,7 +47,7 @@ unit: need ## the quick tests: race detector, random order
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd
 	@test/tools/need.sh opensc
-	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -p 1 -count=1 -shuffle=on -parallel 4 -timeout 20m ./test/kube ./test/e2e ./test/evidence/... ./test/manifests
+	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -p 1 -count=1 -shuffle=on -parallel 4 -timeout 20m ./test/kube ./test/e2e ./test/evidence/... ./test/bench/evidence ./test/manifests
 
 bench: need build ## latency, rate and what is held, against the bare token and an empty plugin
 	@$(GO) build -o bin/bench ./test/bench
@@ -55,7 +55,7 @@ bench: need build ## latency, rate and what is held, against the bare token and 
 	@GO=$(GO) test/tools/benchstat.sh bin/bench-results
 
 bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets: time and memory
-	@$(GO) build -o bin/bench-evidence ./test/evidence/bench
+	@$(GO) build -o bin/bench-evidence ./test/bench/evidence
 	@exec bin/bench-evidence -bin bin/hsm-kms -objects $(BENCH_OBJECTS)
 
 bench-apiserver: need build tools ## a kube-apiserver's start, list, create and get with hsm-kms, aescbc and nothing; QUICK=1 for a look

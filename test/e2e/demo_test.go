@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // demonstration is a running demo with a temporary folder and a process group of its own.
@@ -36,7 +38,7 @@ func untracked(t *testing.T) string {
 
 func startDemo(t *testing.T) *demonstration {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +51,7 @@ func startDemo(t *testing.T) *demonstration {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../demo").CombinedOutput(); err != nil {
 		t.Fatalf("building the demo: %v: %s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), program, "-bin", bin.hsmkms) //nolint:gosec // ours
+	cmd := exec.CommandContext(t.Context(), program, "-bin", bin.HSMKMS) //nolint:gosec // ours
 	cmd.Env = append(os.Environ(), "TMPDIR="+folder)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	stdout, err := cmd.StdoutPipe()

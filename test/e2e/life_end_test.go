@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // rehearse: with the old key refused on every node, and nothing in the API servers' memory, everything is readable.
@@ -123,18 +124,18 @@ func (l *life) restore(t *testing.T) {
 	l.faults.Clear()
 	l.do(t, verify, nil, "0 could not be opened, 0 undecodable", "ok         yes")
 
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	etcd, err := kube.NewMembers(bin.kube, filepath.Join(l.folder, "restored"), 1)
+	etcd, err := kube.NewMembers(bin.Kube, filepath.Join(l.folder, "restored"), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cluster, err := kube.New(kube.Options{
-		Bin: bin.kube, Dir: filepath.Join(l.folder, "restored-kube"), Socket: l.nodes[2].plugin.Socket(), Etcd: etcd, Resources: []string{"secrets", kube.Widgets},
+		Bin: bin.Kube, Dir: filepath.Join(l.folder, "restored-kube"), Socket: l.nodes[2].plugin.Socket(), Etcd: etcd, Resources: []string{"secrets", kube.Widgets},
 	})
 	if err != nil {
 		t.Fatal(err)

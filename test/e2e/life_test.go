@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 const (
@@ -35,12 +36,12 @@ type life struct {
 // middle, a plugin too, and what comes after goes on from there.
 func TestWholeLife(t *testing.T) {
 	t.Parallel()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"etcdctl", "etcdutl"} {
-		if _, err := os.Stat(bin.kube.Path(name)); err != nil {
+		if _, err := os.Stat(bin.Kube.Path(name)); err != nil {
 			t.Skipf("the runbook uses %s, and these programs come without it", name)
 		}
 	}

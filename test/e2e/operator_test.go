@@ -16,6 +16,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
@@ -33,7 +34,7 @@ type operator struct {
 
 func newOperator(t *testing.T, p *plane, n *node, book *runbook) *operator {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,10 +63,10 @@ done ;;
 esac
 [[ $1 == audit ]] || args+=(--config %[2]q)
 exec %[3]q "${args[@]}"
-`, strings.Join(p.etcd.URLs(), ","), o.config, bin.hsmkms)
+`, strings.Join(p.etcd.URLs(), ","), o.config, bin.HSMKMS)
 	err = errors.Join(os.WriteFile(o.config, text, 0o600), os.Mkdir(o.bin, 0o700),
 		os.WriteFile(filepath.Join(o.bin, "hsm-kms"), []byte(script), 0o700), //nolint:gosec // a script
-		os.Symlink(bin.kube.Path("etcdctl"), filepath.Join(o.bin, "etcdctl")))
+		os.Symlink(bin.Kube.Path("etcdctl"), filepath.Join(o.bin, "etcdctl")))
 	if err != nil {
 		t.Fatal(err)
 	}

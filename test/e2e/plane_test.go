@@ -57,13 +57,13 @@ func newPlane(t *testing.T, apart bool) *plane {
 
 func newPlaneWith(t *testing.T, opts planeOptions) *plane {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := shortDir(t)
 	p := &plane{}
-	if p.etcd, err = kube.NewMembers(bin.kube, filepath.Join(dir, "etcd"), 3); err != nil {
+	if p.etcd, err = kube.NewMembers(bin.Kube, filepath.Join(dir, "etcd"), 3); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.stop(t) })
@@ -83,7 +83,7 @@ func newPlaneWith(t *testing.T, opts planeOptions) *plane {
 			}
 		}
 		n.plugin, err = plugin.New(plugin.Options{
-			Bin: bin.hsmkms, Dir: filepath.Join(dir, n.name), Token: n.token, HTTP: n.http, Extra: quick,
+			Bin: bin.HSMKMS, Dir: filepath.Join(dir, n.name), Token: n.token, HTTP: n.http, Extra: quick,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -92,7 +92,7 @@ func newPlaneWith(t *testing.T, opts planeOptions) *plane {
 			opts.create(p, n)
 		}
 		n.cluster, err = kube.New(kube.Options{
-			Bin: bin.kube, Dir: filepath.Join(dir, "kube-"+n.name), Socket: n.plugin.Socket(), Etcd: p.etcd, Resources: opts.resources,
+			Bin: bin.Kube, Dir: filepath.Join(dir, "kube-"+n.name), Socket: n.plugin.Socket(), Etcd: p.etcd, Resources: opts.resources,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -5,19 +5,15 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
-	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
 )
 
 // patience is how long anything may take that the tests wait for.
@@ -25,33 +21,6 @@ const patience = time.Minute
 
 // namespace is made in every rig.
 const namespace = "e2e"
-
-// programs are what the tests run: found or built once for all of them.
-type programs struct {
-	hsmkms string
-	kube   kubebin.Set
-}
-
-// findPrograms takes the hsm-kms of HSM_KMS_BIN, as `make e2e` has built it, or builds one.
-var findPrograms = sync.OnceValues(func() (programs, error) {
-	ctx := context.Background()
-	set, err := kubebin.Find(ctx, os.Stderr)
-	if err != nil {
-		return programs{}, err
-	}
-	if bin := os.Getenv("HSM_KMS_BIN"); bin != "" {
-		return programs{bin, set}, nil
-	}
-	bin, err := filepath.Abs("../../bin/hsm-kms")
-	if err != nil {
-		return programs{}, fmt.Errorf("placing the program: %w", err)
-	}
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "../../cmd/hsm-kms").CombinedOutput()
-	if err != nil {
-		return programs{}, fmt.Errorf("building hsm-kms: %w: %s", err, out)
-	}
-	return programs{bin, set}, nil
-})
 
 // rig is one node: token, key, plugin and cluster. Nothing of it runs yet when newRig returns.
 type rig struct {
@@ -64,7 +33,7 @@ type rig struct {
 // newRig makes a rig of the test's own, with a key; everything in it ends with the test.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +51,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	w := &rig{dir: dir}
-	w.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token})
+	w.plugin, err = plugin.New(plugin.Options{Bin: bin.HSMKMS, Dir: filepath.Join(dir, "plugin"), Token: token})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +60,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	w.keyID = key.KeyID
-	w.cluster, err = kube.New(kube.Options{Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket()})
+	w.cluster, err = kube.New(kube.Options{Bin: bin.Kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket()})
 	if err != nil {
 		t.Fatal(err)
 	}

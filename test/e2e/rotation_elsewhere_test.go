@@ -214,14 +214,14 @@ func TestRotationOnATPM(t *testing.T) {
 		return
 	}
 	tpm := tokens.TPM(t)
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := shortDir(t)
 	token := &softhsm.Token{Dir: dir, Module: tpm.Module, Label: tpm.Label, PINFile: tpm.PINFile}
 	a := &alone{rig: &rig{dir: dir}, token: token}
-	a.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, Extra: quick + "\nprofile: " + tpm.Profile})
+	a.plugin, err = plugin.New(plugin.Options{Bin: bin.HSMKMS, Dir: filepath.Join(dir, "plugin"), Token: token, Extra: quick + "\nprofile: " + tpm.Profile})
 	if err != nil {
 		t.Fatal(err)
 	}

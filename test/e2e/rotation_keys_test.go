@@ -27,7 +27,7 @@ type alone struct {
 // newAlone makes a token without a key and a plugin that does not run yet.
 func newAlone(t *testing.T, extra string) *alone {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func newAlone(t *testing.T, extra string) *alone {
 		t.Fatal(err)
 	}
 	a := &alone{rig: &rig{dir: dir}, token: token}
-	a.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, Extra: quick + extra})
+	a.plugin, err = plugin.New(plugin.Options{Bin: bin.HSMKMS, Dir: filepath.Join(dir, "plugin"), Token: token, Extra: quick + extra})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ type station struct {
 // newStation makes a node with the token; its plugin does not run yet.
 func newStation(t *testing.T, token *softhsm.Token, extra string) *station {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func newStation(t *testing.T, token *softhsm.Token, extra string) *station {
 		alone: &alone{rig: &rig{dir: dir}, token: token},
 		http:  fmt.Sprintf("127.0.0.1:%d", ports[0]), bin: filepath.Join(dir, "bin"),
 	}
-	s.plugin, err = plugin.New(plugin.Options{Bin: bin.hsmkms, Dir: filepath.Join(dir, "plugin"), Token: token, HTTP: s.http, Extra: quick + extra})
+	s.plugin, err = plugin.New(plugin.Options{Bin: bin.HSMKMS, Dir: filepath.Join(dir, "plugin"), Token: token, HTTP: s.http, Extra: quick + extra})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ done
 [[ "$1 $2" != "keys retire" ]] || args+=(--no-etcd)
 [[ $1 == audit ]] || args+=(--config %q)
 exec %q "${args[@]}"
-`, s.plugin.Config(), bin.hsmkms)
+`, s.plugin.Config(), bin.HSMKMS)
 	if err := errors.Join(os.Mkdir(s.bin, 0o700), os.WriteFile(filepath.Join(s.bin, "hsm-kms"), []byte(script), 0o700)); err != nil { //nolint:gosec // a script
 		t.Fatal(err)
 	}

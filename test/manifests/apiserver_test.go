@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,12 +44,9 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	bin := os.Getenv("HSM_KMS_BIN")
-	if bin == "" {
-		bin = filepath.Join(dir, "hsm-kms")
-		if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "../../cmd/hsm-kms").CombinedOutput(); err != nil {
-			t.Fatalf("building hsm-kms: %v: %s", err, out)
-		}
+	bin, err := plugin.FindProgram()
+	if err != nil {
+		t.Fatal(err)
 	}
 	token, err := softhsm.New(ctx, filepath.Join(dir, "hsm"), "e2e", "")
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 const maxSessions = 8
@@ -61,7 +61,7 @@ func (w *rig) start(ctx context.Context, bin string) error {
 	}
 	used := *token
 	used.Module = w.module.Path()
-	if w.http, err = freeAddress(ctx); err != nil {
+	if w.http, err = proc.FreeAddress(); err != nil {
 		return err
 	}
 	w.plugin, err = plugin.New(plugin.Options{
@@ -150,13 +150,4 @@ func (w *rig) well(ctx context.Context) error {
 		err = errors.New("wrong plaintext")
 	}
 	return err
-}
-
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("looking for a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }

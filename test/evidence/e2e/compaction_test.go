@@ -17,6 +17,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/test/evidence/kubestore"
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // storedAt is the etcd key of the i-th Secret.
@@ -36,9 +37,9 @@ func TestCompaction(t *testing.T) {
 		return otherwise
 	}
 	reports, secrets := number("HSM_KMS_REPORTS", 8), number("HSM_KMS_SECRETS", 40_000)
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	must(t, err)
-	members, err := kube.NewMembers(bin.kube, t.TempDir(), 1)
+	members, err := kube.NewMembers(bin.Kube, t.TempDir(), 1)
 	must(t, err)
 	t.Cleanup(func() { _ = members.Stop() })
 	must(t, members.Launch(0))
@@ -53,7 +54,7 @@ func TestCompaction(t *testing.T) {
 	followed, changed := 0, int64(0)
 	for i := range reports {
 		began := time.Now()
-		out, err := exec.CommandContext(t.Context(), bin.hsmkms, "etcd", "report", "-o", "json", "--endpoints", members.URLs()[0]).Output()
+		out, err := exec.CommandContext(t.Context(), bin.HSMKMS, "etcd", "report", "-o", "json", "--endpoints", members.URLs()[0]).Output()
 		if exit, ok := err.(*exec.ExitError); ok { //nolint:errorlint // as exec returns it
 			t.Errorf("report %d: %v: %s", i, err, exit.Stderr)
 			continue

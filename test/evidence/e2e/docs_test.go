@@ -44,7 +44,7 @@ func blocks(t *testing.T, path string, sections ...string) []string {
 func TestDocuments(t *testing.T) {
 	t.Parallel()
 	w := newRig(t)
-	if _, err := os.Stat(w.bin.kube.Path("etcdctl")); err != nil {
+	if _, err := os.Stat(w.bin.Kube.Path("etcdctl")); err != nil {
 		t.Skip("the documents use etcdctl, and these programs come without it")
 	}
 	w.under(t, provider("kms", map[string]any{"apiVersion": "v2", "name": "hsm-kms", "endpoint": "unix://" + w.plugin.Socket()}), provider("identity", map[string]any{}))
@@ -58,7 +58,7 @@ func TestDocuments(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(folder, "bin"), 0o700))
 	for name, target := range map[string]string{
 		"encryption.yaml": w.cluster.EncryptionConfig(), "restored.yaml": w.pluginOn(t, "restored", token).Config(),
-		"bin/etcdctl": w.bin.kube.Path("etcdctl"),
+		"bin/etcdctl": w.bin.Kube.Path("etcdctl"),
 	} {
 		must(t, os.Symlink(target, filepath.Join(folder, name)))
 	}
@@ -67,7 +67,7 @@ case "$*" in *restored.yaml*) export SOFTHSM2_CONF=%s;; *--config*) ;; *) set --
 case "$*" in *--snapshot*) ;; etcd*) set -- "$@" --endpoints %s;; esac
 case "$*" in "etcd migrate"*) set -- "$@" --server %s;; esac
 exec %s "$@"
-`, token.Conf(), w.plugin.Config(), w.cluster.EtcdURL(), w.cluster.URL(), w.bin.hsmkms)
+`, token.Conf(), w.plugin.Config(), w.cluster.EtcdURL(), w.cluster.URL(), w.bin.HSMKMS)
 	must(t, os.WriteFile(filepath.Join(folder, "bin/hsm-kms"), []byte(wrapper), 0o700))
 	words := strings.NewReplacer("KEYID", w.keyID, "NAMESPACE", namespace, "NAME", "one")
 	kubeconfig := w.migrator(t).kubeconfig

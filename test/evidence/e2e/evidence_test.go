@@ -176,7 +176,7 @@ func snapshots(t *testing.T, w *rig, before *report) {
 	run(t, w.plugin, "report", "--snapshot", path, "--require-key", w.keyID).want(t, 0)
 
 	t.Log("etcd's own file, restored by etcdutl")
-	if _, err := os.Stat(w.bin.kube.Path("etcdutl")); err == nil {
+	if _, err := os.Stat(w.bin.Kube.Path("etcdutl")); err == nil {
 		restored := filepath.Join(w.dir, "restored")
 		w.tool(t, "etcdutl", "snapshot", "restore", path, "--data-dir", restored)
 		var again report

@@ -122,7 +122,7 @@ type process struct {
 
 func (w *rig) start(t *testing.T, args []string) *process {
 	t.Helper()
-	p := &process{cmd: proc.Command(t.Context(), w.bin.hsmkms, append(args, "--config", w.plugin.Config())...)}
+	p := &process{cmd: proc.Command(t.Context(), w.bin.HSMKMS, append(args, "--config", w.plugin.Config())...)}
 	p.cmd.Env = append(os.Environ(), w.token.Env()...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.errOut
 	must(t, p.cmd.Start())

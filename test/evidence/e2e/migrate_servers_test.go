@@ -9,18 +9,19 @@ import (
 	"testing"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // Two API servers on one etcd. The one that is behind is found out, whatever the other does, and waited for.
 func TestMigrateServers(t *testing.T) {
 	t.Parallel()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	must(t, err)
 	w := newRig(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	encrypts(t, w.cluster, w.hsm, identity)
-	other, err := kube.New(kube.Options{Bin: bin.kube, Dir: filepath.Join(w.dir, "kube2"), Socket: w.plugin.Socket(), Etcd: w.members})
+	other, err := kube.New(kube.Options{Bin: bin.Kube, Dir: filepath.Join(w.dir, "kube2"), Socket: w.plugin.Socket(), Etcd: w.members})
 	must(t, err)
 	t.Cleanup(func() { must(t, other.Stop()) })
 	encrypts(t, other, identity, w.hsm)

@@ -11,30 +11,31 @@ import (
 	"testing"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // restorable is an etcd of one member, with the tools to save and restore it.
 type restorable struct {
 	t       *testing.T
 	ctx     context.Context
-	bin     programs
+	bin     plugin.Programs
 	dir     string
 	members *kube.Members
 }
 
 func newRestorable(t *testing.T) *restorable {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	must(t, err)
 	for _, tool := range []string{"etcdctl", "etcdutl"} {
-		if _, err := os.Stat(bin.kube.Path(tool)); err != nil {
+		if _, err := os.Stat(bin.Kube.Path(tool)); err != nil {
 			t.Skip("these programs come without " + tool)
 		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	r := &restorable{t: t, ctx: ctx, bin: bin, dir: t.TempDir()}
-	r.members, err = kube.NewMembers(bin.kube, r.dir, 1)
+	r.members, err = kube.NewMembers(bin.Kube, r.dir, 1)
 	must(t, err)
 	t.Cleanup(func() { _ = r.members.Stop() })
 	r.launch()
@@ -52,7 +53,7 @@ func (r *restorable) call(args ...string) []byte {
 
 func (r *restorable) etcdctl(args ...string) {
 	r.t.Helper()
-	r.call(append([]string{r.bin.kube.Path("etcdctl"), "--endpoints", r.members.URLs()[0]}, args...)...)
+	r.call(append([]string{r.bin.Kube.Path("etcdctl"), "--endpoints", r.members.URLs()[0]}, args...)...)
 }
 
 func (r *restorable) launch() {
@@ -101,7 +102,7 @@ func (r *restorable) report(args ...string) (source said, objects int) {
 		Objects int
 		Sources []said
 	}
-	outcome{out: string(r.call(append([]string{r.bin.hsmkms, "etcd", "report", "-o", "json"}, args...)...))}.into(r.t, &report)
+	outcome{out: string(r.call(append([]string{r.bin.HSMKMS, "etcd", "report", "-o", "json"}, args...)...))}.into(r.t, &report)
 	return report.Sources[0], report.Objects
 }
 

@@ -6,19 +6,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
-	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
 )
 
 // patience is how long anything may take that the tests wait for.
@@ -26,34 +23,10 @@ const patience = time.Minute
 
 const namespace = "e2e"
 
-type programs struct {
-	hsmkms string
-	kube   kubebin.Set
-}
-
-// findPrograms takes the hsm-kms of HSM_KMS_BIN, as `make e2e` has built it, or builds one.
-var findPrograms = sync.OnceValues(func() (programs, error) {
-	set, err := kubebin.Find(context.Background(), os.Stderr)
-	if err != nil {
-		return programs{}, err
-	}
-	if bin := os.Getenv("HSM_KMS_BIN"); bin != "" {
-		return programs{bin, set}, nil
-	}
-	bin, err := filepath.Abs("../../../bin/hsm-kms")
-	if err != nil {
-		return programs{}, fmt.Errorf("placing the program: %w", err)
-	}
-	if out, err := exec.Command("go", "build", "-o", bin, "../../../cmd/hsm-kms").CombinedOutput(); err != nil {
-		return programs{}, fmt.Errorf("building hsm-kms: %w: %s", err, out)
-	}
-	return programs{bin, set}, nil
-})
-
 // rig is one node: token, key, plugin and cluster.
 type rig struct {
 	dir     string
-	bin     programs
+	bin     plugin.Programs
 	token   *softhsm.Token
 	keyID   string
 	plugin  *plugin.Plugin
@@ -64,7 +37,7 @@ type rig struct {
 // newRig starts the plugin and etcd; the API server is the test's to start.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	must(t, err)
 	dir, err := os.MkdirTemp("", "hsm-kms-ev-") // t.TempDir is too long for a socket's path on some systems
 	must(t, err)
@@ -76,10 +49,10 @@ func newRig(t *testing.T) *rig {
 	key, err := w.plugin.CreateKey(t.Context())
 	must(t, err)
 	w.keyID = key.KeyID
-	w.members, err = kube.NewMembers(bin.kube, filepath.Join(dir, "kube"), 1)
+	w.members, err = kube.NewMembers(bin.Kube, filepath.Join(dir, "kube"), 1)
 	must(t, err)
 	w.cluster, err = kube.New(kube.Options{
-		Bin: bin.kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", kube.Widgets}, Etcd: w.members,
+		Bin: bin.Kube, Dir: filepath.Join(dir, "kube"), Socket: w.plugin.Socket(), Resources: []string{"secrets", kube.Widgets}, Etcd: w.members,
 	})
 	must(t, err)
 	t.Cleanup(func() { w.stop(t) })
@@ -93,7 +66,7 @@ func newRig(t *testing.T) *rig {
 
 func (w *rig) pluginOn(t *testing.T, name string, token *softhsm.Token) *plugin.Plugin {
 	t.Helper()
-	p, err := plugin.New(plugin.Options{Bin: w.bin.hsmkms, Dir: filepath.Join(w.dir, name), Token: token, Extra: "refreshInterval: 1s\nprobeInterval: 1s"})
+	p, err := plugin.New(plugin.Options{Bin: w.bin.HSMKMS, Dir: filepath.Join(w.dir, name), Token: token, Extra: "refreshInterval: 1s\nprobeInterval: 1s"})
 	must(t, err)
 	return p
 }
@@ -196,7 +169,7 @@ func (w *rig) widget(t *testing.T, name string) {
 func (w *rig) snapshot(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(w.dir, name)
-	if _, err := os.Stat(w.bin.kube.Path("etcdctl")); err == nil {
+	if _, err := os.Stat(w.bin.Kube.Path("etcdctl")); err == nil {
 		w.tool(t, "etcdctl", "--endpoints", w.cluster.EtcdURL(), "snapshot", "save", path)
 		return path
 	}
@@ -215,7 +188,7 @@ func (w *rig) snapshot(t *testing.T, name string) string {
 // tool runs a program beside kube-apiserver.
 func (w *rig) tool(t *testing.T, name string, args ...string) {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), w.bin.kube.Path(name), args...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), w.bin.Kube.Path(name), args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/hsm-kms/hsm-kms/test/kube"
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
@@ -72,7 +73,7 @@ func (a *authority) issue(t *testing.T, name string) {
 func (a *authority) path(file string) string { return filepath.Join(a.dir, file) }
 
 // guarded is an etcd that knows its users by their certificates.
-func guarded(ctx context.Context, t *testing.T, bin programs, a *authority) (url string, root *clientv3.Client) {
+func guarded(ctx context.Context, t *testing.T, bin plugin.Programs, a *authority) (url string, root *clientv3.Client) {
 	t.Helper()
 	for _, name := range []string{"server", "root"} {
 		a.issue(t, name)
@@ -80,7 +81,7 @@ func guarded(ctx context.Context, t *testing.T, bin programs, a *authority) (url
 	ports, err := kube.FreePorts(2)
 	must(t, err)
 	url, peer := fmt.Sprintf("https://127.0.0.1:%d", ports[0]), fmt.Sprintf("http://127.0.0.1:%d", ports[1])
-	etcd, err := proc.Start(proc.Spec{Name: "etcd", Path: bin.kube.Path("etcd"), Log: a.path("etcd.log"), Args: []string{
+	etcd, err := proc.Start(proc.Spec{Name: "etcd", Path: bin.Kube.Path("etcd"), Log: a.path("etcd.log"), Args: []string{
 		"--name=etcd", "--data-dir=" + a.path("data"), "--log-level=warn", "--unsafe-no-fsync", "--listen-client-urls=" + url, "--advertise-client-urls=" + url,
 		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=etcd=" + peer,
 		"--client-cert-auth", "--trusted-ca-file=" + a.path("ca.crt"), "--cert-file=" + a.path("server.crt"), "--key-file=" + a.path("server.key"),
@@ -116,7 +117,7 @@ type grant struct {
 // What a client's roles do not let it read is named exactly, and the rest is read, also while etcd is compacted.
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	bin, err := findPrograms()
+	bin, err := plugin.FindPrograms()
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
@@ -130,7 +131,7 @@ func TestRoles(t *testing.T) {
 	}
 	report := func(user string, args ...string) (outcome, error) {
 		args = append([]string{"etcd", "report", "-o", "json", "--endpoints", url, "--cacert", a.path("ca.crt"), "--cert", a.path(user + ".crt"), "--key", a.path(user + ".key")}, args...)
-		out, err := exec.CommandContext(ctx, bin.hsmkms, args...).Output()
+		out, err := exec.CommandContext(ctx, bin.HSMKMS, args...).Output()
 		o := outcome{out: string(out)}
 		if exit, ok := err.(*exec.ExitError); ok { //nolint:errorlint // as exec returns it
 			o.code, o.errOut = exit.ExitCode(), string(exit.Stderr)

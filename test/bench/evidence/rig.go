@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -52,11 +51,11 @@ func (w *rig) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, err := freeAddress()
+	client, err := proc.FreeAddress()
 	if err != nil {
 		return err
 	}
-	peer, err := freeAddress()
+	peer, err := proc.FreeAddress()
 	if err != nil {
 		return err
 	}
@@ -87,16 +86,6 @@ func (w *rig) start(ctx context.Context) error {
 			return fmt.Errorf("waiting for etcd: %w\n%s", err, w.etcd.Tail(20))
 		}
 	}
-}
-
-// freeAddress finds an address on loopback that nobody listens on.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("looking for a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 func (w *rig) close() error {

@@ -3,22 +3,20 @@
 package main
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/hsm-kms/hsm-kms/test/plugin"
 )
 
 // The whole of it on a small store: it fails when a report or a verification does not see every object and DEK.
 func TestSmall(t *testing.T) {
 	t.Parallel()
-	bin := os.Getenv("HSM_KMS_BIN")
-	if bin == "" {
-		bin = filepath.Join(t.TempDir(), "hsm-kms")
-		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../../../cmd/hsm-kms").CombinedOutput(); err != nil {
-			t.Fatalf("building hsm-kms: %v: %s", err, out)
-		}
+	bin, err := plugin.FindProgram()
+	if err != nil {
+		t.Fatal(err)
 	}
 	program := filepath.Join(t.TempDir(), "bench")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm/p11/p11test"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
 
@@ -68,13 +69,7 @@ func (b *bench) plant(id []byte, decrypt bool) {
 		s, err := ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		must(err)
 		must(ctx.Login(s, pkcs11.CKU_USER, strings.TrimSpace(string(pin))))
-		_, err = ctx.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_LABEL, ringName), pkcs11.NewAttribute(pkcs11.CKA_ID, id),
-			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
-			pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
-			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, decrypt),
-			pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
-		})
+		_, err = ctx.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, p11test.AESKey(ringName, id, pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, decrypt)))
 		must(err)
 		must(ctx.CloseSession(s))
 	}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/hsm/p11/p11test"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
@@ -174,16 +174,7 @@ func (r *rig) generateAt(t *rigToken, activation time.Time) {
 // plant makes a secret key of the ring's label past hsm-kms, as a sound one would be but for the changes.
 func (r *rig) plant(t *rigToken, changes ...*pkcs11.Attribute) {
 	r.t.Helper()
-	template := slices.Clone(changes)
-	for _, a := range []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_LABEL, "kube-secrets"), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
-		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
-	} {
-		if !slices.ContainsFunc(changes, func(c *pkcs11.Attribute) bool { return c.Type == a.Type }) {
-			template = append(template, a)
-		}
-	}
+	template := p11test.AESKey("kube-secrets", nil, changes...)
 	r.onToken(t, func(ctx *pkcs11.Ctx, s pkcs11.SessionHandle) error {
 		_, err := ctx.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, template)
 		return err

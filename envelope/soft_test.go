@@ -277,4 +277,4 @@ func softMAC(key, data []byte) [MACSize]byte {
 	return [MACSize]byte(h.Sum(nil))
 }
 
-func (s *softToken) Distrust(why error) { s.distrusted = why }
+func (t *softToken) Distrust(why error) { t.distrusted = why }

@@ -83,12 +83,12 @@ func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([
 
 // progress is what an operation has been through.
 type progress struct {
-	retried bool // on a fresh session
-	checked bool // the supervisor has looked
-	opened  bool // a second look at the ciphertext: the token opens what it sealed itself
-	crowded bool // it got no session of its own
-	died    bool // the worker died of it, or of what ran beside it
-	sought  bool // the worker was replaced to find the key
+	retried   bool // on a fresh session
+	checked   bool // the supervisor has looked
+	opened    bool // a second look at the ciphertext: the token opens what it sealed itself
+	noSession bool // it got no session of its own
+	died      bool // the worker died of it, or of what ran beside it
+	sought    bool // the worker was replaced to find the key
 }
 
 // keyFor gives the key in the present connection. A key that the token does not show is sought in a new worker first, where
@@ -130,8 +130,8 @@ func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generati
 	id := held.key.ID
 	_, isCKR := p11.RVOf(err)
 	switch {
-	case errors.Is(err, errCrowded): // each time there is one permit less, so it is no loop
-		did.crowded = true
+	case errors.Is(err, errNoMoreSessions): // each time there is one permit less, so it is no loop
+		did.noSession = true
 		return nil
 	case errors.Is(err, errStale):
 		return nil // each time there is another connection
@@ -146,8 +146,8 @@ func (t *Token) prepareRetry(ctx context.Context, until time.Time, gen *generati
 	case !isCKR && !errors.Is(err, errUnclosed):
 		return err
 	}
-	if did.crowded { // it was no limit: an operation begun afterwards fails too
-		did.crowded = false
+	if did.noSession { // it was no limit: an operation begun afterwards fails too
+		did.noSession = false
 		t.restorePermits()
 	}
 	class := classOf(err)
@@ -222,7 +222,7 @@ func (t *Token) once(ctx context.Context, until time.Time, gen *generation, held
 		out, err = op.run(gen.api, until, s, held.handle)
 	} else if mayBeLimit(err) && t.burnPermits(gen, hasRV(err, pkcs11.CKR_SESSION_COUNT)) {
 		keepsPermit = true
-		return nil, fmt.Errorf("%w: %w", errCrowded, err)
+		return nil, fmt.Errorf("%w: %w", errNoMoreSessions, err)
 	}
 	if overdue, ok := errors.AsType[*p11.Overdue](err); ok {
 		keepsPermit = true
@@ -277,8 +277,8 @@ var errStale = errors.New("the connection was replaced meanwhile")
 // errUnclosed: the token will not close sessions, and no more may be opened beside them.
 var errUnclosed = errors.New("as many sessions as maxSessions allows are in use or will not close")
 
-// errCrowded: the token has no more sessions to give, and others of ours are at work: one of them is waited for.
-var errCrowded = errors.New("the token has no more sessions")
+// errNoMoreSessions: the token has no more sessions to give, and others of ours are at work: one of them is waited for.
+var errNoMoreSessions = errors.New("the token has no more sessions")
 
 // outOfTime says whose time was up: the caller's, or the token's call time-out.
 func (t *Token) outOfTime(ctx context.Context) error {

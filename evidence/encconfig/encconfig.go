@@ -103,7 +103,7 @@ func Parse(data []byte) (*Config, error) {
 	return c, c.Check()
 }
 
-// Read reads a file, of at most 1 MiB, that has the form of an EncryptionConfiguration. Check tells whether kube-apiserver
+// Read reads a file, of at most 1 MiB, that has the form of an EncryptionConfiguration. Check reports whether kube-apiserver
 // would accept what it says.
 func Read(r io.Reader) (*Config, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))

@@ -52,7 +52,7 @@ func TestSoftHSMTakenAwayAndBack(t *testing.T) {
 }
 
 // A token that was initialised again under its old label and PIN is another token: nothing of before is there.
-func TestSoftHSMInitialisedAnew(t *testing.T) {
+func TestSoftHSMInitialisedAgain(t *testing.T) {
 	if tokens.Apart(t) {
 		return
 	}

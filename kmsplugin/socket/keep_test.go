@@ -78,7 +78,7 @@ func (k *kept) eventually(what string, ok func() bool) {
 	}
 }
 
-func TestKeepMakesItAnew(t *testing.T) {
+func TestKeepMakesItAgain(t *testing.T) {
 	t.Parallel()
 	for name, remove := range map[string]func(path string) error{
 		"the file is removed":   os.Remove,

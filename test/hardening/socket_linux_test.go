@@ -10,7 +10,7 @@ import (
 
 // A clean-up that takes the socket away costs a moment: the plugin makes the socket again, says so once, and clients
 // that were connected do not notice.
-func TestSocketIsMadeAnew(t *testing.T) {
+func TestSocketIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	w := newRig(t, options{})
 	before := w.client()

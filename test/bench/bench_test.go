@@ -64,7 +64,7 @@ func TestResultsAreForPeopleAndForBenchstat(t *testing.T) {
 		t.Errorf("%d limits missed, want 1", got)
 	}
 	dir := filepath.Join(t.TempDir(), "results")
-	if err := measure.Folder(dir); err != nil {
+	if err := (&measure.Flags{Out: dir}).Prepare(); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {

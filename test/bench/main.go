@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -18,8 +17,7 @@ import (
 
 // options are the command line's.
 type options struct {
-	bin    string
-	out    string
+	measure.Flags
 	slice  time.Duration
 	rounds int
 	ops    int
@@ -45,8 +43,7 @@ func main() {
 
 func run() error {
 	o := options{}
-	flag.StringVar(&o.bin, "bin", "bin/hsm-kms", "the `program` that is measured")
-	flag.StringVar(&o.out, "out", "bin/bench-results", "the `folder` that the results go to")
+	o.Register()
 	flag.DurationVar(&o.slice, "time", 200*time.Millisecond, "how long one turn takes")
 	flag.IntVar(&o.rounds, "rounds", 9, "how many rounds of turns; those with a slow token are a third of it")
 	flag.IntVar(&o.ops, "ops", 1_000_000, "how many operations the memory is measured over")
@@ -81,11 +78,7 @@ func run() error {
 
 // measureAll measures everything, prints the table and saves the results.
 func measureAll(ctx context.Context, o *options) (err error) {
-	var absErr error
-	if o.bin, absErr = filepath.Abs(o.bin); absErr != nil {
-		return absErr
-	}
-	if err := measure.Folder(o.out); err != nil {
+	if err := o.Prepare(); err != nil {
 		return err
 	}
 	w, err := newRig(o)
@@ -110,7 +103,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := t.write(os.Stdout, ""); err != nil {
 		return err
 	}
-	path, err := save(t, o.out)
+	path, err := save(t, o.Out)
 	if err != nil {
 		return err
 	}

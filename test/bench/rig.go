@@ -138,7 +138,7 @@ func (w *rig) start(ctx context.Context, how setup) (*subject, error) {
 		pluginToken.Module, bareToken.Module = s.fault.Path(), s.bareFault.Path()
 	}
 	s.plugin, err = plugin.New(plugin.Options{
-		Bin: w.options.bin, Dir: filepath.Join(dir, "p"), Token: &pluginToken,
+		Bin: w.options.Bin, Dir: filepath.Join(dir, "p"), Token: &pluginToken,
 		Extra: "profile: " + how.profile + "\n" + how.extra, TokenExtra: how.token,
 	})
 	if err != nil {

@@ -31,7 +31,7 @@ func (w *rig) starts(ctx context.Context, t *table) error {
 	}
 	faulty := *token
 	faulty.Module = s.fault.Path()
-	s.plugin, err = plugin.New(plugin.Options{Bin: w.options.bin, Dir: filepath.Join(dir, "p"), Token: &faulty, Extra: steady})
+	s.plugin, err = plugin.New(plugin.Options{Bin: w.options.Bin, Dir: filepath.Join(dir, "p"), Token: &faulty, Extra: steady})
 	if err != nil {
 		return err
 	}

@@ -36,8 +36,7 @@ const (
 
 // options are the command line's.
 type options struct {
-	bin     string
-	out     string
+	measure.Flags
 	rounds  int
 	secrets int
 	deks    int
@@ -56,8 +55,7 @@ func main() {
 
 func run() error {
 	o := &options{}
-	flag.StringVar(&o.bin, "bin", "bin/hsm-kms", "the `program` that is measured")
-	flag.StringVar(&o.out, "out", "bin/bench-results", "the `folder` that the results go to")
+	o.Register()
 	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of turns; benchstat wants six at least")
 	flag.IntVar(&o.secrets, "secrets", 5000, "how many Secrets there are")
 	flag.IntVar(&o.deks, "deks", 200, "under how many DEKs")
@@ -82,10 +80,7 @@ func run() error {
 
 // measureAll measures everything, prints the table and saves the results.
 func measureAll(ctx context.Context, o *options) (err error) {
-	if o.bin, err = filepath.Abs(o.bin); err != nil {
-		return err
-	}
-	if err := measure.Folder(o.out); err != nil {
+	if err := o.Prepare(); err != nil {
 		return err
 	}
 	programs, err := kubebin.Find(ctx, os.Stderr)
@@ -93,7 +88,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	t := &table{options: *o, measured: map[string][]turn{}}
-	if t.machine, err = describe(ctx, o.bin, programs); err != nil {
+	if t.machine, err = describe(ctx, o.Bin, programs); err != nil {
 		return err
 	}
 	w, err := newRig(o, programs)
@@ -110,11 +105,11 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := t.write(os.Stdout, ""); err != nil {
 		return err
 	}
-	path, err := measure.Save(o.out, latestFile, previousFile, t.save)
+	path, err := measure.Save(o.Out, latestFile, previousFile, t.save)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nresults: %s\ncompare: go tool -modfile=test/tools/benchstat/go.mod benchstat %s %s\n", path, filepath.Join(o.out, previousFile), path)
+	fmt.Printf("\nresults: %s\ncompare: go tool -modfile=test/tools/benchstat/go.mod benchstat %s %s\n", path, filepath.Join(o.Out, previousFile), path)
 	return nil
 }
 

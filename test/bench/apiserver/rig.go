@@ -113,7 +113,7 @@ func (w *rig) startPlugin(ctx context.Context) error {
 		return err
 	}
 	token.Module = w.fault.Path()
-	w.plugin, err = plugin.New(plugin.Options{Bin: w.options.bin, Dir: filepath.Join(w.dir, "p"), Token: token, Extra: quiet})
+	w.plugin, err = plugin.New(plugin.Options{Bin: w.options.Bin, Dir: filepath.Join(w.dir, "p"), Token: token, Extra: quiet})
 	if err != nil {
 		return err
 	}

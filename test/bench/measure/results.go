@@ -14,8 +14,8 @@ import (
 	"unicode"
 )
 
-// Folder makes the results' folder and sees that it can be written to: to be told that after minutes of measuring is no use.
-func Folder(dir string) error {
+// makeFolder makes the results' folder and sees that it can be written to: to be told that after minutes of measuring is no use.
+func makeFolder(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making the results' folder: %w", err)
 	}
@@ -29,7 +29,7 @@ func Folder(dir string) error {
 	return nil
 }
 
-// Save has write write the results to the file latest in dir (see Folder). What was there becomes previous.
+// Save has write write the results to the file latest in dir (see Flags). What was there becomes previous.
 func Save(dir, latest, previous string, write func(io.Writer) error) (path string, err error) {
 	path = filepath.Join(dir, latest)
 	if err := os.Rename(path, filepath.Join(dir, previous)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -74,7 +74,7 @@ func (r *keyReader) readWith(old *table, f func(p *readPool, newest *heldKey)) (
 			all[i], err = r.inspect(s.Session, handles[i], old)
 			return err
 		}
-		return p.twice(s, inspect, func(s *readSession, err error) error {
+		return p.retry(s, inspect, func(s *readSession, err error) error {
 			if !r.lenient {
 				return err
 			}
@@ -134,7 +134,7 @@ func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPo
 	err = p.each(len(missing), func(s *readSession, i int) error {
 		held := missing[i]
 		fingerprint := func(s *readSession) error { return r.fingerprint(p, s, held) }
-		err := p.twice(s, fingerprint, func(s *readSession, err error) error {
+		err := p.retry(s, fingerprint, func(s *readSession, err error) error {
 			said[i] = err
 			r.fail(held, err) // it may be this key alone that the token cannot use just now
 			return p.replace(s)

@@ -151,9 +151,9 @@ func (p *readPool) on(f func(s *readSession) error) error {
 	}
 }
 
-// twice does f, and does it again on another session when the token fails: a call that fails once must not cost a key. When it
+// retry does f, and does it again on another session when the token fails: a call that fails once must not cost a key. When it
 // fails again, failed decides, with the session on which it did.
-func (p *readPool) twice(s *readSession, f func(s *readSession) error, failed func(s *readSession, err error) error) error {
+func (p *readPool) retry(s *readSession, f func(s *readSession) error, failed func(s *readSession, err error) error) error {
 	err := f(s)
 	if err == nil || !isOfKey(err) {
 		return err

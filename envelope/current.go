@@ -163,7 +163,7 @@ func conflictsWith(versions []Version, current *Version) string {
 	return strings.Join(conflicting, ", ")
 }
 
-// unordered tells two versions of which nothing says that one comes after the other: one CKA_ID with different
+// unordered reports whether nothing says that one version comes after the other: one CKA_ID with different
 // material, or two made elsewhere.
 func unordered(a, b *Version) bool {
 	return a.ID.Version == b.ID.Version || a.Activation.IsZero() && b.Activation.IsZero()

@@ -40,7 +40,7 @@ func (k KeyID) FingerprintHex() string { return hex.EncodeToString(k.Fingerprint
 // Emergency reports whether the key was made to wait for no token: `keys rotate --without-token`.
 func (k KeyID) Emergency() bool { return emergency(k.Version) }
 
-// IsZero tells the absence of a key.
+// IsZero reports whether it names no key.
 func (k KeyID) IsZero() bool { return k == KeyID{} }
 
 // ParseKeyID is the inverse of KeyID.String: it accepts what String makes and nothing else. The error

@@ -171,7 +171,7 @@ func withOneTimeKey(ctx context.Context, token Token, id KeyID, input []byte, mo
 	return use(aead)
 }
 
-// isHSMAway tells the errors that say nothing of a key: the HSM, or the time for it, was not to be had.
+// isHSMAway reports whether an error says nothing of a key: the HSM, or the time for it, was not to be had.
 func isHSMAway(err error) bool {
 	if errors.Is(err, ErrKeySuspended) {
 		return false

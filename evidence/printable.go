@@ -39,7 +39,7 @@ func Printable(text string) string {
 	return b.String()
 }
 
-// isPlain tells printable ASCII without a backslash.
+// isPlain reports whether text is printable ASCII without a backslash.
 func isPlain(text string) bool {
 	for i := range len(text) {
 		if c := text[i]; c < 0x20 || c > 0x7e || c == '\\' {

@@ -34,7 +34,7 @@ func (k *heldKey) refuse(format string, args ...any) {
 	k.key.Refused, k.key.ID.Fingerprint = fmt.Sprintf(format, args...), [envelope.FingerprintSize]byte{}
 }
 
-// keyCannot tells the return values that speak of this key or mechanism, and not of the token's health.
+// keyCannot reports whether a return value is about this key or mechanism, and not about the token's health.
 func keyCannot(rv p11.RV) bool {
 	switch rv {
 	case pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_SIZE_RANGE,

@@ -62,7 +62,7 @@ func allowedMechanisms(p envelope.Profile) *pkcs11.Attribute {
 	return pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, value)
 }
 
-// refusesTemplate tells the errors that say that nothing was made because of an attribute.
+// refusesTemplate reports whether an error says that nothing was made because of an attribute.
 func refusesTemplate(err error) bool {
 	var rv pkcs11.Error
 	if !errors.As(err, &rv) {
@@ -76,7 +76,7 @@ func refusesTemplate(err error) bool {
 	return false
 }
 
-// cannotMake tells the errors by which a token says that it makes no such keys at all.
+// cannotMake reports whether an error says that the token makes no such keys at all.
 func cannotMake(err error) bool {
 	var rv pkcs11.Error
 	return errors.As(err, &rv) && keyCannot(p11.RV(rv))

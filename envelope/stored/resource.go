@@ -222,7 +222,8 @@ func Matches(entry, resource string) bool {
 	}
 }
 
-// sameStore knows the one resource that has two names and one place: events of the core group and of events.k8s.io.
+// sameStore reports whether two names are of the one resource that has two names and one place: events of the core group and
+// of events.k8s.io.
 func sameStore(a, b string) bool {
 	events := []string{"events", "events.events.k8s.io"}
 	return slices.Contains(events, a) && slices.Contains(events, b)

@@ -150,7 +150,7 @@ func appendText(b []byte, text string, limit int) []byte {
 	return append(b, quoted...)
 }
 
-// isPlain tells printable ASCII that needs no escape: what nearly every field is.
+// isPlain reports whether text is printable ASCII that needs no escape: what nearly every field is.
 func isPlain(text string) bool {
 	for i := range len(text) {
 		if c := text[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {

@@ -123,7 +123,7 @@ func (c *creds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, 
 	return conn, info, nil
 }
 
-// isGone tells that the connection is no more, on our side or on the peer's: nobody was refused. Linux still knows the peer
+// isGone reports whether the connection is no more, on our side or on the peer's: nobody was refused. Linux still knows the peer
 // of a connection that its peer has closed; macOS says ENOTCONN or EINVAL of it.
 func isGone(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EINVAL)

@@ -15,12 +15,16 @@ func runBubble(t *testing.T, f func()) {
 	synctest.Test(t, func(*testing.T) { f() })
 }
 
-// TestMain keeps the everyday run short; -rapid.checks=4000 looks for two minutes.
+// TestMain keeps the everyday run short, and that of make unit shorter; -rapid.checks=4000 looks for two minutes.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
-	if !given {
+	switch {
+	case given:
+	case testing.Short():
+		_ = flag.Set("rapid.checks", "5")
+	default:
 		_ = flag.Set("rapid.checks", "25")
 	}
 	os.Exit(m.Run())

@@ -32,7 +32,7 @@ type image struct {
 const pluginName, pluginVersion = "registry.example.com/hsm-kms", "1.0.0"
 
 // makePluginImage makes the image of the program under test by the tool of `make image`, of an archive as `make release` makes it.
-func (w *world) makePluginImage(ctx context.Context) error {
+func (w *environment) makePluginImage(ctx context.Context) error {
 	dist := filepath.Join(w.machine.dir, "dist")
 	archive := filepath.Join(dist, "hsm-kms-"+pluginVersion+"-linux-"+runtime.GOARCH)
 	program, err := os.ReadFile(filepath.Join(w.program, "hsm-kms"))
@@ -61,7 +61,7 @@ func (w *world) makePluginImage(ctx context.Context) error {
 }
 
 // makeImages writes an archive for each image that kubeadm's static pods name.
-func (w *world) makeImages(pause string) error {
+func (w *environment) makeImages(pause string) error {
 	all := []image{
 		{name: "registry.k8s.io/pause:3.10.2", files: map[string]string{"pause": pause}, entrypoint: []string{"/pause"}},
 		{name: "registry.k8s.io/etcd:3.7.0-0", files: map[string]string{"usr/local/bin/etcd": w.kube.Server.Path("etcd")}},

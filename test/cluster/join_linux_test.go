@@ -43,7 +43,7 @@ func TestThreeNodes(t *testing.T) {
 func (n *node) joined(t *testing.T, name string, number int) *node {
 	t.Helper()
 	began := time.Now()
-	j := newNode(t, n.world, name, number)
+	j := newNode(t, n.env, name, number)
 	j.withKubelet(t)
 	j.configure(t)
 	n.copyToken(t, j)
@@ -96,13 +96,13 @@ func testUpgradeOfThree(t *testing.T, nodes []*node) {
 	for i, n := range nodes {
 		command := "node"
 		if i == 0 {
-			command = "apply --yes --force " + n.world.kube.Version
+			command = "apply --yes --force " + n.env.kube.Version
 		}
 		n.sh(t, "cp /etc/kubernetes/manifests/kube-apiserver.yaml /root/ours.yaml; kubeadm upgrade "+command+
 			" --certificate-renewal=false --etcd-upgrade=false --skip-phases addon --ignore-preflight-errors=all > upgrade.log 2>&1 || { tail -n 30 upgrade.log; exit 1; }")
 		n.sh(t, "cmp /root/ours.yaml /etc/kubernetes/manifests/kube-apiserver.yaml")
 		n.until(t, "its API server is ready", n.server("get --raw /readyz/kms-providers"))
-		n.world.deviates("kubeadm upgrade: to the release that runs, without its checks (--ignore-preflight-errors=all: the nodes have no network of pods) and without addons")
+		n.env.deviates("kubeadm upgrade: to the release that runs, without its checks (--ignore-preflight-errors=all: the nodes have no network of pods) and without addons")
 	}
 }
 

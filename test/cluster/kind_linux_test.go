@@ -22,7 +22,7 @@ func TestKind(t *testing.T) {
 	n.sh(t, "test ! -e /etc/hsm-kms")
 	n.document(t, "kind-configuration")
 	n.document(t, "kind")
-	n.world.deviates("kind: the instructions of Dockerfile.kind are run on a node of the test, without Docker and kind; SoftHSM is in the node already")
+	n.env.deviates("kind: the instructions of Dockerfile.kind are run on a node of the test, without Docker and kind; SoftHSM is in the node already")
 	n.build(t, n.sh(t, "cat Dockerfile.kind"))
 	n.reboot(t)
 	n.healthy(t)
@@ -33,7 +33,7 @@ func TestKind(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(n.sh(t, "cat kind.yaml")), &cluster); err != nil || len(cluster.Patches) == 0 {
 		t.Fatalf("kind.yaml has no patches: %v", err)
 	}
-	n.initialise(t, cluster.Patches[0]+"kubernetesVersion: "+n.world.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n")
+	n.initialise(t, cluster.Patches[0]+"kubernetesVersion: "+n.env.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n")
 	n.document(t, "kind-check", deviation{"docker exec hsm-kms-control-plane ", "", "the node is not Docker's"},
 		deviation{"docker exec -e CREDENTIALS_DIRECTORY=/etc/hsm-kms hsm-kms-control-plane ", "CREDENTIALS_DIRECTORY=/etc/hsm-kms ", "the node is not Docker's"})
 	n.sh(t, "kubectl create secret generic canary --from-literal=a=topsecret; not grep -rq topsecret /var/lib/etcd")
@@ -42,7 +42,7 @@ func TestKind(t *testing.T) {
 	// The service is that of every node with systemd, and so are the commands beside a cluster.
 	n.sh(t, "hsm-kms manifests systemd --file hsm-kms-as-plugin --output /usr/local/sbin/hsm-kms-as-plugin")
 	n.document(t, "systemd-bind")
-	n.sh(t, n.world.block(t, "systemd-root")+"hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml\n"+n.world.block(t, "migrate"))
+	n.sh(t, n.env.block(t, "systemd-root")+"hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml\n"+n.env.block(t, "migrate"))
 	if out := n.sh(t, "find /var/lib/hsm-kms /var/lib/softhsm/tokens -not -user hsm-kms"); out != "" {
 		t.Errorf("not the plugin's own:\n%s", out)
 	}

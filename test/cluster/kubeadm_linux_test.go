@@ -77,7 +77,7 @@ for image in /opt/images/*.tar; do ctr -n k8s.io images import "$image" > /dev/n
 		"kubeadm: no CoreDNS and no kube-proxy: there are no images of them here; pods have the host's network",
 		"containerd is Debian's 1.6, with pause and kernel settings (vm.overcommit_memory, kernel.panic) as files: they belong to the whole machine",
 	} {
-		n.world.deviates(text)
+		n.env.deviates(text)
 	}
 }
 
@@ -119,11 +119,11 @@ func (n *node) withFirstKey(t *testing.T) {
 	t.Helper()
 	n.configure(t)
 	n.sh(t, "softhsm2-util --init-token --free --label k8s --so-pin "+pin+" --pin "+pin)
-	if out, _ := n.try(t, n.world.block(t, "doctor")); strings.Count(out, "FAIL") != 1 || !strings.Contains(out, "the key ring is empty") {
+	if out, _ := n.try(t, n.env.block(t, "doctor")); strings.Count(out, "FAIL") != 1 || !strings.Contains(out, "the key ring is empty") {
 		t.Errorf("doctor finds more than an empty ring:\n%s", out)
 	}
 	// The document: leave it out where the cluster does not run yet.
-	n.sh(t, strings.Replace(n.world.block(t, "key"), " --kubeconfig /etc/kubernetes/admin.conf", "", 1))
+	n.sh(t, strings.Replace(n.env.block(t, "key"), " --kubeconfig /etc/kubernetes/admin.conf", "", 1))
 }
 
 // testNewCluster: kubeadm init with the printed configuration; a Secret is under the key from the first.
@@ -148,7 +148,7 @@ func (n *node) newCluster(t *testing.T, more string) {
 	if !found {
 		t.Fatalf("no ClusterConfiguration is printed:\n%s", printed)
 	}
-	n.initialise(t, "apiVersion: kubeadm.k8s.io/v1beta4"+cluster+"kubernetesVersion: "+n.world.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n"+more)
+	n.initialise(t, "apiVersion: kubeadm.k8s.io/v1beta4"+cluster+"kubernetesVersion: "+n.env.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n"+more)
 	n.document(t, "new-cluster-check")
 }
 
@@ -211,7 +211,7 @@ apiServer:
 // testExistingCluster: a cluster with plain text and with settings of its own gets our lines and no other difference.
 func testExistingCluster(t *testing.T, n *node) {
 	n.sh(t, "kubeadm reset -f > /dev/null 2>&1; rm -rf /etc/kubernetes /var/lib/etcd/* /var/lib/hsm-kms /var/log/hsm-kms; mkdir /etc/kubernetes; printf 'apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: None\n' > /etc/kubernetes/audit.yaml")
-	n.initialise(t, fmt.Sprintf(custom, n.world.kube.Version, n.name))
+	n.initialise(t, fmt.Sprintf(custom, n.env.kube.Version, n.name))
 	n.sh(t, "for i in 1 2 3; do kubectl create secret generic old$i --from-literal=a=plaintext$i; done; cp -a /etc/kubernetes/manifests /root/manifests.before")
 	before := n.pod(t, "/root/manifests.before/kube-apiserver.yaml")
 
@@ -289,7 +289,7 @@ func (n *node) editConfigMap(t *testing.T, edit func(cluster map[string]any, pri
 		t.Fatal(err)
 	}
 	n.write(t, "shared/edited.yaml", string(edited), 0o644)
-	n.sh(t, "export KUBE_EDITOR='cp /opt/test/edited.yaml'\n"+n.world.block(t, "configmap"))
+	n.sh(t, "export KUBE_EDITOR='cp /opt/test/edited.yaml'\n"+n.env.block(t, "configmap"))
 }
 
 // mergeAPIServer adds what is printed to the lists of a ClusterConfiguration.

@@ -27,7 +27,7 @@ import (
 const whereAble = "where able"
 
 // shared is what every test uses; nil in a run that is not switched on.
-var shared *world
+var shared *environment
 
 func TestMain(m *testing.M) {
 	switch role := os.Getenv(roleEnv); role {
@@ -61,7 +61,7 @@ func run(m *testing.M) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	if shared, err = newWorld(ctx); err != nil {
+	if shared, err = newEnvironment(ctx); err != nil {
 		if errors.Is(err, errPackages) && os.Getenv("HSM_KMS_CLUSTER") == whereAble && ctx.Err() == nil {
 			fmt.Println("NOT RUN: installations on real nodes (systemd, kubelet, kubeadm):", err)
 			return 0

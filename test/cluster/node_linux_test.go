@@ -21,7 +21,7 @@ import (
 
 // node is a machine as far as hsm-kms can see: its systemd, its network, its disk. It survives a reboot.
 type node struct {
-	world   *world
+	env     *environment
 	name    string
 	dir     string
 	address string // without the length of the prefix
@@ -38,9 +38,9 @@ var masked = []string{
 }
 
 // newNode makes a node and boots it.
-func newNode(t *testing.T, w *world, name string, number int) *node {
+func newNode(t *testing.T, w *environment, name string, number int) *node {
 	t.Helper()
-	n := &node{world: w, name: name, dir: filepath.Join(w.machine.dir, name), address: fmt.Sprintf("10.99.0.%d", number+1)}
+	n := &node{env: w, name: name, dir: filepath.Join(w.machine.dir, name), address: fmt.Sprintf("10.99.0.%d", number+1)}
 	n.shared = filepath.Join(n.dir, "shared")
 	// The upper layer of the root file system, before it is one: what an administrator does before the first boot.
 	files := map[string]string{
@@ -78,13 +78,13 @@ func (n *node) boot(t *testing.T) {
 	began := time.Now()
 	console := filepath.Join(n.dir, "console")
 	flags := syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
-	first, err := n.world.machine.spawn(roleInit, console, uintptr(flags))
+	first, err := n.env.machine.spawn(roleInit, console, uintptr(flags))
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.first = first
 	// A reboot leaves no cgroups. kubelet tries for 3 s to learn of each that has no container.
-	group := filepath.Join(filepath.Base(n.world.machine.dir), n.name)
+	group := filepath.Join(filepath.Base(n.env.machine.dir), n.name)
 	if err := removeCgroups(group); err != nil {
 		t.Fatal(err)
 	}
@@ -94,13 +94,13 @@ func (n *node) boot(t *testing.T) {
 	}
 	end := "p-" + n.name
 	if err := errors.Join(
-		ip("link", "add", "eth0", "netns", strconv.Itoa(first.pid), "type", "veth", "peer", "name", end, "netns", strconv.Itoa(n.world.machine.network.pid)),
-		ip("netns", strconv.Itoa(n.world.machine.network.pid), "link", "set", end, "master", "br0", "up")); err != nil {
+		ip("link", "add", "eth0", "netns", strconv.Itoa(first.pid), "type", "veth", "peer", "name", end, "netns", strconv.Itoa(n.env.machine.network.pid)),
+		ip("netns", strconv.Itoa(n.env.machine.network.pid), "link", "set", end, "master", "br0", "up")); err != nil {
 		t.Fatal(err)
 	}
 	if err := first.begin(layout{
-		Host: n.name, Lower: n.world.root, Dir: n.dir, Keep: []string{"/var/lib/containerd", "/var/lib/kubelet", "/var/lib/etcd"},
-		Binds:  map[string]string{"/opt/kube": n.world.kube.Node.Dir, "/opt/kube-server": n.world.kube.Server.Dir, "/opt/hsm-kms": n.world.program, "/opt/images": n.world.images},
+		Host: n.name, Lower: n.env.root, Dir: n.dir, Keep: []string{"/var/lib/containerd", "/var/lib/kubelet", "/var/lib/etcd"},
+		Binds:  map[string]string{"/opt/kube": n.env.kube.Node.Dir, "/opt/kube-server": n.env.kube.Server.Dir, "/opt/hsm-kms": n.env.program, "/opt/images": n.env.images},
 		Shared: n.shared, Address: n.address + "/24", Gateway: "10.99.0.1", Cgroups: controllers,
 	}); err != nil {
 		t.Fatal(err)
@@ -209,14 +209,14 @@ func (n *node) until(t *testing.T, what, script string) string {
 // of them must occur, and is told.
 func (n *node) document(t *testing.T, name string, instead ...deviation) string {
 	t.Helper()
-	return n.sh(t, n.world.block(t, name, instead...))
+	return n.sh(t, n.env.block(t, name, instead...))
 }
 
 // deviation is what a machine such as this one does otherwise than documented, and why.
 type deviation struct{ text, instead, why string }
 
 // block is a block of commands of a document: the one after the line <!-- node: NAME -->.
-func (w *world) block(t *testing.T, name string, instead ...deviation) string {
+func (w *environment) block(t *testing.T, name string, instead ...deviation) string {
 	t.Helper()
 	script, ok := w.blocks[name]
 	if !ok {

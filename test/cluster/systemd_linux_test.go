@@ -21,7 +21,7 @@ var softHSM = deviation{"/opt/vendor/lib/libvendor.so", debian, "SoftHSM is the 
 // configure does what docs/install.md says of every control-plane node.
 func (n *node) configure(t *testing.T) {
 	t.Helper()
-	script := n.world.block(t, "configuration", softHSM)
+	script := n.env.block(t, "configuration", softHSM)
 	if !strings.Contains(script, "keyRing: change-me") {
 		t.Fatalf("the sample has no placeholder:\n%s", script)
 	}

@@ -42,13 +42,13 @@ func testShutOut(t *testing.T, n *node) {
 func (n *node) asUser(t *testing.T, uid string) {
 	t.Helper()
 	// kubelet's back-off after the restarts before must not count.
-	n.sh(t, strings.ReplaceAll(n.world.block(t, "not-root"), "65532", uid))
+	n.sh(t, strings.ReplaceAll(n.env.block(t, "not-root"), "65532", uid))
 	n.until(t, "the plugin's socket has the group", "test \"$(stat -c '%u:%g %a' /run/hsm-kms/kms.sock)\" = '0:"+uid+" 660' && hsm-kms status")
 	n.sh(t, fmt.Sprintf(`cd /etc/kubernetes/pki; chown %[1]s apiserver.key apiserver-etcd-client.key apiserver-kubelet-client.key front-proxy-client.key sa.key sa.pub
 cd /etc/kubernetes/manifests; cp kube-apiserver.yaml /root/; sed -i '/^  securityContext:/d; /^    seccompProfile:/,+1d' /root/kube-apiserver.yaml
 sed 's/^spec:/spec:\n  securityContext: {runAsUser: %[1]s, runAsGroup: %[1]s}/' /root/kube-apiserver.yaml > /root/changed.yaml; cp /root/changed.yaml kube-apiserver.yaml`, uid))
 	n.until(t, "the API server runs as "+uid, "test \"$(stat -c %u /proc/$(pgrep -x kube-apiserver))\" = "+uid+" && kubectl get --raw /readyz")
-	n.world.deviates("kube-apiserver as a user of its own: by its static pod and the owner of its keys, and not by the feature gate RootlessControlPlane")
+	n.env.deviates("kube-apiserver as a user of its own: by its static pod and the owner of its keys, and not by the feature gate RootlessControlPlane")
 	n.checkPod(t)
 	n.sh(t, fmt.Sprintf(`kubectl create secret generic of-%[1]s --from-literal=a=b; kubectl get secrets -A; hsm-kms etcd report --require-key current; kubectl get --raw /readyz/kms-providers
 grep -q '"operation":"Encrypt".*"peer":{"pid":0,"uid":%[1]s,' /var/log/hsm-kms/audit.log`, uid))
@@ -119,16 +119,16 @@ const softHSMOfSidecar = `[
 
 // testSidecar: the printed patch makes a plugin of uid 65532 that serves the API server of uid 65534 beside it.
 func testSidecar(t *testing.T, n *node) {
-	n.write(t, "shared/hosted.yaml", fmt.Sprintf(hosted, n.world.kube.Version), 0o644)
+	n.write(t, "shared/hosted.yaml", fmt.Sprintf(hosted, n.env.kube.Version), 0o644)
 	n.write(t, "shared/softhsm.json", softHSMOfSidecar, 0o644)
 	n.sh(t, `install -d -o 65532 -g 65532 -m 700 /srv/tokens; install -d /srv/softhsm; echo 'directories.tokendir = /srv/tokens' > /srv/softhsm/softhsm2.conf
 SOFTHSM2_CONF=/srv/softhsm/softhsm2.conf setpriv --reuid 65532 --regid 65532 --clear-groups softhsm2-util --init-token --free --label k8s --so-pin `+pin+` --pin `+pin+`
 kubectl create namespace hosted; kubectl create -f /opt/test/hosted.yaml`)
-	script := n.world.block(t, "sidecar-configuration", softHSM,
+	script := n.env.block(t, "sidecar-configuration", softHSM,
 		deviation{"0.0.0.0:9808", "0.0.0.0:9818", "the pod has the host's network, where the node's own plugin has that port"})
 	n.sh(t, strings.Replace(script, "keyRing: change-me", "keyRing: hosted", 1))
 	n.document(t, "sidecar")
-	n.world.deviates("sidecar: SoftHSM and its token come from the node, because the image has no module; the hosted API server is a Deployment of the test, with the node's certificates")
+	n.env.deviates("sidecar: SoftHSM and its token come from the node, because the image has no module; the hosted API server is a Deployment of the test, with the node's certificates")
 	n.sh(t, `kubectl -n hosted patch deployment kube-apiserver --type json --patch-file /opt/test/softhsm.json
 kubectl -n hosted patch deployment kube-apiserver --type json -p '[{"op": "add", "path": "/spec/template/spec/containers/0/command/-", "value": "`+flagOf(t, n, "--encryption-provider-config=")+`"},
 {"op": "add", "path": "/spec/template/spec/containers/0/command/-", "value": "`+flagOf(t, n, "--encryption-provider-config-automatic-reload=")+`"}]'

@@ -20,8 +20,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
 )
 
-// world is what every node is made of.
-type world struct {
+// environment is what every node is made of.
+type environment struct {
 	machine *machine
 	kube    kubebin.NodeSet
 	root    string            // root file system of a node
@@ -35,7 +35,7 @@ type world struct {
 }
 
 // deviates records what this machine forces to be otherwise than documented; it is printed at the end.
-func (w *world) deviates(text string) {
+func (w *environment) deviates(text string) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	if !slices.Contains(w.deviated, text) {
@@ -52,9 +52,9 @@ var packages = []string{
 // errPackages: Debian's packages cannot be had here.
 var errPackages = errors.New("Debian's packages cannot be had here")
 
-// newWorld finds or makes everything, telling what takes long.
-func newWorld(ctx context.Context) (*world, error) {
-	w := &world{}
+// newEnvironment finds or makes everything, telling what takes long.
+func newEnvironment(ctx context.Context) (*environment, error) {
+	w := &environment{}
 	var err error
 	if w.kube, err = kubebin.Node(ctx, os.Stderr); err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func newWorld(ctx context.Context) (*world, error) {
 }
 
 // build makes the program, and the images of this run.
-func (w *world) build(ctx context.Context) error {
+func (w *environment) build(ctx context.Context) error {
 	w.program, w.images = filepath.Join(w.machine.dir, "program"), filepath.Join(w.machine.dir, "images")
 	bin := os.Getenv("HSM_KMS_BIN")
 	if bin == "" {

@@ -176,7 +176,7 @@ func (c *command) wholeKeyID(ctx context.Context, text string) (string, error) {
 	}
 	defer in.Stop()
 	var found []string
-	for _, v := range in.Ring.View().Versions {
+	for _, v := range in.Ring.Advance().Versions {
 		if id := v.ID.String(); strings.HasPrefix(v.ID.FingerprintHex(), text) && !slices.Contains(found, id) {
 			found = append(found, id)
 		}

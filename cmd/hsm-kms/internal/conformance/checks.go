@@ -234,7 +234,7 @@ func (r *run) liveRing(ctx context.Context) (string, error) {
 
 // shows reports whether the ring has the key with that CKA_ID.
 func (r *run) shows(ckaID []byte) bool {
-	return slices.ContainsFunc(r.in.Ring.View().Versions, func(v envelope.Version) bool { return string(v.CKAID) == string(ckaID) })
+	return slices.ContainsFunc(r.in.Ring.Advance().Versions, func(v envelope.Version) bool { return string(v.CKAID) == string(ckaID) })
 }
 
 // reconnect: another process of the module shows the same keys, and opens what this one sealed.

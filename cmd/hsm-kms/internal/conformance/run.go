@@ -174,7 +174,7 @@ func (r *run) current(ctx context.Context) error {
 	if err := r.in.Ring.Exercise(ctx); err != nil {
 		return err
 	}
-	view := r.in.Ring.View()
+	view := r.in.Ring.Advance()
 	if view.Current == nil {
 		return errors.Join(errors.New("the ring has no key that can be used"), view.Problem)
 	}
@@ -229,7 +229,7 @@ func (r *run) destroy(ctx context.Context, ckaID []byte) error {
 	if err := r.in.Ring.Refresh(ctx); err != nil {
 		return err
 	}
-	for _, v := range r.in.Ring.View().Versions {
+	for _, v := range r.in.Ring.Advance().Versions {
 		if string(v.CKAID) != string(ckaID) {
 			continue
 		}

@@ -19,7 +19,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testworker.Main()
 	hsmtest.Main(runner{m})
 }
 

@@ -23,14 +23,14 @@ func TestKind(t *testing.T) {
 	n.document(t, "kind-configuration")
 	n.document(t, "kind")
 	n.env.deviates("kind: the instructions of Dockerfile.kind are run on a node of the test, without Docker and kind; SoftHSM is in the node already")
-	n.build(t, n.sh(t, "cat Dockerfile.kind"))
+	n.build(t, n.sh(t, "cat trial/Dockerfile.kind"))
 	n.reboot(t)
 	n.healthy(t)
 
 	var cluster struct {
 		Patches []string `json:"kubeadmConfigPatches"`
 	}
-	if err := yaml.Unmarshal([]byte(n.sh(t, "cat kind.yaml")), &cluster); err != nil || len(cluster.Patches) == 0 {
+	if err := yaml.Unmarshal([]byte(n.sh(t, "cat trial/kind.yaml")), &cluster); err != nil || len(cluster.Patches) == 0 {
 		t.Fatalf("kind.yaml has no patches: %v", err)
 	}
 	n.initialise(t, cluster.Patches[0]+"kubernetesVersion: "+n.env.kube.Version+"\nnetworking: {podSubnet: 10.244.0.0/16}\n")
@@ -89,5 +89,5 @@ func (n *node) copy(t *testing.T, rest string) {
 	if strings.HasSuffix(to, "/") {
 		folder = to
 	}
-	n.sh(t, fmt.Sprintf("mkdir -p %s; cp --no-preserve=ownership %s %s", folder, strings.Join(words[:len(words)-1], " "), to))
+	n.sh(t, fmt.Sprintf("mkdir -p %s; cd trial; cp --no-preserve=ownership %s %s", folder, strings.Join(words[:len(words)-1], " "), to))
 }

@@ -38,8 +38,7 @@ test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
 test: tokens unit e2e ## every test
 	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms GO=$(GO) test/tools/compat.sh -cached
 	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
-	@$(MAKE) --no-print-directory cluster WHERE='where able' RUN='^Test(Kubeadm|Systemd)$$'
-	@echo "NOT RUN by make test: API servers that are not root, sidecars (make cluster), three nodes (make cluster FULL=1)"
+	@$(MAKE) --no-print-directory cluster WHERE='where able'
 
 unit: need ## the quick tests: race detector, random order
 	$(GO) test -race -shuffle=on ./...

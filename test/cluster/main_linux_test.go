@@ -187,7 +187,7 @@ func room() error {
 
 // takes is how long a run may take on two processors: the tests, and what has to be built or fetched first.
 func takes() time.Duration {
-	tests := 16 * time.Minute
+	tests := 20 * time.Minute
 	cache, err := kubebin.CacheRoot()
 	if err != nil {
 		return tests

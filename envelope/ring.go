@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,9 @@ type RingConfig struct {
 	Refuse  []KeyID          // not to be served, as if they were gone: the rehearsal before keys retire
 	Floor   KeyID            // the latest key that was current in an earlier process; zero: none known
 	Now     func() time.Time // nil: time.Now
+	// ReadOnly: the ring opens, and has no current key. None becomes current, however long its activation is past, and Exercise
+	// proves every key once in a token's generation.
+	ReadOnly bool
 
 	// Tokens are the names of all configured tokens; nil: those of the Tokens that NewRing is given. A key becomes current
 	// when it is proven on each.
@@ -80,6 +84,9 @@ func NewRing(cfg RingConfig, tokens Tokens) *Ring {
 	return r
 }
 
+// Name is the ring's name, with which its key_ids begin.
+func (r *Ring) Name() string { return r.cfg.Name }
+
 // Refresh re-reads the ring from every token that can be reached. It fails when none could be read, with
 // what each said; the ring then stays as it was.
 func (r *Ring) Refresh(ctx context.Context) error {
@@ -123,7 +130,7 @@ func (r *Ring) refreshLocked(ctx context.Context) error {
 		}
 	}
 	if !anyRead {
-		return fmt.Errorf("reading the key ring %s: %w", r.cfg.Name, errors.Join(errs...))
+		return fmt.Errorf("reading the key ring %s: %w", r.cfg.Name, cmp.Or(errors.Join(errs...), fmt.Errorf("%w: no token of it may be used", ErrUnavailable)))
 	}
 	r.everRead = true
 	r.lastRead = r.cfg.Now()
@@ -253,9 +260,14 @@ func (r *Ring) Advance() View {
 	if r.floor != r.used && len(generations) > 0 && !isWithin(versions, r.floor, generations) {
 		r.floor = r.used
 	}
-	c := choose(versions, now, r.floor)
-	if !r.everRead {
-		c = choice{problem: errUnread()}
+	var c choice
+	switch {
+	case !r.everRead:
+		c.problem = errUnread()
+	case !r.cfg.ReadOnly:
+		c = choose(versions, now, r.floor)
+	case len(versions) == 0:
+		c.problem = ErrRingEmpty
 	}
 	if c.current != nil {
 		r.floor = c.current.ID

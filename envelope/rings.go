@@ -1,0 +1,41 @@
+package envelope
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Rings are the ring that is written under and those that are only read. They are that one Ring in everything but Open,
+// which goes to the ring that the key_id names.
+//
+// Concurrency: as Ring.
+type Rings struct {
+	*Ring
+	read []*Ring
+}
+
+// NewRings puts rings together. Each has a name of its own; those that are only read are RingConfig.ReadOnly.
+func NewRings(written *Ring, read ...*Ring) *Rings { return &Rings{written, read} }
+
+// Open is Ring.Open of the ring that keyID names. ErrUnknownKey says which rings there are when it names another.
+func (r *Rings) Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error) {
+	id, err := ParseKeyID(keyID)
+	if err != nil || id.Ring == r.Name() || len(r.read) == 0 {
+		return r.Ring.Open(ctx, keyID, envelope)
+	}
+	i := slices.IndexFunc(r.read, func(ring *Ring) bool { return ring.Name() == id.Ring })
+	if i < 0 {
+		names := []string{r.Name()}
+		for _, ring := range r.read {
+			names = append(names, ring.Name())
+		}
+		return nil, fmt.Errorf("%w: it names the ring %s, and the configuration has %s", ErrUnknownKey, id.Ring, strings.Join(names, ", "))
+	}
+	dek, err := r.read[i].Open(ctx, keyID, envelope)
+	if err != nil {
+		return nil, fmt.Errorf("the read ring %s: %w", id.Ring, err)
+	}
+	return dek, nil
+}

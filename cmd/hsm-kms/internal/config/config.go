@@ -56,6 +56,8 @@ type Config struct {
 	// Tokens are the tokens that hold the ring, in order of preference; all hold the same keys. Required, at most 16.
 	// The first one serves, the next ones take over when it fails; `keys` commands work on the first.
 	Tokens []Token `yaml:"tokens"`
+	// ReadRings are rings that are served for Decrypt only, each with tokens of its own. Default none, at most 8.
+	ReadRings []ReadRing `yaml:"readRings"`
 	// BackupRehearsed says that a backup of the only token was restored once, as a rehearsal: doctor warns of a single
 	// token until then. Default false.
 	BackupRehearsed bool `yaml:"backupRehearsed"`
@@ -202,6 +204,7 @@ func Default() *Config {
 		Socket:            Socket{Path: "/run/hsm-kms/kms.sock", Mode: 0o600},
 		Profile:           ProfileAESGCM,
 		RefuseKeys:        []string{},
+		ReadRings:         []ReadRing{},
 		StateDir:          "/var/lib/hsm-kms",
 		RefreshInterval:   Duration(30 * time.Second),
 		ProbeInterval:     Duration(30 * time.Second),

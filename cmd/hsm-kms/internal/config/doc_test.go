@@ -56,7 +56,16 @@ func fields(t *testing.T) [][2]string {
 			switch {
 			case f.Type == reflect.TypeFor[[]config.Token]():
 				rows = append(rows, [2]string{name, "required"})
-				walk(name+"[].", value.Index(0))
+				if value.Len() > 0 { // the fields of a token are explained once
+					walk(name+"[].", value.Index(0))
+				}
+			case f.Type == reflect.TypeFor[[]config.ReadRing]():
+				rows = append(rows, [2]string{name, "[]"})
+				var ring config.ReadRing
+				if err := yaml.Unmarshal([]byte("{}"), &ring); err != nil {
+					t.Fatal(err)
+				}
+				walk(name+"[].", reflect.ValueOf(ring))
 			case f.Type.Kind() == reflect.Struct:
 				walk(name+".", value)
 			default:
@@ -71,7 +80,7 @@ func fields(t *testing.T) [][2]string {
 func defaultText(t *testing.T, name string, value reflect.Value, optional bool) string {
 	t.Helper()
 	switch name {
-	case "apiVersion", "kind", "keyRing", "tokens[].name", "tokens[].module", "tokens[].pinFile":
+	case "apiVersion", "kind", "keyRing", "readRings[].keyRing", "tokens[].name", "tokens[].module", "tokens[].pinFile":
 		return "required"
 	case "socket.allowedUIDs":
 		return "root and our own uid"

@@ -21,6 +21,7 @@ const (
 // Bounds that keep a slip of the pen from going far.
 const (
 	maxTokens     = 16
+	maxReadRings  = 8
 	maxRefuseKeys = 256
 	maxSessions   = 1024
 	maxAuditMB    = 10000
@@ -38,12 +39,8 @@ func (c *Config) validate(p *problems) {
 	p.oneOf("apiVersion", c.APIVersion, APIVersion)
 	p.oneOf("kind", c.Kind, Kind)
 	c.Socket.validate(p)
-	if !ringPattern.MatchString(c.KeyRing) {
-		p.badValue("keyRing", c.KeyRing, "1 to 63 of a-z, 0-9, dot and hyphen", "name the ring after its cluster: no two clusters share one")
-	}
-	p.oneOf("profile", c.Profile, ProfileAESGCM, ProfileHMACKDF, ProfileAESGCMHSMIV)
 	validateRefuseKeys(p, c.RefuseKeys)
-	c.validateTokens(p)
+	c.validateRings(p)
 	p.absolute("stateDir", c.StateDir, "as /var/lib/hsm-kms")
 	p.between("refreshInterval", c.RefreshInterval, time.Second, time.Hour)
 	p.between("probeInterval", c.ProbeInterval, time.Second, 10*time.Minute)

@@ -17,39 +17,41 @@ const (
 	modelSize        = 16
 )
 
-func (c *Config) validateTokens(p *problems) {
-	if len(c.Tokens) == 0 && !p.has("tokens[0]") {
+// validateTokens judges the tokens of a ring with that profile; list is their field. names are those of the tokens of the rings
+// before, and get those of this one.
+func validateTokens(p *problems, list string, tokens []Token, profile string, names map[string]string) {
+	if len(tokens) == 0 && !p.has(list+"[0]") {
 		what := "is missing"
-		if p.has("tokens") {
+		if p.has(list) {
 			what = "is empty"
 		}
-		p.report("tokens", what, "list at least one token, with name, module, label and pinFile")
+		p.report(list, what, "list at least one token, with name, module, label and pinFile")
 	}
-	if len(c.Tokens) > maxTokens {
-		p.report("tokens", fmt.Sprintf("has %d entries, at most %d are accepted", len(c.Tokens), maxTokens), "keep the tokens that hold this ring")
+	if len(tokens) > maxTokens {
+		p.report(list, fmt.Sprintf("has %d entries, at most %d are accepted", len(tokens), maxTokens), "keep the tokens that hold this ring")
 		return
 	}
 	// The decoder leaves an item out that is no token at all, and the indices of the rest no longer fit the file. That
 	// item has been reported.
-	if p.has(tokenField(len(c.Tokens), "")) {
+	if p.has(tokenField(list, len(tokens), "")) {
 		return
 	}
-	for i := range c.Tokens {
-		c.Tokens[i].validate(p, i)
-		c.validateUnique(p, i)
-		if c.Tokens[i].IVAppended && c.Profile != ProfileAESGCMHSMIV {
-			p.report(tokenField(i, "ivAppended"), "has no effect with profile "+c.Profile, "remove it, or set profile: "+ProfileAESGCMHSMIV)
+	for i := range tokens {
+		field := func(name string) string { return tokenField(list, i, name) }
+		tokens[i].validate(p, field)
+		validateUnique(p, list, tokens, i, names)
+		if tokens[i].IVAppended && profile != ProfileAESGCMHSMIV {
+			p.report(field("ivAppended"), "has no effect with profile "+profile, "remove it, or set profile: "+ProfileAESGCMHSMIV)
 		}
 	}
 }
 
-// tokenField returns the name of a field of token i, or of the token itself.
-func tokenField(i int, name string) string {
-	return strings.TrimSuffix(fmt.Sprintf("tokens[%d].%s", i, name), ".")
+// tokenField returns the name of a field of token i of a list, or of the token itself.
+func tokenField(list string, i int, name string) string {
+	return strings.TrimSuffix(fmt.Sprintf("%s[%d].%s", list, i, name), ".")
 }
 
-func (t *Token) validate(p *problems, i int) {
-	field := func(name string) string { return tokenField(i, name) }
+func (t *Token) validate(p *problems, field func(string) string) {
 	if !namePattern.MatchString(t.Name) {
 		p.badValue(field("name"), t.Name, "1 to 63 of a-z, 0-9 and hyphen", "give it a short name, as hsm-a")
 	}
@@ -155,16 +157,17 @@ func slotText(slot *uint) string {
 	return strconv.FormatUint(uint64(*slot), 10)
 }
 
-// validateUnique sees that token i is not one of those before it under the same name, or again under another.
-func (c *Config) validateUnique(p *problems, i int) {
-	t := &c.Tokens[i]
-	for j := range c.Tokens[:i] {
-		u := &c.Tokens[j]
-		if t.Name == u.Name && t.Name != "" {
-			p.report(tokenField(i, "name"), fmt.Sprintf("%q is the name of tokens[%d] too", t.Name, j), "give each token a name of its own")
-		}
-		if t.Module == u.Module && t.sameToken(u) {
-			p.report(tokenField(i, ""), fmt.Sprintf("is the same token as tokens[%d]", j), "list each token once")
+// validateUnique sees that token i has a name that no other token has, and is not one of those before it in its ring.
+func validateUnique(p *problems, list string, tokens []Token, i int, names map[string]string) {
+	t := &tokens[i]
+	if other, taken := names[t.Name]; taken {
+		p.report(tokenField(list, i, "name"), fmt.Sprintf("%q is the name of %s too", t.Name, other), "give each token a name of its own, also one that holds two rings")
+	} else if t.Name != "" {
+		names[t.Name] = tokenField(list, i, "")
+	}
+	for j := range tokens[:i] {
+		if u := &tokens[j]; t.Module == u.Module && t.sameToken(u) {
+			p.report(tokenField(list, i, ""), fmt.Sprintf("is the same token as %s", tokenField(list, j, "")), "list each token once")
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 )
 
 // maxFile bounds a report's file in bytes: one of a million objects has a few hundred thousand, one with every list at
@@ -33,22 +34,50 @@ func fields() []string {
 // File is the report of a file.
 type File struct {
 	Report *evidence.Report
-	Time   time.Time // when its reading began
-	SHA256 string    // of the file's bytes, in hex
+	// Migration is what the file says of the migration that ended with the report; nil: it is of etcd report.
+	Migration *migrate.Outcome
+	Time      time.Time // when its reading began
+	SHA256    string    // of the file's bytes, in hex
 }
 
-// Load reads the file that `etcd report -o json` wrote. Errors: the system's, or ErrNotEvidence with what is wrong.
+// Load reads the file that `etcd report -o json` or `etcd migrate -o json` wrote. Errors: the system's, or ErrNotEvidence with what is wrong.
 func Load(path string) (*File, error) {
 	text, err := read(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the evidence %s: %w", path, err)
 	}
-	report, began, err := parse(text)
+	migration, reported, err := migrationOf(text)
+	var report *evidence.Report
+	var began time.Time
+	if err == nil {
+		report, began, err = parse(reported)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the evidence %s: %w: %w", path, ErrNotEvidence, err)
 	}
 	sum := sha256.Sum256(text)
-	return &File{Report: report, Time: began, SHA256: hex.EncodeToString(sum[:])}, nil
+	return &File{Report: report, Migration: migration, Time: began, SHA256: hex.EncodeToString(sum[:])}, nil
+}
+
+// migrationOf takes the report out of the outcome of a migration. Any other text is its own report, and parse says what is
+// wrong with it.
+func migrationOf(text []byte) (migration *migrate.Outcome, report []byte, err error) {
+	var present map[string]json.RawMessage
+	if json.Unmarshal(text, &present) != nil || present["requiredKey"] == nil {
+		return nil, text, nil
+	}
+	for _, name := range []string{"servers", "failed", "interrupted", "dryRun", "report"} {
+		if value, ok := present[name]; !ok || string(value) == "null" {
+			return nil, nil, fmt.Errorf("it has no %q: the migration did not come to its end, or is of an older version", name)
+		}
+	}
+	migration = &migrate.Outcome{}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(migration); err != nil {
+		return nil, nil, err
+	}
+	return migration, present["report"], nil
 }
 
 func read(path string) ([]byte, error) {

@@ -39,7 +39,10 @@ type Case struct {
 	// Successor is when the key that came after KeyID became current: from then on API servers learn of it. Zero: it is
 	// not known.
 	Successor time.Time
-	// Others are the other key_ids of the ring that the tokens hold. The etcd of a cluster that uses the ring has something
+	// WrittenRing is the ring that API servers write under, when that of the key is only read. Then File is of a migration that
+	// has shown it of each of them, and Successor is not looked at: the report of that migration was made after that.
+	WrittenRing string
+	// Others are the other key_ids of the ring that the tokens hold, and those of WrittenRing. The etcd of a cluster that uses the ring has something
 	// under one of them.
 	Others []string
 	// Cluster is the UID of the cluster that the ring belongs to; empty: the ring is bound to none.
@@ -63,6 +66,7 @@ type Accepted struct {
 	Unreadable   []string // ranges of etcd that the client may not read, as Reading.Unreadable has them
 	Unidentified bool     // a store behind the etcd API that says nothing of itself
 	SoleCluster  bool     // that no other cluster uses the ring
+	TokensLost   []string // names of tokens that exist no longer
 }
 
 // List is what was accepted, in words that are a contract.
@@ -73,6 +77,9 @@ func (a Accepted) List() []string {
 	}
 	if a.Unidentified {
 		list = append(list, "unidentified-store")
+	}
+	for _, name := range slices.Sorted(slices.Values(a.TokensLost)) {
+		list = append(list, "token-lost "+name)
 	}
 	for _, r := range slices.Sorted(slices.Values(a.Unreadable)) {
 		list = append(list, "unreadable "+r)
@@ -93,6 +100,7 @@ func (c *Case) Judge() []Refusal {
 	file := "the report " + c.FileName
 	v.whole(file, c.File.Report)
 	v.clean(file, c.File.Report, anotherReport)
+	c.moved(v)
 	c.times(v)
 	c.sameEtcd(v)
 	v.clean("etcd now", c.Own, rewrite)
@@ -229,6 +237,7 @@ func (c *Case) times(v *verdict) {
 	clock := Clock(c.File.Report)
 	again := "make another report now, and come back with it after --settle: hsm-kms etcd report -o json"
 	switch {
+	case c.WrittenRing != "": // see moved
 	case c.Successor.IsZero():
 		v.against("rotate once more, and make another report then: hsm-kms keys rotate", "no key that followed %s says when it became current", v.keyID)
 	case !c.File.Time.After(c.Successor):

@@ -16,11 +16,11 @@ const namedInAnswer = 8
 
 // answerTo is the gRPC error for a peer. Only NotFound says more than its class: the key_id that was asked for, and what
 // the ring holds. It is put together from key_ids alone, since the cause may name a token.
-func answerTo(class problem.Class, keyID string, view func() envelope.View) error {
+func answerTo(class problem.Class, keyID string, view func(keyID string) envelope.View) error {
 	if class.Code != codes.NotFound {
 		return class.Error()
 	}
-	return status.Error(class.Code, class.Words+" "+quoted(keyID)+": "+held(keyID, view()))
+	return status.Error(class.Code, class.Words+" "+quoted(keyID)+": "+held(keyID, view(keyID)))
 }
 
 // quoted keeps a peer's own text on one line and within bounds.

@@ -25,6 +25,8 @@ type StatusAnswer struct {
 	Healthz string // "ok", or what is wrong
 	KeyID   string
 	Pending []health.Pending // keys to come, the next one first
+	// ReadRings are the rings that it only reads. Their Problem has its words alone.
+	ReadRings []health.ReadRing
 }
 
 // StatusOf asks the plugin at socketPath for its Status over the connection that kube-apiserver would make, but does not
@@ -44,7 +46,7 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 		}
 		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}
-	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer)}, nil
+	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer), ReadRings: readRingsIn(trailer)}, nil
 }
 
 // Dial prepares a connection to the plugin at socketPath as kube-apiserver does (k8s.io/apiserver,

@@ -109,7 +109,7 @@ func TestNotFoundNamesTheKeys(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			view := envelope.View{Versions: c.versions}
-			got := answerTo(problem.Of(envelope.ErrUnknownKey), c.keyID, func() envelope.View { return view })
+			got := answerTo(problem.Of(envelope.ErrUnknownKey), c.keyID, func(string) envelope.View { return view })
 			text := status.Convert(got).Message()
 			for _, want := range c.want {
 				if !strings.Contains(text, want) {

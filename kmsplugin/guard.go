@@ -129,5 +129,5 @@ func (g *guard) settle(ctx context.Context, op *Operation, answer any, err error
 		return answer, nil
 	}
 	g.failures.note(ctx, op, class, err)
-	return nil, answerTo(class, op.KeyID, g.service.ring.Advance)
+	return nil, answerTo(class, op.KeyID, g.service.viewFor)
 }

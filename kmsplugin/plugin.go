@@ -14,8 +14,10 @@ import (
 
 // Options say what the plugin serves and to whom it reports. The zero value of a field is its default.
 type Options struct {
-	Ring   Ring         // required
+	Ring   Ring         // required; envelope.Rings where there are read rings
 	Logger *slog.Logger // nil: nothing is logged
+
+	ReadRings []*health.Reader // of the rings that are only read; Run runs them
 
 	ProbeInterval     time.Duration // default 30s
 	RefreshInterval   time.Duration // default 30s
@@ -86,7 +88,7 @@ func New(o Options) *Plugin {
 		Probed:            o.Metrics.Probed,
 		Changed:           p.tellManager,
 	})
-	p.service = &service{ring: o.Ring, health: p.health}
+	p.service = &service{ring: o.Ring, read: o.ReadRings, health: p.health}
 	p.guard = newGuard(p.service, &p.options)
 	return p
 }

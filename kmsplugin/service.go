@@ -34,6 +34,7 @@ type Ring interface {
 type service struct {
 	kmsapi.UnimplementedKeyManagementServiceServer
 	ring   Ring
+	read   []*health.Reader
 	health *health.Health
 	named  atomic.Pointer[namedKey]
 }
@@ -49,6 +50,7 @@ type namedKey struct {
 func (s *service) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
 	report := s.health.Report()
 	tellPending(ctx, s.health.Pending())
+	tellReadRings(ctx, s.read)
 	if report.Key.IsZero() {
 		return nil, report.Problem
 	}
@@ -82,6 +84,18 @@ func (s *service) Encrypt(ctx context.Context, req *kmsapi.EncryptRequest) (*kms
 		return nil, fmt.Errorf("sealing gave %d bytes under a key_id of %d: the API server takes %d and %d", n, len(named.text), maxCiphertext, maxKeyID)
 	}
 	return &kmsapi.EncryptResponse{Ciphertext: ciphertext, KeyId: named.text}, nil
+}
+
+// viewFor is the ring that a key_id names, or, if there is none, the one that is written under.
+func (s *service) viewFor(keyID string) envelope.View {
+	if id, err := envelope.ParseKeyID(keyID); err == nil {
+		for _, reader := range s.read {
+			if reader.Name() == id.Ring {
+				return reader.View()
+			}
+		}
+	}
+	return s.ring.Advance()
 }
 
 // writeKey is the key that Status gave last, or, before any Status, the current one, if it is proven. While Status is an

@@ -28,6 +28,7 @@ const (
 type command struct {
 	out, errOut io.Writer
 	configPath  string
+	ring        string // --ring; empty: the ring that is written under
 	output      string
 	noHeaders   bool
 	process     app.Process
@@ -35,11 +36,12 @@ type command struct {
 
 // load reads the configuration, checks what it names, and makes the context of a use case of it.
 func (c *command) load() (*app.Context, error) {
-	cfg, err := app.Load(c.configPath)
+	a, err := app.Load(c.configPath, c.ring)
 	if err != nil {
 		return nil, err
 	}
-	return &app.Context{Config: cfg, Process: &c.process, Warn: c.warn}, nil
+	a.Process, a.Warn = &c.process, c.warn
+	return a, nil
 }
 
 // warn writes a warning to stderr.
@@ -149,6 +151,12 @@ func flagError(cmd *cobra.Command, err error) error {
 // withConfig adds --config to a command that needs the token.
 func (c *command) withConfig(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration file")
+	return cmd
+}
+
+// withRing adds --ring to a command that can be about a read ring.
+func (c *command) withRing(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&c.ring, "ring", "", "`name` of a ring of readRings in the configuration (default: its keyRing)")
 	return cmd
 }
 

@@ -17,7 +17,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 )
 
-// ProvenFile is the name of the file in stateDir that holds the last proven key_id. Nothing in it is secret.
+// ProvenFile is the name of the file in stateDir that holds the last proven key_id of the ring that is written under. Nothing
+// in it is secret.
 const ProvenFile = "proven.json"
 
 // maxProvenFile bounds what is read of it, in bytes; what we write has about 200.
@@ -35,10 +36,30 @@ type provenJSON struct {
 }
 
 // LoadProven reads what an earlier process left in stateDir for the ring. Its Key is RingConfig.Floor, the whole is
-// Config.Proven. No file, or one for another ring, is the zero Proven; a file that cannot be believed is that too, with
+// Config.Proven. No file for the ring is the zero Proven; a file that cannot be believed is that too, with
 // an error that is to be logged and not to stop anything: the next good probe writes the file again.
 func LoadProven(stateDir, ring string) (Proven, error) {
-	path := filepath.Join(stateDir, ProvenFile)
+	for _, path := range []string{filepath.Join(stateDir, ProvenFile), asidePath(stateDir, ring)} {
+		proven, err := readProven(path)
+		if err != nil || proven.Key.Ring == ring {
+			return proven, err
+		}
+	}
+	return Proven{}, nil
+}
+
+// LastProven is what was left last, for whichever ring. The ring that a plugin of this stateDir wrote under last is that one.
+func LastProven(stateDir string) (Proven, error) {
+	return readProven(filepath.Join(stateDir, ProvenFile))
+}
+
+// asidePath is where the last proven key of a ring is kept when another ring is written under: the way back may need it.
+func asidePath(stateDir, ring string) string {
+	return filepath.Join(stateDir, "proven-"+ring+".json")
+}
+
+// readProven is zero where there is no file.
+func readProven(path string) (Proven, error) {
 	// O_NONBLOCK: a FIFO in its place must not hang the start.
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -58,9 +79,6 @@ func LoadProven(stateDir, ring string) (Proven, error) {
 	proven, err := parseProven(text)
 	if err != nil {
 		return Proven{}, fmt.Errorf("reading the last proven key_id from %s: %w", path, err)
-	}
-	if proven.Key.Ring != ring {
-		return Proven{}, nil
 	}
 	return proven, nil
 }
@@ -82,16 +100,27 @@ func parseProven(text []byte) (Proven, error) {
 	return Proven{Key: id, At: stored.ProvenAt}, nil
 }
 
-// saveProven replaces the file in one step: a reader, after a power loss too, finds the old or the new one.
+// saveProven replaces the file in one step: a reader, after a power loss too, finds the old or the new one. What the file has
+// of another ring is set aside first. One that cannot be believed is not.
 func saveProven(stateDir string, proven Proven) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("keeping the last proven key_id: %w", err)
 		}
 	}()
+	path := filepath.Join(stateDir, ProvenFile)
+	if before, readErr := readProven(path); readErr == nil && !before.Key.IsZero() && before.Key.Ring != proven.Key.Ring {
+		if err := writeProven(asidePath(stateDir, before.Key.Ring), before); err != nil {
+			return err
+		}
+	}
+	return writeProven(path, proven)
+}
+
+func writeProven(path string, proven Proven) error {
 	text, err := json.Marshal(provenJSON{KeyID: proven.Key.String(), ProvenAt: proven.At.UTC().Truncate(time.Millisecond)})
 	if err != nil {
 		return err
 	}
-	return atomicfile.WriteState(filepath.Join(stateDir, ProvenFile), append(text, '\n'))
+	return atomicfile.WriteState(path, append(text, '\n'))
 }

@@ -39,6 +39,36 @@ func TestProvenFile(t *testing.T) {
 	}
 }
 
+// When another ring is written under, what was proven of the one before is set aside, and found again on the way back, also when
+// the process died in between.
+func TestProvenOfAnotherRing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	_, id := ringOf(t)
+	next := id
+	next.Ring = "next"
+	at := time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
+	old, new, back := Proven{Key: id, At: at}, Proven{Key: next, At: at.Add(time.Hour)}, Proven{Key: id, At: at.Add(2 * time.Hour)}
+	for _, step := range []struct {
+		save, loaded, other Proven
+	}{{old, old, Proven{}}, {new, new, old}, {back, back, new}, {new, new, back}} {
+		if err := saveProven(dir, step.save); err != nil {
+			t.Fatal(err)
+		}
+		got, err := LoadProven(dir, step.save.Key.Ring)
+		if err != nil || got.Key != step.loaded.Key || !got.At.Equal(step.loaded.At) {
+			t.Errorf("LoadProven = %v, %v; want %v", got, err, step.loaded)
+		}
+		if last, err := LastProven(dir); err != nil || last.Key != step.save.Key {
+			t.Errorf("LastProven = %v, %v; want %v", last, err, step.save)
+		}
+		other := map[string]string{"ring": "next", "next": "ring"}[step.save.Key.Ring]
+		if got, err := LoadProven(dir, other); err != nil || got.Key != step.other.Key || !got.At.Equal(step.other.At) {
+			t.Errorf("LoadProven of the other ring = %v, %v; want %v", got, err, step.other)
+		}
+	}
+}
+
 func TestProvenFileNotToBeBelieved(t *testing.T) {
 	t.Parallel()
 	_, id := ringOf(t)

@@ -42,12 +42,12 @@ func sendCounter(ch chan<- prometheus.Metric, d *prometheus.Desc, value float64,
 	ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, value, labels...)
 }
 
-func sendBool(ch chan<- prometheus.Metric, d *prometheus.Desc, value bool) {
+func sendBool(ch chan<- prometheus.Metric, d *prometheus.Desc, value bool, labels ...string) {
 	number := 0.0
 	if value {
 		number = 1
 	}
-	sendGauge(ch, d, number)
+	sendGauge(ch, d, number, labels...)
 }
 
 func unixSeconds(at time.Time) float64 { return float64(at.UnixMilli()) / 1000 }
@@ -156,12 +156,12 @@ type workerCounter interface {
 	Workers() (running int, resident, started, died uint64)
 }
 
-// ObserveTokens adds the state of each token. Names come from the configuration. A token that has a method
-// Sessions() int, Nonces() or Workers() is asked for it. Call it once.
-func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
+// ObserveTokens adds the state of each token, by the name of the ring that it holds. Names come from the configuration, and are
+// unique over all rings. A token that has a method Sessions() int, Nonces() or Workers() is asked for it. Call it once.
+func (m *Metrics) ObserveTokens(rings map[string][]envelope.Token) {
 	c := &collector{}
 	var (
-		up         = c.describe("token_up", "1: the token can be used.", "token")
+		up         = c.describe("token_up", "1: the token can be used.", "ring", "token")
 		generation = c.describe("token_generation", "Number of the present connection to the token; 0: there is none.", "token")
 		recoveries = c.describe("token_recoveries_total", "Connections made to the token after the first.", "token")
 		sessions   = c.describe("token_sessions", "Sessions open on the token.", "token")
@@ -174,32 +174,38 @@ func (m *Metrics) ObserveTokens(tokens []envelope.Token) {
 	)
 	var mu sync.Mutex
 	highest := map[string]uint64{} // generation, by token
+	more := func(ch chan<- prometheus.Metric, t envelope.Token) {
+		name := t.Name()
+		if s, ok := t.(sessionCounter); ok {
+			sendGauge(ch, sessions, float64(s.Sessions()), name)
+		}
+		if w, ok := t.(workerCounter); ok {
+			n, memory, started, died := w.Workers()
+			sendGauge(ch, running, float64(n), name)
+			sendGauge(ch, resident, float64(memory), name)
+			sendCounter(ch, starts, float64(started), name)
+			sendCounter(ch, deaths, float64(died), name)
+		}
+		if s, ok := t.(envelope.Suspender); ok {
+			sendGauge(ch, suspended, float64(len(s.Suspended())), name)
+		}
+		if n, ok := t.(nonceCounter); ok {
+			for id, count := range n.Nonces() {
+				sendCounter(ch, nonces, float64(count), name, id.String())
+			}
+		}
+	}
 	c.collect = func(ch chan<- prometheus.Metric) {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, t := range tokens {
-			name, number := t.Name(), t.Generation()
-			highest[name] = max(highest[name], number)
-			sendGauge(ch, up, float64(min(number, 1)), name)
-			sendGauge(ch, generation, float64(number), name)
-			sendCounter(ch, recoveries, float64(max(highest[name], 1)-1), name)
-			if s, ok := t.(sessionCounter); ok {
-				sendGauge(ch, sessions, float64(s.Sessions()), name)
-			}
-			if w, ok := t.(workerCounter); ok {
-				n, memory, started, died := w.Workers()
-				sendGauge(ch, running, float64(n), name)
-				sendGauge(ch, resident, float64(memory), name)
-				sendCounter(ch, starts, float64(started), name)
-				sendCounter(ch, deaths, float64(died), name)
-			}
-			if s, ok := t.(envelope.Suspender); ok {
-				sendGauge(ch, suspended, float64(len(s.Suspended())), name)
-			}
-			if n, ok := t.(nonceCounter); ok {
-				for id, count := range n.Nonces() {
-					sendCounter(ch, nonces, float64(count), name, id.String())
-				}
+		for ring, tokens := range rings {
+			for _, t := range tokens {
+				name, number := t.Name(), t.Generation()
+				highest[name] = max(highest[name], number)
+				sendGauge(ch, up, float64(min(number, 1)), ring, name)
+				sendGauge(ch, generation, float64(number), name)
+				sendCounter(ch, recoveries, float64(max(highest[name], 1)-1), name)
+				more(ch, t)
 			}
 		}
 	}

@@ -26,9 +26,9 @@ const (
 	stopTimeout    = 2 * time.Second
 )
 
-// Handler answers /metrics, /livez (live: the process works; the HSM does not count) and /readyz (ready: Status would be
-// ok). Both health checks answer in fixed words: the client was not checked.
-func (m *Metrics) Handler(live, ready func() bool) http.Handler {
+// Handler answers /metrics, /livez (live: the process works; the HSM does not count), /readyz (ready: Status would be
+// ok; readable: every read ring can be used). The health checks answer in fixed words: the client was not checked.
+func (m *Metrics) Handler(live, ready, readable func() bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorHandling:       promhttp.ContinueOnError,
@@ -43,8 +43,12 @@ func (m *Metrics) Handler(live, ready func() bool) http.Handler {
 		answer(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready() {
+		switch {
+		case !ready():
 			answer(w, http.StatusServiceUnavailable, "not ready: hsm-kms status and the log say why")
+			return
+		case !readable():
+			answer(w, http.StatusServiceUnavailable, "a read ring cannot be used: do not restart kube-apiserver here while etcd holds its key_ids; hsm-kms status and the log say why")
 			return
 		}
 		answer(w, http.StatusOK, "ok")

@@ -17,8 +17,13 @@ import (
 // serve runs a server until the test ends and returns its address.
 func serve(t *testing.T, live, ready func() bool) string {
 	t.Helper()
+	return serveReading(t, live, ready, func() bool { return true })
+}
+
+func serveReading(t *testing.T, live, ready, readable func() bool) string {
+	t.Helper()
 	m, _ := full()
-	s, err := Listen(t.Context(), "127.0.0.1:0", m.Handler(live, ready))
+	s, err := Listen(t.Context(), "127.0.0.1:0", m.Handler(live, ready, readable))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,7 @@ type Metrics struct {
 	requests requests
 	seals    growmap.Counts[string] // successful Encrypts by key_id; only keys that were current get in
 	view     atomic.Pointer[func() envelope.View]
+	read     atomic.Pointer[readRings]
 }
 
 // New returns the metrics of the program of that version and commit.

@@ -71,7 +71,8 @@ func full() (*Metrics, *token) {
 	view.Deferred.Waits = []envelope.Wait{{Token: "hsm-b", Lacks: true, Absent: true}}
 	m.ObserveRing(func() envelope.View { return view })
 	a := &token{name: "hsm-a", generation: 3, sessions: 4}
-	m.ObserveTokens([]envelope.Token{a, &token{name: "hsm-b"}})
+	m.ObserveTokens(map[string][]envelope.Token{"kube-secrets": {a, &token{name: "hsm-b"}}})
+	ObserveReadRings(m, []oldRing{{}})
 	m.ObserveAudit(func() audit.Stats { return audit.Stats{Sequence: 9, Failures: 3, Lost: 2, Failing: true} })
 	m.ObserveSocket(lostSocket{})
 	m.HSMCall("hsm-a", "C_Encrypt", "CKR_OK", time.Millisecond)
@@ -130,7 +131,7 @@ func TestValues(t *testing.T) {
 		"ring_pending_ready{}": 1, "ring_next_activation_timestamp_seconds{}": 3000, "ring_deferred{}": 1, "ring_deferred_until_timestamp_seconds{}": 90400, "current_key_missing{hsm-b}": 1, "current_key_missing{hsm-c}": 0, "ring_problem{}": 1,
 		"ring_last_refresh_timestamp_seconds{}": 5000.5, "current_key_activation_timestamp_seconds{}": 2000,
 		"current_key_info{" + id(2).String() + "}": 1, "seals_total{" + id(2).String() + "}": 0,
-		"token_up{hsm-a}": 1, "token_up{hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,
+		"token_up{kube-secrets,hsm-a}": 1, "token_up{kube-secrets,hsm-b}": 0, "token_generation{hsm-a}": 3, "token_recoveries_total{hsm-a}": 2,
 		"token_recoveries_total{hsm-b}": 0, "token_sessions{hsm-a}": 4, "token_suspended_keys{hsm-a}": 1,
 		"worker_processes{hsm-a}": 2, "worker_resident_memory_bytes{hsm-a}": 3 << 20, "worker_starts_total{hsm-a}": 4, "worker_deaths_total{hsm-a}": 3,
 		"nonces_total{" + id(2).String() + ",hsm-a}": 40, "nonces_total{" + id(2).String() + ",hsm-b}": 0,
@@ -141,9 +142,9 @@ func TestValues(t *testing.T) {
 	})
 
 	a.generation = 0 // away, and then back
-	want(t, m, map[string]float64{"token_up{hsm-a}": 0, "token_recoveries_total{hsm-a}": 2})
+	want(t, m, map[string]float64{"token_up{kube-secrets,hsm-a}": 0, "token_recoveries_total{hsm-a}": 2})
 	a.generation = 5
-	want(t, m, map[string]float64{"token_up{hsm-a}": 1, "token_recoveries_total{hsm-a}": 4})
+	want(t, m, map[string]float64{"token_up{kube-secrets,hsm-a}": 1, "token_recoveries_total{hsm-a}": 4})
 
 	m.Answered("Encrypt", codes.OK, time.Millisecond)
 	m.Answered("Decrypt", codes.NotFound, time.Millisecond)

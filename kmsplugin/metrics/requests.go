@@ -102,24 +102,37 @@ func (m *Metrics) KeyUsed(name, keyID string, code codes.Code) {
 		} else {
 			m.requests.unknownKeys.Inc()
 		}
+	case name == decrypt:
+		m.ringUsed(keyID, code)
 	}
 }
 
 func (m *Metrics) isRefused(keyID string) bool {
-	view := m.view.Load()
-	if view == nil {
-		return false
-	}
 	id, err := envelope.ParseKeyID(keyID)
 	if err != nil {
 		return false
 	}
-	for _, v := range (*view)().Versions {
-		if v.ID == id && v.State == envelope.Refused {
-			return true
+	for _, view := range m.views() {
+		for _, v := range view().Versions {
+			if v.ID == id && v.State == envelope.Refused {
+				return true
+			}
 		}
 	}
 	return false
+}
+
+// views are those of all rings.
+func (m *Metrics) views() (all []func() envelope.View) {
+	if view := m.view.Load(); view != nil {
+		all = append(all, *view)
+	}
+	if known := m.read.Load(); known != nil {
+		for _, r := range known.rings {
+			all = append(all, r.View)
+		}
+	}
+	return all
 }
 
 // Probed counts a background probe that ended just now, well if err is nil.

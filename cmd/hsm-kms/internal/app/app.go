@@ -18,18 +18,36 @@ import (
 
 // Context is what a use case works with.
 type Context struct {
-	Config *config.Config
+	Config *config.Config   // of the ring that it works on: config.Config.ForRing
+	Read   *config.ReadRing // what the file says of that ring when it is only read; nil: it is written under
+	File   *config.Config   // as the file has it
 	*Process
 	Warn func(error) // shows a warning to the user
 }
 
-// Load reads the configuration and checks what it names.
-func Load(path string) (*config.Config, error) {
-	cfg, err := config.Load(path)
+// Load reads the configuration and checks what it names for one ring; the empty name is that of the ring that is written under.
+// The other rings are not looked at: what is wrong with them must not be in the way.
+func Load(path, ring string) (*Context, error) {
+	file, err := config.Load(path)
 	if err != nil {
 		return nil, err
 	}
-	return cfg, preflight(cfg)
+	a := &Context{File: file}
+	if a.Config, a.Read, err = file.ForRing(ring); err != nil {
+		return nil, err
+	}
+	return a, preflight(a.Config)
+}
+
+// ForRing is the context of another ring of the configuration, whose files are checked; the empty name is that of the ring that
+// is written under.
+func (a *Context) ForRing(name string) (*Context, error) {
+	of := *a
+	var err error
+	if of.Config, of.Read, err = a.File.ForRing(name); err != nil {
+		return nil, err
+	}
+	return &of, CheckFiles(of.Config)
 }
 
 // LockKeys lets one command at a time change the ring from this machine: two rotations at once would each find nothing

@@ -15,6 +15,14 @@ import (
 
 // preflight checks what a restart cannot cure before anything is loaded: module files, PIN files, stateDir.
 func preflight(cfg *config.Config) error {
+	if err := CheckFiles(cfg); err != nil {
+		return err
+	}
+	return PrepareStateDir(cfg)
+}
+
+// CheckFiles checks the module and PIN files of a ring. No module is loaded before that: who can replace one has the PIN.
+func CheckFiles(cfg *config.Config) error {
 	for _, t := range cfg.Tokens {
 		if _, err := modulefile.Check(t.Module, cfg.AllowUnsafeModulePath); err != nil {
 			return fmt.Errorf("token %s: %w", t.Name, err)
@@ -26,7 +34,7 @@ func preflight(cfg *config.Config) error {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
 	}
-	return PrepareStateDir(cfg)
+	return nil
 }
 
 // PrepareStateDir makes the folder if it is missing. Another user who could write there, or put another folder in its place,

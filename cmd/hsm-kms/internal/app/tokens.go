@@ -86,7 +86,7 @@ func (a *Context) Known() (envelope.RingConfig, error) {
 		a.Warn(err)
 	}
 	refuse, err := RefusedKeys(a.Config)
-	return envelope.RingConfig{Floor: proven.Key, Refuse: refuse, Grace: a.Config.DeferGrace.Std()}, err
+	return envelope.RingConfig{Floor: proven.Key, Refuse: refuse, Grace: a.Config.DeferGrace.Std(), ReadOnly: a.Read != nil}, err
 }
 
 // Connect opens every token of the configuration and reads the ring.
@@ -104,13 +104,8 @@ func (a *Context) Connect(ctx context.Context) (*Tokens, error) {
 
 // Connect opens tokens for a command and reads the ring. It fails when no token can be used. The caller stops.
 func Connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, known envelope.RingConfig) (*Tokens, error) {
-	known.Name, known.Profile = common.Ring, common.Profile
-	set := hsm.Open(common, tokens)
-	t := &Tokens{Set: set, Ring: envelope.NewRing(known, set), Stop: set.Start(ctx)}
-	waitCtx, cancelWait := context.WithTimeout(ctx, connectWait(tokens))
-	defer cancelWait()
-	t.Problems = set.Connected(waitCtx)
-	if set.Generation() == 0 {
+	t := open(ctx, common, tokens, known)
+	if t.Set.Generation() == 0 {
 		t.Stop()
 		return nil, errors.Join(t.Problems...)
 	}
@@ -119,6 +114,71 @@ func Connect(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, k
 	if err := t.Ring.Refresh(ctx); err != nil {
 		t.Stop()
 		return nil, err
+	}
+	return t, nil
+}
+
+// open starts to keep tokens connected, and waits for the first attempts.
+func open(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, known envelope.RingConfig) *Tokens {
+	known.Name, known.Profile = common.Ring, common.Profile
+	set := hsm.Open(common, tokens)
+	t := &Tokens{Set: set, Ring: envelope.NewRing(known, set), Stop: set.Start(ctx)}
+	ctx, cancel := context.WithTimeout(ctx, connectWait(tokens))
+	defer cancel()
+	t.Problems = set.Connected(ctx)
+	return t
+}
+
+// ConnectAll opens the tokens of every ring of the configuration. A ring that is only read and cannot be used is a warning, and
+// what is opened under its keys then fails with envelope.ErrUnavailable. The caller stops.
+func (a *Context) ConnectAll(ctx context.Context) (rings *envelope.Rings, stop func(), err error) {
+	written, err := a.Connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	stops := []func(){written.Stop}
+	stop = func() {
+		for _, end := range stops {
+			end()
+		}
+	}
+	var read []*envelope.Ring
+	for _, name := range a.File.RingNames()[1:] {
+		t, err := a.openRead(ctx, name)
+		if err != nil {
+			stop()
+			return nil, nil, err
+		}
+		stops, read = append(stops, t.Stop), append(read, t.Ring)
+		if err := errors.Join(t.Problems...); err != nil {
+			a.Warn(fmt.Errorf("not every token of the read ring %s can be used: %w", name, err))
+		}
+	}
+	return envelope.NewRings(written.Ring, read...), stop, nil
+}
+
+// openRead opens a read ring. What its files say against it is in Problems, and then it has no token.
+func (a *Context) openRead(ctx context.Context, name string) (*Tokens, error) {
+	of := *a
+	var err error
+	if of.Config, of.Read, err = a.File.ForRing(name); err != nil {
+		return nil, err
+	}
+	common, tokens, err := of.HSM()
+	if err != nil {
+		return nil, err
+	}
+	known, err := of.Known()
+	if err != nil {
+		return nil, err
+	}
+	files := CheckFiles(of.Config)
+	if files != nil {
+		tokens = nil
+	}
+	t := open(ctx, common, tokens, known)
+	if files != nil {
+		t.Problems = []error{files}
 	}
 	return t, nil
 }

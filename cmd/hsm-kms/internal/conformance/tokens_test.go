@@ -46,11 +46,11 @@ stateDir: %q
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := app.Load(path)
+	a, err := app.Load(path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &app.Context{Config: cfg, Process: &app.Process{}, Warn: func(err error) { t.Log(err) }}
+	a.Process, a.Warn = &app.Process{}, func(err error) { t.Log(err) }
 	r, err := Run(t.Context(), a, Options{Program: "test", Ring: ring, Progress: func(c Check) { t.Log(c.Result, c.Name, c.Detail) }})
 	if err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -17,25 +16,14 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
-	"github.com/hsm-kms/hsm-kms/envelope"
-	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
-	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
 )
-
-// absentAfter is that of FORMAT.md, section 6. A command takes a token for absent that does not answer it; a plugin stays,
-// and a connection that is being made, or made again, is no absence. It is longer than the slowest module takes to load.
-const absentAfter = 5 * time.Minute
-
-// firstAttemptWait is how long serve waits for the tokens before it serves without them: long enough to tell
-// a mistake in the configuration from an HSM that is slow today.
-const firstAttemptWait = 2 * time.Second
 
 // Build is what the program was built from, for its metrics.
 type Build struct{ Version, Commit string }
@@ -67,34 +55,25 @@ func Run(ctx context.Context, cfg *config.Config, stderr io.Writer, build Build)
 		return err
 	}
 	defer trail.close()
-	proven, err := health.LoadProven(cfg.StateDir, cfg.KeyRing)
-	if err != nil {
-		log.Warn("the last proven key_id is not known", "error", err)
-	}
-	common, tokens, err := app.HSMConfig(cfg)
+	rings, err := openRings(cfg, refuse, log, count)
 	if err != nil {
 		return err
 	}
-	common.Log, common.Observer = log, count
-	set, stopTokens, err := runTokens(ctx, common, tokens)
+	stopTokens, err := startTokens(ctx, rings, log)
 	if err != nil {
 		return err
 	}
 	defer stopTokens()
-	ring := envelope.NewRing(envelope.RingConfig{
-		Name: common.Ring, Profile: common.Profile, Refuse: refuse, Floor: proven.Key,
-		Grace: cfg.DeferGrace.Std(), AbsentAfter: absentAfter,
-	}, set)
+	readers := readersOf(rings[1:], cfg, log)
 	plugin := kmsplugin.New(kmsplugin.Options{
-		Ring: ring, Logger: log, StateDir: cfg.StateDir, Proven: proven,
+		Ring: together(rings), ReadRings: readers, Logger: log, StateDir: cfg.StateDir, Proven: rings[0].proven,
 		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
 		// 0s is asked for, and is not "the default".
 		WriteContinuation: max(cfg.WriteContinuation.Std(), time.Nanosecond),
 		AllowedUIDs:       cfg.Socket.UIDs(), Group: group,
 		Recorder: trail, Metrics: count,
 	})
-	count.ObserveRing(ring.Advance)
-	count.ObserveTokens(set.Members())
+	observe(count, rings, readers)
 	defer serveHTTP(ctx, cfg.HTTP.Address, count, plugin, found, log)()
 	return plugin.Run(ctx, listener)
 }
@@ -105,7 +84,7 @@ func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	keepFromSwap(ctx, log)
 	boundMemory()
 	boundProcessors()
-	for _, t := range cfg.Tokens {
+	for _, t := range cfg.AllTokens() {
 		if _, unlisted := worker.Environment(os.Environ(), t.PassEnv); len(unlisted) > 0 {
 			log.Warn("the module gets variables that a later release will not pass", "token", t.Name, "variables", unlisted,
 				"hint", "name in tokens[].passEnv those that it needs; docs/configuration.md has the list of those that always pass")
@@ -126,7 +105,7 @@ func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plug
 		return func() {}
 	}
 	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
-	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready)
+	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready, func() bool { return plugin.ReadProblem() == nil })
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
 	listen := func(said string) (*metrics.Server, string) {
@@ -156,22 +135,6 @@ func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plug
 		}
 	})
 	return func() { cancel(); running.Wait() }
-}
-
-// runTokens starts to keep the tokens connected and waits for the first attempt. Only what a restart cannot
-// cure is an error.
-func runTokens(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig) (*hsm.Set, func(), error) {
-	set := hsm.Open(common, tokens)
-	stop := set.Start(ctx)
-	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
-	defer cancelWait()
-	for _, problem := range set.Connected(waitCtx) {
-		if errors.Is(problem, hsm.ErrConfiguration) {
-			stop()
-			return nil, nil, problem
-		}
-	}
-	return set, stop, nil
 }
 
 // listen takes the socket that systemd passed, or makes the configured one and keeps it until ctx ends. found reports whether

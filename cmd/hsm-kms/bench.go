@@ -30,7 +30,7 @@ type benchFlags struct {
 
 func (c *command) bench() *cobra.Command {
 	f := &benchFlags{}
-	cmd := c.withConfig(c.withOutput(&cobra.Command{
+	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "bench",
 		Short: "Measure latency and rate of a token",
 		Long: `Connects to one token of the configuration a few times, then seals and opens DEKs that it throws away, with the
@@ -41,13 +41,15 @@ whatever else uses it meanwhile, a plugin that serves included, waits behind its
 room for as many sessions again. Every seal spends one of the 2^32 nonces of the key; a run takes one in
 4,096 of them at most, and says so before it begins.
 
+With --ring it measures a read ring, with the key that would be current if it were written under.
+
 -o json is an array, one object for each row.`,
 		Example: `  hsm-kms bench
   hsm-kms bench --clients 1,16 --time 2s --token hsm-b
   hsm-kms bench -o json | jq '.[] | select(.op == "open" and .clients == 1) | .p50'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runBench(cmd.Context(), f) },
-	}))
+	})))
 	flags := cmd.Flags()
 	flags.StringVar(&f.token, "token", "", "`name` of the token in the configuration (default the first)")
 	flags.IntSliceVar(&f.plan.Clients, "clients", []int{1, 8, 32}, "how many ask at one time; one row each for seal and for open")
@@ -90,6 +92,7 @@ func (c *command) runBench(ctx context.Context, f *benchFlags) error {
 	if err != nil {
 		return err
 	}
+	known.ReadOnly = false
 	ctx, stop := c.process.UntilSignal(ctx)
 	defer stop()
 	b := &benched{cfg: a.Config, at: at, known: known}

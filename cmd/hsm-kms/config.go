@@ -61,6 +61,11 @@ refuse it. What serve warns of is a warning here.`,
 			for _, warning := range a.Config.Warnings() {
 				fmt.Fprintln(c.errOut, "hsm-kms: warning:", warning)
 			}
+			for _, ring := range a.File.RingNames()[1:] {
+				if _, err := a.ForRing(ring); err != nil {
+					c.warn(fmt.Errorf("serve goes on without the read ring %s: %w", ring, err))
+				}
+			}
 			_, err = fmt.Fprintf(c.out, "%s is a configuration that serve takes\n", c.configPath)
 			return err
 		},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -19,7 +20,7 @@ func (c *command) doctor() *cobra.Command {
 	options := doctor.Options{Prepare: app.PrepareStateDir, Tokens: func(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 		return (&app.Context{Config: cfg, Process: &c.process}).HSM()
 	}}
-	cmd := c.withConfig(c.withOutput(&cobra.Command{
+	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "doctor",
 		Short: "Check a set-up, and say of each thing what is wrong and what to do",
 		Long: `Checks the configuration, module and PIN files, tokens, login counters, mechanisms, keys, the encryption itself, the
@@ -29,6 +30,8 @@ socket's folder, a plugin that runs, and, if they are named, kube-apiserver's En
 It changes nothing on a token. It logs in as serve does: not with a PIN that was refused before, and never when
 the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
 that user may read and write is what counts.
+
+Read rings are checked too; --ring NAME checks the tokens and keys of that ring alone.
 
 Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 		Example: `  hsm-kms doctor
@@ -41,7 +44,7 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 			if options.Step != 0 && options.Step != 1 && options.Step != 2 {
 				return fmt.Errorf("--step %d: 1 and 2 are known", options.Step)
 			}
-			options.ConfigPath = c.configPath
+			options.ConfigPath, options.Ring = c.configPath, c.ring
 			if cmd.Flags().Changed("endpoints") {
 				options.ClusterUIDs = etcd.ClusterUIDs
 				options.Report = func(ctx context.Context) (*evidence.Report, error) {
@@ -50,7 +53,7 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 			}
 			return c.printFindings(doctor.Run(cmd.Context(), options))
 		},
-	}))
+	})))
 	etcd.addClient(cmd)
 	endpoints := cmd.Flags().Lookup("endpoints")
 	endpoints.Usage, endpoints.DefValue = endpoints.Usage+"; compares the cluster of the ring with etcd (default: etcd is not read)", "[]"
@@ -82,7 +85,7 @@ func (c *command) showFindings(found []doctor.Finding) error {
 	}
 	rows := [][]string{{"RESULT", "CHECK", "DETAIL"}}
 	for _, f := range found {
-		name := strings.TrimSpace(f.Check + " " + f.Token)
+		name := strings.TrimSpace(f.Check + " " + cmp.Or(f.Token, f.Ring))
 		rows = append(rows, []string{strings.ToUpper(string(f.Result)), name, strings.ReplaceAll(f.Detail, "\n", "; ")})
 		if f.Hint != "" {
 			rows = append(rows, []string{"", "", "hint: " + f.Hint})

@@ -58,12 +58,12 @@ func (c *command) runVerify(ctx context.Context, f *verifyFlags) error {
 	if err != nil {
 		return err
 	}
-	in, err := a.Connect(ctx)
+	rings, stop, err := a.ConnectAll(ctx)
 	if err != nil {
 		return err
 	}
-	defer in.Stop()
-	outcome, err := c.verify(ctx, f, retire.Remembering(in.Ring, a.Config.Audit.Path))
+	defer stop()
+	outcome, err := c.verify(ctx, f, retire.Remembering(rings, a.Config.Audit.Path))
 	if err != nil {
 		return err
 	}

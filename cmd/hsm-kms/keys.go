@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/keyops"
 	"github.com/hsm-kms/hsm-kms/envelope"
 )
@@ -67,14 +68,17 @@ func keyOf(v envelope.Version) keyJSON {
 }
 
 func (c *command) keysList() *cobra.Command {
-	return c.withConfig(c.withOutput(&cobra.Command{
+	return c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "list",
 		Short: "List every version of the ring, and which is current",
+		Long: `Lists the keys of keyRing, or with --ring those of a read ring. No key of a read ring is current: pending ones stay so.
+Exits 1 when a token cannot be read, when it is not clear which key is current, or when a key of a read ring works on no token.`,
 		Example: `  hsm-kms keys list
+  hsm-kms keys list --ring kube-old
   hsm-kms keys list -o json | jq -r '.[] | select(.state == "current") | .keyID'`,
 		Args: cobra.NoArgs,
 		RunE: c.runKeysList,
-	}))
+	})))
 }
 
 func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
@@ -86,7 +90,7 @@ func (c *command) runKeysList(cmd *cobra.Command, _ []string) error {
 	if list == nil {
 		return err
 	}
-	if printErr := c.printKeys(list); printErr != nil {
+	if printErr := c.printKeys(a, list); printErr != nil {
 		return printErr
 	}
 	return err
@@ -107,7 +111,7 @@ func listed(view envelope.View, v envelope.Version) keyJSON {
 	return k
 }
 
-func (c *command) printKeys(list *keyops.Listing) error {
+func (c *command) printKeys(a *app.Context, list *keyops.Listing) error {
 	view, versions, cluster := list.View, list.Versions, list.Cluster
 	if c.structured() {
 		list := []keyJSON{}
@@ -119,7 +123,7 @@ func (c *command) printKeys(list *keyops.Listing) error {
 		return c.json(list)
 	}
 	if len(versions) == 0 {
-		_, err := fmt.Fprintln(c.out, "The ring is empty. Make the first key with: hsm-kms keys create")
+		_, err := fmt.Fprintln(c.out, "The ring is empty. Make the first key with: hsm-kms keys create"+ofRing(a))
 		return err
 	}
 	rows := [][]string{{"STATE", "ACTIVATES", "KEY ID", "TOKENS", "EXTRACTABLE", "MADE IN HSM"}}
@@ -144,6 +148,9 @@ func (c *command) printKeys(list *keyops.Listing) error {
 	if cluster != "" {
 		fmt.Fprintf(c.out, "\nThe ring belongs to the cluster %s.\n", cluster)
 	}
+	if a.Read == nil && len(a.File.ReadRings) > 0 {
+		fmt.Fprintf(c.out, "\nThese rings are read too; hsm-kms keys list --ring NAME lists their keys: %s\n", strings.Join(a.File.RingNames()[1:], ", "))
+	}
 	for _, v := range versions {
 		k := listed(view, v)
 		switch {
@@ -156,6 +163,14 @@ func (c *command) printKeys(list *keyops.Listing) error {
 		}
 	}
 	return nil
+}
+
+// ofRing is what a command in a hint needs to be about the same ring.
+func ofRing(a *app.Context) string {
+	if a.Read == nil {
+		return ""
+	}
+	return " --ring " + a.Read.KeyRing
 }
 
 func yesNo(b bool) string {

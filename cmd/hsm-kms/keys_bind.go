@@ -40,7 +40,7 @@ func (f *clusterFlags) cluster(ctx context.Context) (string, error) {
 
 func (c *command) keysBind() *cobra.Command {
 	f := &clusterFlags{}
-	cmd := c.withConfig(c.withOutput(&cobra.Command{
+	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "bind",
 		Short: "Write on the token which cluster the ring belongs to",
 		Long: `Stores the UID of the cluster's namespace kube-system beside the keys, on every token of the configuration that
@@ -50,7 +50,7 @@ longer needs it. A binding is never changed. What one cluster has bound, another
   hsm-kms keys bind --cluster "$(kubectl get namespace kube-system -o jsonpath='{.metadata.uid}')"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runKeysBind(cmd.Context(), f) },
-	}))
+	})))
 	f.add(cmd)
 	cmd.MarkFlagsOneRequired("cluster", "kubeconfig")
 	return cmd

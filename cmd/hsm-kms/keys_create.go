@@ -14,19 +14,21 @@ import (
 
 func (c *command) keysCreate() *cobra.Command {
 	f := &clusterFlags{}
-	cmd := c.withConfig(c.withOutput(&cobra.Command{
+	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "create",
 		Short: "Make the first key of the ring in the HSM",
 		Long: `Proves on the token that the profile works there, then makes an AES-256 key (profile hmac-kdf: a 256-bit generic
 secret) in the first token, sensitive and not extractable, and checks it. Refuses when the ring has a key already.
 With several tokens, copy the key to the others: no node writes under it until every token of its configuration has it.
 
+--ring makes the first key of a read ring, such as that of a new HSM before anything is written under it.
+
 --cluster or --kubeconfig also writes on the tokens which cluster the ring belongs to; see keys bind.`,
 		Example: `  hsm-kms keys create --config /etc/hsm-kms/config.yaml
   hsm-kms keys create --kubeconfig /etc/kubernetes/admin.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runKeysCreate(cmd.Context(), f) },
-	}))
+	})))
 	f.add(cmd)
 	return cmd
 }

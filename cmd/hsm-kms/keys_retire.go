@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,13 +33,16 @@ type retireFlags struct {
 
 func (c *command) keysRetire() *cobra.Command {
 	f := &retireFlags{}
-	cmd := c.withConfig(c.withOutput(&cobra.Command{
+	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "retire KEYID",
 		Short: "Destroy a key that nothing needs: a pending one, or with evidence one that was current",
 		Long: `Destroys a key on every token that holds it, for good. Whatever is unclear is a refusal, and all reasons are told at
 once. A key that was current requires evidence that nothing needs it: a report of etcd from a file, another that this
 command makes now, at least --settle apart, and every snapshot that is still to be restorable. A pending key is
 withdrawn before it becomes current, if nothing in etcd is under it. The current key is never destroyed.
+
+With --ring the key is one of a read ring whose configuration says retiring: true, and --evidence is the JSON of etcd migrate,
+which has shown of every API server that it writes under keyRing. Then the last key of the ring may go too.
 
 The command makes a plan, shows it, and carries out exactly that plan. --dry-run -o json has the plan's hash; with
 --plan HASH the command goes on only if the plan is still the same. It exits 2 when what became of the key on a token
@@ -52,15 +56,16 @@ is unknown; run it again then.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.runRetire(cmd.Context(), cmd.InOrStdin(), f, args[0])
 		},
-	}))
+	})))
 	f.addLive(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.options.EvidenceFile, "evidence", "", "`file` with the JSON of: hsm-kms etcd report -o json; needed for a key that was current")
+	flags.StringVar(&f.options.EvidenceFile, "evidence", "", "`file` with the JSON of hsm-kms etcd report -o json, or with --ring of etcd migrate -o json; needed for a key that was current")
 	flags.StringArrayVar(&f.options.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
 	duration.Var(flags, &f.options.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
 	flags.BoolVar(&f.options.Accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
 	flags.StringArrayVar(&f.options.Accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
 	flags.BoolVar(&f.options.Accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
+	flags.StringArrayVar(&f.options.Accepted.TokensLost, "token-lost", nil, "you know that the token of this `name` exists no longer; recorded; may be given again")
 	flags.BoolVar(&f.options.NoEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
 	flags.StringVar(&f.options.Plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
 	flags.BoolVar(&f.options.DryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
@@ -83,6 +88,9 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 	a, err := c.load()
 	if err != nil {
 		return err
+	}
+	if ring := o.KeyID.Ring; ring != a.Config.KeyRing && slices.Contains(a.File.RingNames(), ring) {
+		return app.Finding(hint.Wrap(fmt.Errorf("%s is a key of the ring %s, and this is about the ring %s", keyID, ring, a.Config.KeyRing), "add: --ring "+ring))
 	}
 	o.Report = func(ctx context.Context, snapshots []string) (*evidence.Report, error) {
 		read := f.etcdFlags

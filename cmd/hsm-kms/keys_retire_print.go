@@ -131,7 +131,7 @@ func (c *command) printChecks(o retire.Options, r *retire.Result) error {
 	w := &lines{out: c.out}
 	w.add("Looked at for %s:", o.KeyID)
 	if e := said.Evidence; e != nil {
-		w.add("  the ring: %s on %s; the key that followed it was current from %s", p.Target.State, strings.Join(p.Target.Tokens, ", "), atOrUnknown(p))
+		w.add("  the ring: %s on %s; %s", p.Target.State, strings.Join(p.Target.Tokens, ", "), followed(p))
 		for _, line := range e.checks() {
 			w.add("  %s", line)
 		}
@@ -148,11 +148,15 @@ func (c *command) printChecks(o retire.Options, r *retire.Result) error {
 	return w.err
 }
 
-func atOrUnknown(p *retire.Plan) string {
-	if p.Successor.IsZero() {
-		return "an unknown time on"
+// followed says what took the place of the key.
+func followed(p *retire.Plan) string {
+	switch {
+	case p.ReadOnly:
+		return "it is only read, and API servers were seen to write under another ring"
+	case p.Successor.IsZero():
+		return "the key that followed it was current from an unknown time on"
 	}
-	return p.Successor.UTC().Format(rfc3339Milli)
+	return "the key that followed it was current from " + p.Successor.UTC().Format(rfc3339Milli)
 }
 
 // printRetired says for people what a run came to.

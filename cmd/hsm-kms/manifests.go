@@ -151,7 +151,7 @@ func (c *command) fillIn(v *manifests.Values, needed bool) error {
 	if v.Hostname, err = os.Hostname(); err != nil {
 		return fmt.Errorf("asking for the name of this machine: %w", err)
 	}
-	for _, t := range cfg.Tokens {
+	for _, t := range cfg.AllTokens() {
 		v.Tokens = append(v.Tokens, manifests.Token{
 			Name: t.Name, Label: t.Label, Module: t.Module, PINFile: t.PINFile, AllowGroupPIN: t.AllowGroupPIN, Links: linksOf(t.Module),
 			MaxSessions: t.MaxSessions, ConnectTimeout: t.ConnectTimeout.Std(),

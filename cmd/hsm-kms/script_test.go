@@ -32,7 +32,7 @@ import (
 // own. Beside testscript's own commands they have
 //
 //	token LABEL                 makes a token; its PIN file is hsm/LABEL.pin
-//	config [FIELD=VALUE]...     writes config.yaml: label, pin, module, token (more fields of the token), tokens (more
+//	config [FIELD=VALUE]...     writes config.yaml: ring, label, pin, module, token (more fields of the token), tokens (more
 //	                            tokens), state, socket, http, audit, extra (more lines; "; " is a new line)
 //	refused CODE MESSAGE [HINT] wants of the command before exactly this on stderr, and this exit code; without HINT, any
 //	code CODE [COMMAND]         wants this exit code of the command before, or of the last hsm-kms COMMAND
@@ -163,7 +163,7 @@ func tokenCmd(ts *testscript.TestScript, neg bool, args []string) {
 
 func configCmd(ts *testscript.TestScript, neg bool, args []string) {
 	set := map[string]string{
-		"label": "label: k8s", "pin": ts.MkAbs("hsm/k8s.pin"), "module": ts.Getenv("MODULE"), "token": "", "tokens": "",
+		"ring": "kube-secrets", "label": "label: k8s", "pin": ts.MkAbs("hsm/k8s.pin"), "module": ts.Getenv("MODULE"), "token": "", "tokens": "",
 		"state": ts.MkAbs("state"), "socket": ts.MkAbs("run/kms.sock"), "http": "", "audit": ts.MkAbs("audit.log"), "extra": "",
 	}
 	for _, arg := range args {
@@ -175,7 +175,7 @@ func configCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	text := fmt.Sprintf(`apiVersion: hsm-kms/v1
 kind: PluginConfiguration
-keyRing: kube-secrets
+keyRing: %s
 tokens:
 - {name: hsm-a, module: %q, %s, pinFile: %q%s}
 %s
@@ -186,7 +186,7 @@ audit: {path: %q}
 probeInterval: 1s
 refreshInterval: 1s
 %s
-`, set["module"], set["label"], set["pin"], set["token"], strings.ReplaceAll(set["tokens"], "; ", "\n"), set["state"], set["socket"], set["http"], set["audit"],
+`, set["ring"], set["module"], set["label"], set["pin"], set["token"], strings.ReplaceAll(set["tokens"], "; ", "\n"), set["state"], set["socket"], set["http"], set["audit"],
 		strings.ReplaceAll(set["extra"], "; ", "\n"))
 	ts.Check(os.WriteFile(ts.MkAbs("config.yaml"), []byte(text), 0o600))
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,14 +21,18 @@ import (
 func (c *command) status() *cobra.Command {
 	var socket string
 	var wait time.Duration
-	cmd := c.withConfig(c.withOutput(&cobra.Command{
+	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "status",
 		Short: "Ask a running plugin for its status, as kube-apiserver does",
 		Long: `Asks over gRPC what kube-apiserver asks every minute. Exits 0 when the answer is ok, 1 when it is not or when
 nobody answers. Without --socket the configuration says which socket. --wait asks again until the answer is ok, and
-prints the last one.`,
+prints the last one.
+
+A read ring that cannot be used is shown and changes nothing of that: Status does not depend on it. With --ring NAME the
+command also exits 1 unless the plugin has proven every key of that ring.`,
 		Example: `  hsm-kms status
   hsm-kms status --wait 1m
+  hsm-kms status --ring kube-old
   hsm-kms status --socket /run/hsm-kms/kms.sock -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,7 +45,7 @@ prints the last one.`,
 			}
 			return c.askStatus(cmd.Context(), socket, wait)
 		},
-	}))
+	})))
 	duration.Var(cmd.Flags(), &wait, "wait", 0, "how long to wait for ok")
 	cmd.Flags().StringVar(&socket, "socket", "", "the plugin's Unix socket (default: the configuration's)")
 	return cmd
@@ -52,6 +58,18 @@ type statusJSON struct {
 	KeyID   string        `json:"keyID"`
 	Error   string        `json:"error,omitempty"`
 	Pending []pendingJSON `json:"pending,omitempty"`
+	// ReadRings are the rings that the plugin only reads.
+	ReadRings []readRingJSON `json:"readRings,omitempty"`
+}
+
+// readRingJSON is a ring that is only read.
+type readRingJSON struct {
+	Ring     string `json:"ring"`
+	OK       bool   `json:"ok"`
+	Keys     int    `json:"keys"`
+	Proven   int    `json:"proven"` // sealed and opened with on a token that can be reached
+	Retiring bool   `json:"retiring"`
+	Problem  string `json:"problem,omitempty"`
 }
 
 // pendingJSON is a key that is to become current.
@@ -67,13 +85,13 @@ type pendingJSON struct {
 // statusPause is between two questions of --wait.
 const statusPause = 250 * time.Millisecond
 
-// statusWithin asks until the answer is ok, or no time is left; once at least.
-func statusWithin(ctx context.Context, socket string, wait time.Duration) (kmsplugin.StatusAnswer, error) {
+// statusWithin asks until the answer is ok, also about the ring if one is named, or no time is left; once at least.
+func statusWithin(ctx context.Context, socket, ring string, wait time.Duration) (kmsplugin.StatusAnswer, error) {
 	for end := time.Now().Add(wait); ; {
 		once, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 		answer, err := kmsplugin.StatusOf(once, socket)
 		cancel()
-		if err == nil && answer.Healthz == "ok" || time.Until(end) < statusPause {
+		if err == nil && answer.Healthz == "ok" && (ring == "" || statusSaid(answer).proves(ring) == nil) || time.Until(end) < statusPause {
 			return answer, err
 		}
 		select {
@@ -84,8 +102,8 @@ func statusWithin(ctx context.Context, socket string, wait time.Duration) (kmspl
 	}
 }
 
-func (c *command) askStatus(ctx context.Context, socket string, wait time.Duration) error {
-	answer, err := statusWithin(ctx, socket, wait)
+// statusSaid is the answer for programs.
+func statusSaid(answer kmsplugin.StatusAnswer) statusJSON {
 	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID}
 	for _, p := range answer.Pending {
 		pending := pendingJSON{KeyID: p.Key.String(), Activates: p.Activates.UTC().Format(rfc3339Milli), Ready: p.Ready, Deferred: p.Deferred, Reason: p.Why}
@@ -94,6 +112,19 @@ func (c *command) askStatus(ctx context.Context, socket string, wait time.Durati
 		}
 		said.Pending = append(said.Pending, pending)
 	}
+	for _, r := range answer.ReadRings {
+		read := readRingJSON{Ring: r.Ring, OK: r.Problem == nil, Keys: r.Keys, Proven: r.Proven, Retiring: r.Retiring}
+		if r.Problem != nil {
+			read.Problem = r.Problem.Error()
+		}
+		said.ReadRings = append(said.ReadRings, read)
+	}
+	return said
+}
+
+func (c *command) askStatus(ctx context.Context, socket string, wait time.Duration) error {
+	answer, err := statusWithin(ctx, socket, c.ring, wait)
+	said := statusSaid(answer)
 	if err != nil {
 		// What the plugin said is the whole message; what the client wrapped around it is for people.
 		said.Error = status.Convert(rootStatus(err)).Message()
@@ -112,6 +143,23 @@ func (c *command) askStatus(ctx context.Context, socket string, wait time.Durati
 		return app.Finding(err)
 	case said.Healthz != "ok":
 		return app.Finding(hint.Wrap(fmt.Errorf("the plugin is not healthy: %s", said.Healthz), "its log says why and what to do"))
+	case c.ring != "":
+		return said.proves(c.ring)
+	}
+	return nil
+}
+
+// proves is a finding unless the plugin has proven every key of the ring; that of the ring which it writes under is in healthz.
+func (s statusJSON) proves(ring string) error {
+	if strings.HasPrefix(s.KeyID, ring+"/") {
+		return nil
+	}
+	i := slices.IndexFunc(s.ReadRings, func(r readRingJSON) bool { return r.Ring == ring })
+	if i < 0 {
+		return app.Finding(hint.Wrap(fmt.Errorf("the plugin has no ring %s", ring), "see that readRings of its configuration names it, and restart the plugin: it reads its configuration at the start only"))
+	}
+	if r := s.ReadRings[i]; !r.OK {
+		return app.Finding(hint.Wrap(fmt.Errorf("the read ring %s: %s; %d of %d keys are proven", ring, r.Problem, r.Proven, r.Keys), "see what is wrong with: hsm-kms doctor --ring "+ring))
 	}
 	return nil
 }
@@ -128,6 +176,16 @@ func (s statusJSON) rows() [][]string {
 			state = "ready"
 		}
 		rows = append(rows, []string{"pending", fmt.Sprintf("%s (current at %s; %s)", p.KeyID, p.Activates, state)})
+	}
+	for _, r := range s.ReadRings {
+		state := fmt.Sprintf("%s (%d of %d keys proven", r.Ring, r.Proven, r.Keys)
+		if r.Retiring {
+			state += "; retiring"
+		}
+		if !r.OK {
+			state += "; " + r.Problem + ": do not restart kube-apiserver here while etcd holds its key_ids"
+		}
+		rows = append(rows, []string{"read ring", state + ")"})
 	}
 	return rows
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -110,6 +111,11 @@ func isRefusal(err error) bool {
 // decrypted asks the HSM and gives the object the form that was asked for.
 func decrypted(ctx context.Context, a *app.Context, form string, located *evidence.Recovered, object *stored.Object) ([]byte, error) {
 	if object != nil {
+		if id, err := envelope.ParseKeyID(located.KeyID); err == nil && slices.Contains(a.File.RingNames(), id.Ring) {
+			if a, err = a.ForRing(id.Ring); err != nil {
+				return nil, err
+			}
+		}
 		in, err := a.Connect(ctx)
 		if err != nil {
 			return nil, err

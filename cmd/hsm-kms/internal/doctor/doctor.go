@@ -43,6 +43,7 @@ const (
 // Finding is the answer of one check. Names of the fields are a contract.
 type Finding struct {
 	Check  string `json:"check"`           // as "module"; stable
+	Ring   string `json:"ring,omitempty"`  // a read ring, when it is about one
 	Token  string `json:"token,omitempty"` // its name in the configuration, when it is about one
 	Result Result `json:"result"`
 	Detail string `json:"detail"` // what was found
@@ -55,6 +56,7 @@ type Options struct {
 	EncryptionConfig string // path of an EncryptionConfiguration; "": none is looked at
 	Step             int    // 1: it is that of the first step of a migration
 	Socket           string // of a running plugin; "": the configuration's, where it is no fault if none runs
+	Ring             string // only this ring and its tokens; "": all, and everything else
 	TryPIN           bool   // clear what stands against the PIN and try it once more
 	// ClusterUIDs reads from etcd whose objects it holds; nil: etcd was not named.
 	ClusterUIDs func(context.Context) ([]string, error)
@@ -70,6 +72,7 @@ type Options struct {
 type doctor struct {
 	Options
 	cfg    *config.Config
+	read   *config.ReadRing // cfg is that of this read ring; nil: it is the file's own
 	common hsm.Config
 	tokens []hsm.TokenConfig
 	refuse []envelope.KeyID // refuseKeys
@@ -83,6 +86,10 @@ func Run(ctx context.Context, options Options) []Finding {
 		return d.found
 	}
 	stateful := d.stateDir()
+	if d.Ring != "" && d.Ring != d.cfg.KeyRing {
+		d.readRing(ctx, d.Ring, stateful)
+		return d.found
+	}
 	d.audit()
 	d.owners()
 	folder := d.socketFolder()
@@ -90,6 +97,11 @@ func Run(ctx context.Context, options Options) []Finding {
 	var ring *ringSeen
 	if stateful && len(usable) > 0 {
 		ring = d.ring(ctx, usable)
+	}
+	for _, r := range d.cfg.ReadRings {
+		if d.Ring == "" {
+			d.readRing(ctx, r.KeyRing, stateful)
+		}
 	}
 	if len(d.tokens) == 1 && !d.cfg.BackupRehearsed {
 		d.warn("backup", "", "the configuration names one token: when it is lost, and its backup with it, so is every Secret",
@@ -140,7 +152,11 @@ func (d *doctor) configuration() bool {
 		d.warn(check, "", warning, advice)
 	}
 	d.configurationFolder(check)
-	d.pass(check, "", fmt.Sprintf("%s: ring %s, profile %s, %s", d.ConfigPath, cfg.KeyRing, cfg.Profile, count(len(cfg.Tokens), "token")))
+	reads := ""
+	if len(cfg.ReadRings) > 0 {
+		reads = "; only read: " + strings.Join(cfg.RingNames()[1:], ", ")
+	}
+	d.pass(check, "", fmt.Sprintf("%s: ring %s, profile %s, %s%s", d.ConfigPath, cfg.KeyRing, cfg.Profile, count(len(cfg.Tokens), "token"), reads))
 	return true
 }
 

@@ -32,7 +32,7 @@ func (d *doctor) owners() {
 		return // root reads everything; a stateDir that cannot be looked at is a finding of its own
 	}
 	paths := []string{d.cfg.StateDir}
-	if usesSoftHSM(d.cfg) {
+	if usesSoftHSM(d.cfg.AllTokens()) {
 		paths = append(paths, softHSMTokens()...)
 	}
 	if d.cfg.Audit.Path != "" {
@@ -60,15 +60,15 @@ func (d *doctor) owners() {
 // has another user: the plugin would never see it, and nothing would say so. The error has a hint.
 func MayMakeObjects(cfg *config.Config) error {
 	owner, err := ownedfile.FolderOwner(cfg.StateDir)
-	if err != nil || os.Geteuid() != 0 || owner == 0 || !usesSoftHSM(cfg) {
+	if err != nil || os.Geteuid() != 0 || owner == 0 || !usesSoftHSM(cfg.Tokens) {
 		return nil // a stateDir that cannot be looked at is an error of its own
 	}
 	return hint.Wrap(fmt.Errorf("stateDir belongs to %s, the plugin's user: what root makes on a SoftHSM token is in files that it cannot read", userName(owner)),
 		"run this as the plugin's user: docs/install-systemd.md has hsm-kms-as-plugin")
 }
 
-func usesSoftHSM(cfg *config.Config) bool {
-	return slices.ContainsFunc(cfg.Tokens, func(t config.Token) bool { return strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") })
+func usesSoftHSM(tokens []config.Token) bool {
+	return slices.ContainsFunc(tokens, func(t config.Token) bool { return strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") })
 }
 
 // pluginUID is the user that the plugin runs as: our own, or, for root, the owner of stateDir, which the plugin's service

@@ -13,6 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
@@ -58,6 +59,9 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "repair what is said above; its log says the same with a hint")
 	default:
 		d.compare(answer.KeyID, path, ring)
+	}
+	if err == nil {
+		d.compareRead(answer.ReadRings)
 	}
 	d.process(who)
 }
@@ -110,6 +114,23 @@ func (d *doctor) compare(keyID, path string, ring *ringSeen) {
 	default:
 		d.fail(check, "", fmt.Sprintf("the plugin uses %s, which is not on the tokens of this configuration", keyID),
 			"see that the plugin runs with this configuration: its command line, and whether it was started after the last change")
+	}
+}
+
+// compareRead holds the read rings of the plugin that runs against those of the configuration.
+func (d *doctor) compareRead(read []health.ReadRing) {
+	const check = "plugin-read-rings"
+	for _, r := range d.cfg.ReadRings {
+		i := slices.IndexFunc(read, func(is health.ReadRing) bool { return is.Ring == r.KeyRing })
+		switch {
+		case i < 0:
+			d.fail(check, "", "the plugin that runs does not read the ring "+r.KeyRing, "restart the plugin: it reads its configuration at the start only")
+		case read[i].Problem != nil:
+			d.fail(check, "", fmt.Sprintf("the plugin cannot use the read ring %s: %v; %d of %d keys are proven", r.KeyRing, read[i].Problem, read[i].Proven, read[i].Keys),
+				"do not restart kube-apiserver here while etcd holds key_ids of that ring; repair what is said of its tokens above")
+		default:
+			d.pass(check, "", fmt.Sprintf("the plugin reads the ring %s: %s, all proven", r.KeyRing, count(read[i].Keys, "key")))
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 	proven, _ := health.LoadProven(d.cfg.StateDir, d.cfg.KeyRing) // the check of stateDir tells of its error
 	known := envelope.RingConfig{
 		Name: d.common.Ring, Profile: d.common.Profile, Refuse: d.refuse, Floor: proven.Key, Grace: d.cfg.DeferGrace.Std(),
+		ReadOnly: d.read != nil,
 	}
 	for _, token := range d.tokens {
 		known.Tokens = append(known.Tokens, token.Name)
@@ -62,6 +63,25 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 	d.selfTest(seen, exerciseErr)
 	d.cluster(ctx, set)
 	return seen
+}
+
+// readRing makes the checks of tokens and keys for a ring that is only read.
+func (d *doctor) readRing(ctx context.Context, name string, stateful bool) {
+	of, read, err := d.cfg.ForRing(name)
+	if err != nil {
+		d.failure("configuration", "", err, "name a ring of readRings")
+		return
+	}
+	sub := &doctor{Options: d.Options, cfg: of, read: read, refuse: d.refuse}
+	if sub.common, sub.tokens, err = d.Tokens(of); err != nil {
+		sub.failure("configuration", "", err, "correct the field that it names")
+	} else if usable := sub.inspect(ctx, sub.files()); stateful && len(usable) > 0 {
+		sub.ring(ctx, usable)
+	}
+	for _, f := range sub.found {
+		f.Ring = name
+		d.found = append(d.found, f)
+	}
 }
 
 // login judges what a token said to the login and to the self-test that goes with it.
@@ -87,10 +107,18 @@ func (d *doctor) login(t hsm.TokenConfig, problem error) bool {
 func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 	served := slices.DeleteFunc(slices.Clone(seen.view.Versions), func(v envelope.Version) bool { return v.State == envelope.Refused })
 	refused := d.refusedKeys(seen.view, len(served) == 0)
-	if len(served) == 0 {
-		if !refused {
-			d.failure("ring", "", seen.view.Problem, "make the first key with: hsm-kms keys create; or copy the ring's keys to this token")
-		}
+	switch {
+	case len(served) > 0:
+	case refused:
+		return
+	case d.read != nil && d.read.Retiring:
+		d.pass("ring", "", "the ring is retiring, and has no key left: take it out of readRings on every node")
+		return
+	case d.read != nil:
+		d.failure("ring", "", seen.view.Problem, "make the first key with: hsm-kms keys create --ring "+d.read.KeyRing+"; or copy the ring's keys to this token")
+		return
+	default:
+		d.failure("ring", "", seen.view.Problem, "make the first key with: hsm-kms keys create; or copy the ring's keys to this token")
 		return
 	}
 	d.attributes(served)
@@ -100,6 +128,11 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 		return
 	}
 	switch view := seen.view; {
+	case d.read != nil && exerciseErr != nil:
+		d.failure("self-test", "", exerciseErr, "see why the token does not do it: the vendor's log")
+	case d.read != nil:
+		d.pass("ring", "", count(len(served), "key")+"; the ring is only read, and no key of it becomes current")
+		d.pass("self-test", "", "each key opens what it seals: "+strings.Join(seen.read, ", "))
 	case clash && view.Problem != nil: // it follows
 	case view.Problem != nil:
 		problem := errors.Join(view.Problem, exerciseErr)

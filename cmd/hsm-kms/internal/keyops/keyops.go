@@ -57,6 +57,9 @@ func makeKey(ctx context.Context, a *app.Context, id []byte) (*Made, error) {
 	}
 	made, err := hsm.Generate(a.Acting(ctx), common, tokens[0], id)
 	m := &Made{Version: envelope.Version{Key: made.Key, State: envelope.Current, Tokens: []string{tokens[0].Name}}}
+	if a.Read != nil {
+		m.State = envelope.Retained // no key of a read ring is current
+	}
 	if m.Activation.After(time.Now()) {
 		m.State = envelope.Pending
 	}

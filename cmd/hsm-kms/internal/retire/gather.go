@@ -22,15 +22,21 @@ import (
 // could not be found out. Of the earlier facts the files are taken over: they are read once.
 func (r *retirement) gather(ctx context.Context, earlier Facts) (Facts, error) {
 	f := Facts{Problems: r.tokenProblems(ctx), Evidence: earlier.Evidence, Snapshots: earlier.Snapshots}
-	f.Proven, f.ProvenErr = health.LoadProven(r.app.Config.StateDir, r.app.Config.KeyRing) // now: somebody may have been asked meanwhile
+	// Now: somebody may have been asked meanwhile. Of a ring that is only read, what matters is whether this machine wrote under it last.
+	if f.Proven, f.ProvenErr = health.LoadProven(r.app.Config.StateDir, r.app.Config.KeyRing); r.app.Read != nil {
+		f.Proven, f.ProvenErr = health.LastProven(r.app.Config.StateDir)
+	}
 	if len(f.Problems) > 0 {
 		return f, nil
 	}
 	if err := r.in.Ring.Refresh(ctx); err != nil {
 		return f, err
 	}
-	if err := r.in.Ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) {
+	if err := r.in.Ring.Exercise(ctx); err != nil && !errors.Is(err, envelope.ErrAmbiguous) && r.app.Read == nil {
 		return f, fmt.Errorf("finding out which key is current: %w", err)
+	}
+	if err := r.gatherWritten(ctx, &f); err != nil {
+		return f, err
 	}
 	f.Now, f.View = time.Now(), r.in.Ring.Advance()
 	f.Cluster, f.ClusterErr = hsm.ClusterOf(r.in.Set.Bindings(ctx))
@@ -55,6 +61,23 @@ func (r *retirement) gather(ctx context.Context, earlier Facts) (Facts, error) {
 	}
 	f.Plugin = r.askPlugin(ctx)
 	return f, ctx.Err()
+}
+
+// gatherWritten reads the ring that is written under, if that is another one.
+func (r *retirement) gatherWritten(ctx context.Context, f *Facts) error {
+	if r.written == nil {
+		return nil
+	}
+	if err := r.written.Ring.Refresh(ctx); err != nil {
+		return err
+	}
+	f.Written = nil
+	for _, v := range r.written.Ring.Advance().Versions {
+		if v.State != envelope.Refused {
+			f.Written = append(f.Written, v.ID.String())
+		}
+	}
+	return nil
 }
 
 // tokenProblems reads every token: the ring is content with those that can be read, and keeps what it knows of the others.

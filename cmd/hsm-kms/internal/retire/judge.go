@@ -24,6 +24,10 @@ type Request struct {
 	Settle       time.Duration
 	Accepted     gate.Accepted
 	NoEtcd       bool // a pending key, and etcd is not asked
+	// WrittenRing is the ring that the configuration writes under, if that of the key is only read; and Retiring what the
+	// configuration says of the key's.
+	WrittenRing string
+	Retiring    bool
 	// Of the configuration.
 	AuditPath       string
 	Rehearsed       bool // refuseKeys names the key
@@ -35,7 +39,8 @@ type Facts struct {
 	Now      time.Time
 	Problems []error // of tokens that cannot be used: nothing that the ring says can be relied on then
 	View     envelope.View
-	Tokens   []Token // of the configuration; Holds is not looked at
+	Written  []string // the key_ids of Request.WrittenRing that its tokens hold
+	Tokens   []Token  // of the configuration; Holds is not looked at
 	// Cluster is the one that the ring is bound to; empty: none. ClusterErr is why that is not clear.
 	Cluster    string
 	ClusterErr error
@@ -167,9 +172,9 @@ func (j *judgement) content() {
 	}
 }
 
-// others are the other key_ids of the ring that the tokens hold.
+// others are the other key_ids of the ring that the tokens hold, and those of the ring that took its place.
 func (j *judgement) others() []string {
-	var others []string
+	others := slices.Clone(j.Written)
 	for _, v := range j.View.Versions {
 		if v.State != envelope.Refused && v.ID != j.KeyID {
 			others = append(others, v.ID.String())
@@ -220,6 +225,10 @@ func (j *judgement) plugin() {
 	if j.ProvenErr != nil {
 		j.refuse(hint.Wrap(fmt.Errorf("which key the plugin of this machine proved last is not clear: %w", j.ProvenErr),
 			"run it as a user that can read "+health.ProvenFile+" in stateDir; a plugin that runs writes the file again when it has exercised its key"))
+	}
+	if j.WrittenRing != "" {
+		j.pluginReads()
+		return
 	}
 	if j.Proven.Key == j.KeyID {
 		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine proved %s last (%s in stateDir): after a restart without its HSM it would name it again", j.KeyID, health.ProvenFile),

@@ -20,6 +20,7 @@ type Plan struct {
 	Before    time.Time        // a pending key is not destroyed later than that; zero: of another key
 	Refusals  []gate.Refusal   // empty: nothing speaks against it
 	Warnings  []string
+	ReadOnly  bool // the key's ring is only read: no key of it follows another
 	Rehearsed bool // refuseKeys of this machine's configuration names the key
 	// Whole: everything that a plan needs is known. Else there is nothing that Hash could stand for.
 	Whole bool

@@ -14,6 +14,10 @@ import (
 
 // retained: which key is current must be clear, here and on every node whose token this machine knows.
 func (j *judgement) retained() {
+	if j.WrittenRing != "" {
+		j.retainedOfReadRing()
+		return
+	}
 	j.plan.Successor = successor(j.View.Versions, j.KeyID, len(j.Tokens) > 1)
 	if j.NoEtcd {
 		j.refuse(hint.Wrap(fmt.Errorf("--no-etcd is for pending keys, and %s was current", j.KeyID), "leave --no-etcd out"))
@@ -61,6 +65,14 @@ func successor(versions []envelope.Version, id envelope.KeyID, several bool) tim
 	return first
 }
 
+// howToReport is how the file of --evidence is made.
+func (j *judgement) howToReport() string {
+	if j.WrittenRing != "" {
+		return "hsm-kms etcd migrate -o json > migrate.json; --evidence migrate.json"
+	}
+	return "hsm-kms etcd report -o json > report.json; --evidence report.json"
+}
+
 // evidence notes what reports and snapshots say against destroying a key that was current.
 func (j *judgement) evidence() {
 	j.plan.Rehearsed = j.Rehearsed
@@ -69,7 +81,7 @@ func (j *judgement) evidence() {
 	}
 	if j.EvidenceFile == "" {
 		j.refuse(hint.Wrap(fmt.Errorf("%s was current: data in etcd, or in a backup, may need it, and there is no evidence to the contrary", j.KeyID),
-			"keep it, which costs nothing; or make evidence, and name it a day later: hsm-kms etcd report -o json > report.json; --evidence report.json"))
+			"keep it, which costs nothing; or make evidence, and name it a day later: "+j.howToReport()))
 		return
 	}
 	if !j.Rehearsed {
@@ -83,13 +95,13 @@ func (j *judgement) evidence() {
 		j.warn("no --snapshot is named: no backup was looked at, and one that needs %s can never be restored", j.KeyID)
 	}
 	if j.NotEvidence != nil {
-		j.refuse(hint.Wrap(j.NotEvidence, "make one with: hsm-kms etcd report -o json"))
+		j.refuse(hint.Wrap(j.NotEvidence, "make one with: "+j.howToReport()))
 	}
 	if j.Evidence == nil || j.Etcd == nil {
 		return
 	}
 	judged := gate.Case{
-		KeyID: j.KeyID.String(), Successor: j.plan.Successor, Others: j.others(), Cluster: j.Cluster, Accepted: j.Accepted,
+		KeyID: j.KeyID.String(), Successor: j.plan.Successor, WrittenRing: j.WrittenRing, Others: j.others(), Cluster: j.Cluster, Accepted: j.Accepted,
 		Settle: j.Settle, FileName: j.EvidenceFile, File: j.Evidence, Own: j.Etcd, Snapshots: j.Snapshots,
 	}
 	j.plan.Refusals = append(j.plan.Refusals, judged.Judge()...)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
@@ -53,12 +54,25 @@ func Run(ctx context.Context, a *app.Context, o Options) (*Result, error) {
 	served, serving := *a.Config, *a
 	served.RefuseKeys = slices.DeleteFunc(slices.Clone(a.Config.RefuseKeys), func(refused string) bool { return refused == o.KeyID.String() })
 	serving.Config = &served
+	if err := withoutLost(ctx, &serving, o.Accepted.TokensLost); err != nil {
+		return nil, err
+	}
 	in, err := serving.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer in.Stop()
 	r := &retirement{Options: o, app: a, in: in}
+	if a.Read != nil {
+		written, err := a.ForRing("")
+		if err != nil {
+			return nil, err
+		}
+		if r.written, err = written.Connect(ctx); err != nil {
+			return nil, fmt.Errorf("reading the ring %s, which is written under: %w", written.Config.KeyRing, err)
+		}
+		defer r.written.Stop()
+	}
 	first, err := r.judge(ctx, Facts{})
 	if err != nil {
 		return nil, err
@@ -96,8 +110,35 @@ func Run(ctx context.Context, a *app.Context, o Options) (*Result, error) {
 // retirement is one run. Nothing in it changes.
 type retirement struct {
 	Options
-	app *app.Context
-	in  *app.Tokens
+	app     *app.Context
+	in      *app.Tokens
+	written *app.Tokens // of the ring that is written under, if that is another one
+}
+
+// withoutLost takes the tokens that exist no longer out of the configuration of this run, unless one of them can be used.
+func withoutLost(ctx context.Context, a *app.Context, lost []string) error {
+	if len(lost) == 0 {
+		return nil
+	}
+	for _, name := range lost {
+		if !slices.Contains(a.Config.TokenNames(), name) {
+			return hint.Wrap(fmt.Errorf("--token-lost %q names no token of the ring %s", name, a.Config.KeyRing), "the tokens are: "+strings.Join(a.Config.TokenNames(), ", "))
+		}
+	}
+	in, err := a.Connect(ctx)
+	if err != nil {
+		return fmt.Errorf("no token of the ring %s can be used, and a key is destroyed on one that can: %w", a.Config.KeyRing, err)
+	}
+	defer in.Stop()
+	for i, name := range a.Config.TokenNames() {
+		if slices.Contains(lost, name) && in.Problems[i] == nil {
+			return app.Finding(hint.Wrap(fmt.Errorf("the token %s is not lost: it answers", name), "leave out --token-lost "+name+": the key is destroyed on it too"))
+		}
+	}
+	left := *a.Config
+	left.Tokens = slices.DeleteFunc(slices.Clone(a.Config.Tokens), func(t config.Token) bool { return slices.Contains(lost, t.Name) })
+	a.Config = &left
+	return nil
 }
 
 // judge gathers what is to be known and makes the plan. An error means that it could not be judged.
@@ -107,10 +148,14 @@ func (r *retirement) judge(ctx context.Context, earlier Facts) (*Result, error) 
 		return nil, err
 	}
 	cfg := r.app.Config
-	plan := Judge(Request{
+	request := Request{
 		KeyID: r.KeyID, EvidenceFile: r.EvidenceFile, Named: len(r.Snapshots), Settle: r.Settle, Accepted: r.Accepted, NoEtcd: r.NoEtcd,
 		AuditPath: cfg.Audit.Path, Rehearsed: slices.Contains(cfg.RefuseKeys, r.KeyID.String()), RefreshInterval: cfg.RefreshInterval.Std(),
-	}, facts)
+	}
+	if r.app.Read != nil {
+		request.WrittenRing, request.Retiring = r.app.File.KeyRing, r.app.Read.Retiring
+	}
+	plan := Judge(request, facts)
 	if r.Plan != "" {
 		plan.Refusals = append(plan.Refusals, plan.Check(r.Plan)...)
 	}

@@ -65,14 +65,14 @@ func (t *Token) lendSessions(ctx context.Context, r *keyReader, gen *generation)
 		for range r.room {
 			t.releasePermit()
 		}
-		go t.closeSpare(gen, idle)
+		go t.closeSpare(gen, gen.idleSessions()-max(idle, 1))
 	}
 }
 
-// closeSpare closes idle sessions until there are no more than keep, one at least: where many plugins share an HSM, its
-// sessions end first. An operation that needs one meanwhile goes first.
-func (t *Token) closeSpare(gen *generation, keep int) {
-	for gen.idleSessions() > max(keep, 1) && t.tryPermit() {
+// closeSpare closes n idle sessions: where many plugins share an HSM, its sessions end first. An operation that needs one
+// meanwhile goes first.
+func (t *Token) closeSpare(gen *generation, n int) {
+	for ; n > 0 && t.tryPermit(); n-- {
 		if s, ok := gen.takeIdle(); ok {
 			t.discard(gen, s)
 		}

@@ -231,6 +231,7 @@ func (t *Token) publish(gen *generation, kind successor) {
 	t.worker = gen.worker
 	var old *generation
 	var unused <-chan struct{}
+	var spare int
 	t.change(func() {
 		old = t.gen
 		if old != nil {
@@ -243,6 +244,7 @@ func (t *Token) publish(gen *generation, kind successor) {
 		}
 		t.number++
 		gen.number = t.number
+		spare = len(gen.idle) - 1 // those of the reading; an operation may hold one when they are closed
 		t.gen, t.cause, t.since = gen, nil, time.Now()
 		clear(t.suspects)
 		t.swap.why = ""
@@ -259,8 +261,8 @@ func (t *Token) publish(gen *generation, kind successor) {
 	if before != nil && before != gen.worker {
 		t.endInBackground(before, unused)
 	}
-	go t.closeSpare(gen, 1) // those of the reading
-	go func() {             // a worker that dies while nobody asks it is noticed too
+	go t.closeSpare(gen, spare)
+	go func() { // a worker that dies while nobody asks it is noticed too
 		<-gen.worker.Ended()
 		if !gen.ended() {
 			t.condemned(gen, gen.worker.Why())

@@ -6,82 +6,191 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 )
 
-// The end of the move with a real API server: the first Secrets are under the old ring, what is written after the swap under the
-// new one, and both are in one LIST; etcd migrate rewrites the rest and is the evidence with which the last key of the old ring
-// goes. An API server that starts afterwards reads everything.
+// mover1 is the one node of TestReplaceHSMToTheEnd, in a shell of which the runbook's commands are run.
+type mover1 struct {
+	*rig
+	book   *runbook
+	folder string // of the shell
+	argv   string // PATH begins with it
+}
+
+const (
+	readNew  = "1. Every node reads the new ring"
+	writeNew = "2. Node by node, write under the new ring"
+	moveData = "3. Move the data, and let the old keys go"
+	lostOld  = "A token of the old ring is lost"
+)
+
+// The move with a real API server, by the commands of the runbook: the first Secrets are under the old ring, what is written
+// after the swap under the new one, and both are in one LIST; etcd migrate rewrites the rest and is the evidence with which the
+// last key of the old ring goes. An API server that starts afterwards reads everything.
 func TestReplaceHSMToTheEnd(t *testing.T) {
 	t.Parallel()
-	w := running(t)
-	token := &softhsm.Token{Dir: filepath.Join(w.dir, "hsm"), Label: "e2e", PINFile: filepath.Join(w.dir, "hsm", "e2e.pin")}
-	var err error
-	if token.Module, err = softhsm.Module(); err != nil {
-		t.Fatal(err)
-	}
-	next, err := token.Another(t.Context(), "next", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := newMover1(t)
+	old, next := w.tokens(t)
 	w.writeSecret(t, "before")
-	kubeconfig := filepath.Join(w.dir, "kubeconfig")
-	if err := w.cluster.WriteKubeconfig(kubeconfig); err != nil {
-		t.Fatal(err)
-	}
 
-	w.reconfigure(t, "kube-secrets", token, "kube-next", next, false)
-	if _, err := w.plugin.Run(t.Context(), "keys", "create", "--ring", "kube-next", "--kubeconfig", kubeconfig); err != nil {
-		t.Fatal(err)
-	}
+	w.reconfigure(t, "kube-secrets", old, "kube-next", next, false)
+	w.do(t, readNew, "Made kube-next/")
+	w.do(t, readNew, "belongs to the cluster")
 	w.restartPlugin(t, "kube-next")
-	w.reconfigure(t, "kube-next", next, "kube-secrets", token, false)
+	w.do(t, readNew, "read ring  kube-next (1 of 1 keys proven)")
+	w.reconfigure(t, "kube-next", next, "kube-secrets", old, false)
 	w.restartPlugin(t, "kube-secrets")
-	i := 0
-	eventually(t, "the API server writes under the new ring", func() (bool, string) {
-		_, _, _ = w.cluster.Health(t.Context(), "/readyz/kms-providers") // it makes the API server ask its plugin, every 20 s at most
-		i++
-		name := fmt.Sprintf("after-%d", i)
-		w.writeSecret(t, name)
-		raw, err := w.cluster.EtcdGet(t.Context(), "/registry/secrets/"+namespace+"/"+name)
-		return err == nil && strings.Contains(string(raw), "kube-next/"), fmt.Sprint(name, err)
-	})
+	w.do(t, writeNew, "key_id     kube-next/")
+	w.do(t, lostOld, "the ring is only read")
+	names := w.writeUntilUnder(t, "kube-next/")
 	w.readSecret(t, "before")
 
-	migrated := filepath.Join(w.dir, "migrate.json")
-	etcd := []string{"--endpoints", w.cluster.EtcdURL()}
-	out, err := w.plugin.Run(t.Context(), append([]string{"etcd", "migrate", "-o", "json", "--kubeconfig", kubeconfig, "--server", w.cluster.URL()}, etcd...)...)
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+	w.do(t, moveData) // migrate
+	w.do(t, moveData, "0 could not be opened")
+	w.saveSnapshot(t)
+	dryRun, retire := w.book.next(t, moveData), w.book.next(t, moveData)
+	if out, err := w.shell(t, dryRun); err == nil || !strings.Contains(out, "does not say that the ring kube-secrets is retiring") {
+		t.Errorf("keys retire of a ring that is not retiring: %v: %s", err, out)
 	}
-	if err := os.WriteFile(migrated, out, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.plugin.Run(t.Context(), append([]string{"etcd", "verify"}, etcd...)...); err != nil {
-		t.Error(err)
-	}
-	retire := append([]string{"keys", "retire", w.keyID, "--ring", "kube-secrets", "--evidence", migrated, "--settle", "0s", "--sole-cluster", "--yes"}, etcd...)
-	_, err = w.plugin.Run(t.Context(), retire...)
-	if exit, finding := errors.AsType[*plugin.ExitError](err); !finding || exit.Code != 1 || !strings.Contains(exit.Stderr, "is retiring") {
-		t.Errorf("keys retire of a ring that is not retiring: %v", err)
-	}
-	w.reconfigure(t, "kube-next", next, "kube-secrets", token, true)
+	w.reconfigure(t, "kube-next", next, "kube-secrets", old, true)
 	w.restartPlugin(t, "kube-secrets")
-	if out, err = w.plugin.Run(t.Context(), retire...); err != nil || !strings.Contains(string(out), "Destroyed "+w.keyID) {
-		t.Fatalf("keys retire: %v: %s", err, out)
+	for _, c := range []struct{ block, want string }{{dryRun, "Nothing was destroyed: a dry run."}, {retire, "Destroyed " + w.keyID}} {
+		if out, err := w.shell(t, c.block); err != nil || !strings.Contains(out, c.want) {
+			t.Fatalf("%s: %v: %s", c.block, err, out)
+		}
 	}
 	w.restartPlugin(t, "kube-secrets") // empty, and retiring
 	w.restartAPIServer(t)
-	for n := range i {
-		w.readSecret(t, fmt.Sprintf("after-%d", n+1))
+	for _, name := range append(names, "before") {
+		w.readSecret(t, name)
 	}
-	w.readSecret(t, "before")
+	for heading, left := range w.book.blocks {
+		for _, block := range left {
+			t.Errorf("docs/replace-hsm.md: not run, under %q: %s", heading, block)
+		}
+	}
+}
+
+func newMover1(t *testing.T) *mover1 {
+	t.Helper()
+	bin, err := plugin.FindPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &mover1{rig: running(t), book: readPage(t, "../../docs/replace-hsm.md")}
+	w.folder, w.argv = filepath.Join(w.dir, "shell"), filepath.Join(w.dir, "bin")
+	kubeconfig := filepath.Join(w.dir, "kubeconfig")
+	// What stands elsewhere here than on a node, and what would take a day.
+	script := fmt.Sprintf(`#!/bin/bash
+args=("$@" --config %q)
+case "$1 $2" in
+"etcd migrate") args+=(--endpoints %s --kubeconfig %q --server %s) ;;
+"etcd verify") args+=(--endpoints %s) ;;
+"keys retire") args+=(--endpoints %s --settle 0s --sole-cluster --yes) ;;
+esac
+exec %q "${args[@]}"
+`, w.plugin.Config(), w.cluster.EtcdURL(), kubeconfig, w.cluster.URL(), w.cluster.EtcdURL(), w.cluster.EtcdURL(), bin.HSMKMS)
+	if err := errors.Join(os.Mkdir(w.folder, 0o700), os.Mkdir(w.argv, 0o700), os.WriteFile(filepath.Join(w.argv, "hsm-kms"), []byte(script), 0o700), //nolint:gosec // a script
+		w.cluster.WriteKubeconfig(kubeconfig)); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// tokens are the rig's, and another one in its store.
+func (w *mover1) tokens(t *testing.T) (old, next *softhsm.Token) {
+	t.Helper()
+	module, err := softhsm.Module()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old = &softhsm.Token{Dir: filepath.Join(w.dir, "hsm"), Module: module, Label: "e2e", PINFile: filepath.Join(w.dir, "hsm", "e2e.pin")}
+	if next, err = old.Another(t.Context(), "next", ""); err != nil {
+		t.Fatal(err)
+	}
+	return old, next
+}
+
+// do runs the next block of a section, which must succeed and print the wanted texts.
+func (w *mover1) do(t *testing.T, heading string, wants ...string) {
+	t.Helper()
+	block := w.book.next(t, heading)
+	out, err := w.shell(t, block)
+	if err != nil {
+		t.Fatalf("%s: %v: %s", block, err, out)
+	}
+	for _, want := range wants {
+		if !strings.Contains(out, want) {
+			t.Errorf("%s does not print %q but: %s", block, want, out)
+		}
+	}
+}
+
+// shell runs a block with the names of this test's rings.
+func (w *mover1) shell(t *testing.T, block string) (string, error) {
+	t.Helper()
+	block = strings.NewReplacer("kube-old", "kube-secrets", "kube-new", "kube-next", "/etc/kubernetes/admin.conf", filepath.Join(w.dir, "kubeconfig")).Replace(block)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", block)
+	cmd.Dir = w.folder
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(w.dir, "hsm", "softhsm2.conf"), "PATH="+w.argv+":"+os.Getenv("PATH"), "OLD="+w.keyID)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// writeUntilUnder writes Secrets until one is under a key of the ring, and gives their names. Asking for an API server's health
+// makes it ask its plugin, at most every 20 s; by itself it asks once a minute.
+func (w *mover1) writeUntilUnder(t *testing.T, ring string) (names []string) {
+	t.Helper()
+	eventually(t, "the API server writes under the new ring", func() (bool, string) {
+		_, _, _ = w.cluster.Health(t.Context(), "/readyz/kms-providers") // for what it causes only
+		name := fmt.Sprintf("after-%d", len(names))
+		w.writeSecret(t, name)
+		names = append(names, name)
+		raw, err := w.cluster.EtcdGet(t.Context(), "/registry/secrets/"+namespace+"/"+name)
+		return err == nil && strings.Contains(string(raw), ring), fmt.Sprint(name, err)
+	})
+	return names
+}
+
+// saveSnapshot saves a snapshot that has no past.
+func (w *mover1) saveSnapshot(t *testing.T) {
+	t.Helper()
+	client, err := w.cluster.Etcd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := client.Get(t.Context(), "compact_rev_key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Compact(t.Context(), now.Header.GetRevision(), clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	saved, err := client.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer saved.Close()
+	file, err := os.Create(filepath.Join(w.folder, "backup.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(file, saved)
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // reconfigure writes a configuration in which one ring is written under and another is read.

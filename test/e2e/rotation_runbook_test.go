@@ -32,7 +32,13 @@ const tpmBlock = "tpm2_ptool "
 
 func readRunbook(t *testing.T) *runbook {
 	t.Helper()
-	data, err := os.ReadFile("../../docs/rotation.md")
+	return readPage(t, "../../docs/rotation.md")
+}
+
+// readPage reads another runbook.
+func readPage(t *testing.T, path string) *runbook {
+	t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +68,7 @@ func (r *runbook) next(t *testing.T, heading string) string {
 	t.Helper()
 	left := r.blocks[heading]
 	if len(left) == 0 {
-		t.Fatalf("docs/rotation.md has no (more) commands under %q", heading)
+		t.Fatalf("the runbook has no (more) commands under %q", heading)
 	}
 	r.blocks[heading] = left[1:]
 	return left[0]

@@ -19,7 +19,7 @@ CHECKERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hsm-kms/checkers
 export PATH := $(PATH):$(CHECKERS)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e bench bench-evidence bench-apiserver soak cluster compat lint fuzz release image tools need tokens
+.PHONY: help build demo recording test unit e2e bench bench-evidence bench-apiserver soak cluster compat lint fuzz release image tools need tokens
 # Where the tokens of test/tokens can be installed and namespaces be made, none of their tests may be skipped.
 ALL_TOKENS := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && unshare --mount --ipc --pid --fork true 2>/dev/null && echo 1)
 
@@ -33,6 +33,10 @@ build: ## the program: bin/hsm-kms
 demo: need build ## the whole story on this machine: token, key, plugin, API server, a Secret and its bytes in etcd
 	@$(GO) build -o bin/demo ./test/demo
 	@exec bin/demo -bin bin/hsm-kms
+
+recording: need build ## docs/demo.svg: the demo again, recorded
+	@$(GO) build -o bin/demo ./test/demo
+	@$(GO) run ./test/demo/record -o docs/demo.svg bin/demo -bin bin/hsm-kms
 
 test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
 test: tokens unit e2e ## every test

@@ -211,7 +211,7 @@ func (t *Token) findSlot(api p11.API) (uint, pkcs11.TokenInfo, error) {
 		return 0, info, unread
 	case len(found) == 0:
 		err := fmt.Errorf("%w: %s; the module %s shows %s", ErrTokenAbsent, t.selector(), t.cfg.Module, orNone(seen))
-		return 0, info, hint.Wrap(err, "see that the HSM is reachable and initialised, and that tokens["+t.cfg.Name+"] names it by label, serial or slot")
+		return 0, info, hint.Wrap(err, "check that the HSM is reachable and initialised, and that tokens["+t.cfg.Name+"] names it by label, serial or slot")
 	}
 	err = fmt.Errorf("%w: two tokens match %s: %s", ErrConfiguration, t.selector(), strings.Join(seen, "; "))
 	return 0, info, hint.Wrap(err, "name the token by serial instead")

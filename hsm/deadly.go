@@ -24,7 +24,7 @@ const deadlyFor = 10 * time.Minute
 const maxDeadly = 1024
 
 // errDeadly: the worker has died of this very request twice.
-var errDeadly = errors.New("the PKCS#11 module died of this request twice, and it is not tried again for a while")
+var errDeadly = errors.New("this request ended the PKCS#11 module twice, and is not tried again for a while")
 
 // deadly remembers requests by a digest under a key of this process, so that nothing of a DEK can be found from it.
 type deadly struct {

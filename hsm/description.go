@@ -92,12 +92,12 @@ func (r *keyReader) refusal(d description, a envelope.Attributes) string {
 	kind, told := d.number(pkcs11.CKA_KEY_TYPE)
 	switch {
 	case !told:
-		return "the token does not tell its CKA_KEY_TYPE"
+		return "the token does not report its CKA_KEY_TYPE"
 	case !r.fits(kind):
 		return fmt.Sprintf("its key type 0x%X does not fit the ring's profile %s", kind, r.profile)
 	}
 	if size, told := d.number(pkcs11.CKA_VALUE_LEN); told && size != 32 {
-		return fmt.Sprintf("it has %d bits; the profile %s wants 256", 8*size, r.profile)
+		return fmt.Sprintf("it has %d bits; the profile %s requires 256", 8*size, r.profile)
 	}
 	return ""
 }

@@ -25,9 +25,9 @@ func HintFor(err error) string {
 		{envelope.ErrPINRefused, envelope.PINRefusedHint},
 		{envelope.ErrSelfTest, "run hsm-kms doctor: the token does not do what the profile needs, or does not open what it sealed (docs/hsm-support.md)"},
 		{ErrConfiguration, "correct the configuration, or what it names, and start the plugin again"},
-		{ErrTokenAbsent, "see that the HSM is reachable and initialised, and that tokens[] names it by label, serial or slot"},
-		{errVanished, "see that the token's store or partition is there; if its keys were destroyed, restore them from the token's backup"},
-		{errAbandoned, "see why the HSM, the vendor's client service or the network between does not answer"},
+		{ErrTokenAbsent, "check that the HSM is reachable and initialised, and that tokens[] names it by label, serial or slot"},
+		{errVanished, "check that the token's store or partition is there; if its keys were destroyed, restore them from the token's backup"},
+		{errAbandoned, "find out why the HSM, the vendor's client service or the network between does not answer"},
 	} {
 		if errors.Is(err, known.err) {
 			return known.advice
@@ -40,7 +40,7 @@ func HintFor(err error) string {
 func hintForCall(err error) string {
 	failed, ok := errors.AsType[*p11.Error](err)
 	if !ok {
-		return "run hsm-kms doctor on this node: it tells the HSM from the network, the module and the PIN"
+		return "run hsm-kms doctor on this node: it finds out whether the HSM, the network, the module or the PIN is the cause"
 	}
 	switch failed.RV {
 	case pkcs11.CKR_CANT_LOCK:
@@ -52,10 +52,10 @@ func hintForCall(err error) string {
 	case pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_USER_TOO_MANY_TYPES:
 		return "another user is logged in to the token through this module: end that program, or its login"
 	case pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_DEVICE_MEMORY:
-		return "memory is short, on this node or in the HSM: see which"
+		return "memory is short: free some on this node, or in the HSM"
 	}
 	if failed.Function == "C_Initialize" {
 		return "the module does not start: see its own configuration (file and environment), its store or client service, and its own log"
 	}
-	return "see that the HSM, the vendor's client service and the network between are up, and what their own logs say; hsm-kms doctor tells which step fails"
+	return "check that the HSM, the vendor's client service and the network between are up, and what their own logs say; hsm-kms doctor shows which step fails"
 }

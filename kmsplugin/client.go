@@ -42,7 +42,7 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 	if err != nil {
 		advice := "the plugin's log on this node has the cause, and what to do about it"
 		if conn.GetState() != connectivity.Ready { // nobody answered, or somebody hung up
-			advice = "see that hsm-kms serve runs, that --socket is its socket.path, and that its log says nothing of a refused peer"
+			advice = "check that hsm-kms serve runs, that --socket is its socket.path, and that its log has no refused peer"
 		}
 		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}

@@ -71,7 +71,7 @@ func (f *failures) spell(code codes.Code) *spell { return &f.byCode[min(int(code
 // end ends a spell whose last failure is long enough ago, and says how many there were.
 func (f *failures) end(code codes.Code) {
 	if count, lasted := f.spell(code).end(time.Now(), failuresOver); count > 1 {
-		f.logger.Info("requests no longer fail so", "code", code.String(), "failed", count, "for", lasted.Round(time.Second).String())
+		f.logger.Info("requests no longer fail this way", "code", code.String(), "failed", count, "for", lasted.Round(time.Second).String())
 	}
 }
 

@@ -22,7 +22,7 @@ const stuckAfter = time.Minute
 func (p *Plugin) Live() error {
 	err := errors.Join(p.health.Turning(), p.live.moving(p.guard.slots.Full(), time.Now()))
 	p.live.say(err, func() {
-		p.options.Logger.Error("the process is stuck, and says so to its supervisor", "error", err, "hint", hint.Of(err))
+		p.options.Logger.Error("the process is stuck, and reports that to its supervisor", "error", err, "hint", hint.Of(err))
 	})
 	return err
 }
@@ -60,7 +60,7 @@ func (l *live) moving(full bool, now time.Time) error {
 		return nil
 	}
 	return hint.Wrap(fmt.Errorf("all slots for requests are taken, and none was answered for %s", stuck.Round(time.Second)),
-		"see whether the disk of the audit trail hangs; else report it with the goroutines that SIGQUIT prints")
+		"check whether the disk of the audit trail hangs; else report it with the goroutines that SIGQUIT prints")
 }
 
 // say calls log when err is news.

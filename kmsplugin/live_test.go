@@ -73,7 +73,7 @@ func TestLive(t *testing.T) {
 			t.Error("it says that it lives")
 		}
 	}
-	if n := strings.Count(logs.String(), "the process is stuck"); n != 1 || !strings.Contains(logs.String(), "hint=\"see") {
+	if n := strings.Count(logs.String(), "the process is stuck"); n != 1 || !strings.Contains(logs.String(), "hint=\"check") {
 		t.Errorf("%d lines:\n%s", n, logs)
 	}
 	release()

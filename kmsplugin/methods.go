@@ -76,7 +76,7 @@ func (g *guard) unreadable(ctx context.Context, operation string, refusal error)
 		}
 	}
 	g.metrics.Answered(operation, op.Code, time.Since(op.Time))
-	class := problem.Class{Code: op.Code, Words: "unreadable", Hint: "kube-apiserver sends nothing of the kind: see what the process of that pid is"}
+	class := problem.Class{Code: op.Code, Words: "unreadable", Hint: "kube-apiserver sends no such request: find out what the process with that pid is"}
 	g.failures.note(ctx, &op, class, cause)
 	return refusal
 }
@@ -89,7 +89,7 @@ func (g *guard) unknown(_ any, stream grpc.ServerStream) (err error) {
 	op := Operation{Time: time.Now(), Operation: OperationOther, Code: codes.Unimplemented}
 	op.Peer, _ = peers.FromContext(ctx)
 	class := problem.Class{Code: op.Code, Words: "this is a KMS v2 plugin, and serves nothing else",
-		Hint: "if it is kube-apiserver: let the provider in its EncryptionConfiguration say apiVersion: v2"}
+		Hint: "if it is kube-apiserver: set apiVersion: v2 for the provider in its EncryptionConfiguration"}
 	g.metrics.Answered(OperationOther, class.Code, 0)
 	g.failures.note(ctx, &op, class, fmt.Errorf("it asks for %s", quoted(name)))
 	return class.Error()

@@ -95,7 +95,7 @@ func (p *Plugin) dropped() func(net.Conn, limits.Reason) {
 			return // it has ended by itself
 		}
 		p.options.Logger.Warn("a connection was closed to make room", "reason", string(why), "pid", peer.PID, "uid", peer.UID,
-			"executable", peer.Executable, "alsoClosed", skipped, "hint", "kube-apiserver needs one connection for each KMS provider: see what else connects")
+			"executable", peer.Executable, "alsoClosed", skipped, "hint", "kube-apiserver needs one connection for each KMS provider: find out what else connects")
 	}
 }
 

@@ -323,7 +323,7 @@ func TestFailuresAreLoggedSparingly(t *testing.T) {
 func TestStatusOfHints(t *testing.T) {
 	t.Parallel()
 	_, err := StatusOf(t.Context(), t.TempDir()+"/absent")
-	if status.Code(err) != codes.Unavailable || !strings.Contains(hint.Of(err), "see that hsm-kms serve runs") {
+	if status.Code(err) != codes.Unavailable || !strings.Contains(hint.Of(err), "check that hsm-kms serve runs") {
 		t.Errorf("nobody there: %v, hint %q", err, hint.Of(err))
 	}
 	ring, _ := newRing(t)

@@ -18,14 +18,14 @@ func (c *command) audit() *cobra.Command {
 	verify := c.withOutput(&cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Check that an audit trail is whole: nothing changed, removed, added or reordered",
-		Long: `Checks the chain of hashes over one trail: its file, and those it was rotated into, in any order. docs/audit.md says
-what this shows and what it cannot. Exits 1 when the chain does not hold.`,
+		Long: `Checks the chain of hashes over one trail: its file, and the files that it was rotated into, in any order. docs/audit.md
+describes what this shows and what it cannot. Exits 1 when the trail is not intact.`,
 		Example: `  hsm-kms audit verify /var/log/hsm-kms/audit.log*
   hsm-kms audit verify --last-hash 4f1c... /var/log/hsm-kms/audit.log`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, files []string) error { return c.auditVerify(anchor, files) },
 	})
-	verify.Flags().StringVar(&anchor, "last-hash", "", "a hash noted elsewhere, which must be in the trail: shows a cut-off end")
+	verify.Flags().StringVar(&anchor, "last-hash", "", "a hash that was kept elsewhere, and must be in the trail: shows whether the end was cut off")
 	cmd.AddCommand(verify)
 	return cmd
 }
@@ -51,16 +51,16 @@ func (c *command) auditVerify(anchor string, files []string) error {
 	if result.FirstBad != nil {
 		where = fmt.Sprintf("%s line %d", result.File, *result.FirstBad)
 	}
-	return app.Finding(hint.Wrap(errors.New("the audit trail does not hold: "+where+": "+result.Reason), "docs/audit.md says what each finding means"))
+	return app.Finding(hint.Wrap(errors.New("the audit trail is not intact: "+where+": "+result.Reason), "docs/audit.md says what each finding means"))
 }
 
 // endWords says what the end means for what the check can show.
 func endWords(r audit.Result) string {
 	switch r.End {
 	case audit.EndRotated:
-		return r.End + ": the chain goes on in a file that was not given"
+		return r.End + ": the chain continues in a file that was not given"
 	case audit.EndLive:
-		return r.End + ": a process is writing, and nothing is said of the end"
+		return r.End + ": a process is writing, so the end cannot be checked"
 	}
 	return r.End
 }

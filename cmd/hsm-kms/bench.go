@@ -33,13 +33,13 @@ func (c *command) bench() *cobra.Command {
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "bench",
 		Short: "Measure latency and rate of a token",
-		Long: `Connects to one token of the configuration a few times, then seals and opens DEKs that it throws away, with the
-ring's current key, as fast as the token answers. docs/performance.md says what a control plane asks of a token.
+		Long: `Connects to one token of the configuration five times. Then it seals and opens DEKs, which it discards, with the ring's
+current key, as fast as the token answers. docs/performance.md has what a control plane asks of a token.
 
-It writes nothing to the token or to etcd, keeps to maxSessions, and ends at Ctrl-C after the calls that are under way. It does use the HSM:
-whatever else uses it meanwhile, a plugin that serves included, waits behind its calls, and the token must have
-room for as many sessions again. Every seal spends one of the 2^32 nonces of the key; a run takes one in
-4,096 of them at most, and says so before it begins.
+It writes nothing to the token or to etcd, keeps to maxSessions, and ends at Ctrl-C after the calls that are under way.
+It is load on the HSM: everything else that uses the HSM, including a running plugin, waits behind its calls. The token
+must have room for as many sessions again. Each seal spends one of the 2^32 nonces of the key. A run spends at most one
+in 4,096 of them, and prints the number before it begins.
 
 With --ring it measures a read ring, with the key that would be current if it were written under.
 
@@ -64,14 +64,14 @@ func (f *benchFlags) check() error {
 	n := len(f.plan.Clients)
 	switch {
 	case n < 1 || n > bench.MostRows:
-		return fmt.Errorf("--clients names %d numbers: 1 to %d are measured", n, bench.MostRows)
+		return fmt.Errorf("--clients has %d numbers; 1 to %d are possible", n, bench.MostRows)
 	case f.plan.Clients[0] < 1 || f.plan.Clients[n-1] > bench.MostClients:
 		return fmt.Errorf("--clients must be from 1 to %d", bench.MostClients)
 	case f.plan.Time < 10*time.Millisecond:
 		return errors.New("--time must be 10ms at least")
 	case f.plan.Time > bench.LongestTime:
 		return hint.Wrap(fmt.Errorf("--time %s is longer than %s", f.plan.Time, bench.LongestTime),
-			"a longer load tells no more, and spends nonces of a key that is in use; for load over hours make a token and a ring of their own")
+			"choose a shorter time: a longer load shows no more, and spends nonces of a key that is in use; for load over hours, make a token and a ring for it")
 	}
 	return nil
 }
@@ -130,13 +130,13 @@ func (c *command) announce(b *benched, f *benchFlags) {
 	t := b.cfg.Tokens[b.at]
 	fmt.Fprintf(c.errOut, "hsm-kms: measuring token %s with %s: %d logins, then %d rows of %s, as fast as it answers, on %s and one for login.\n",
 		t.Name, b.key, benchStarts, f.plan.Rows(), f.plan.Time, counted(t.MaxSessions, "session"))
-	fmt.Fprintln(c.errOut, "hsm-kms: whatever else uses this HSM, a plugin that serves included, waits behind these calls and needs sessions of its own.")
+	fmt.Fprintln(c.errOut, "hsm-kms: everything else that uses this HSM, including a running plugin, waits behind these calls and needs sessions of its own.")
 	if b.cfg.Profile != config.ProfileHMACKDF {
-		fmt.Fprintf(c.errOut, "hsm-kms: nothing is written; at most %s of the %s nonces of that key are spent, on DEKs that are thrown away.\n",
+		fmt.Fprintf(c.errOut, "hsm-kms: nothing is written; at most %s of the %s nonces of that key are spent, on DEKs that are discarded.\n",
 			grouped(bench.SealBudget), grouped(bench.Nonces))
 	}
 	if b.cfg.Profile == config.ProfileAESGCMHSMIV {
-		fmt.Fprintln(c.errOut, "hsm-kms: stateDir remembers these nonces in the place of older ones, and a repeat of an older one is not found afterwards.")
+		fmt.Fprintln(c.errOut, "hsm-kms: stateDir keeps these nonces instead of older ones, so a repeat of an older one is not detected afterwards.")
 	}
 }
 

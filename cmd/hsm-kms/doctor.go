@@ -22,18 +22,19 @@ func (c *command) doctor() *cobra.Command {
 	}}
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "doctor",
-		Short: "Check a set-up, and say of each thing what is wrong and what to do",
-		Long: `Checks the configuration, module and PIN files, tokens, login counters, mechanisms, keys, the encryption itself, the
-socket's folder, a plugin that runs, and, if they are named, kube-apiserver's EncryptionConfiguration and, with
---endpoints, whether etcd holds the cluster that the ring belongs to, and nothing that this list cannot read.
+		Short: "Check an installation, and report for each check what is wrong and what to do",
+		Long: `Checks the configuration, the files of module and PIN, the tokens, their login counters, mechanisms and keys, the
+encryption itself, the socket's folder, and a running plugin. If you name them, it also checks kube-apiserver's
+EncryptionConfiguration, and with --endpoints whether etcd holds the cluster that the ring belongs to, and nothing that
+this EncryptionConfiguration cannot read.
 
-It changes nothing on a token. It logs in as serve does: not with a PIN that was refused before, and never when
-the token says that the next wrong PIN would lock it. Run it as the user that the plugin runs as: what
-that user may read and write is what counts.
+It changes nothing on a token. It logs in as serve does: never with a PIN that was refused before, and never when the
+token reports that the next wrong PIN would lock it. Run it as the plugin's user, so that it checks what that user may
+read and write.
 
-Read rings are checked too; --ring NAME checks the tokens and keys of that ring alone.
+It checks read rings too; --ring NAME checks only the tokens and keys of that ring.
 
-Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
+Exits 0 when nothing failed (there may be warnings), 1 when something failed.`,
 		Example: `  hsm-kms doctor
   hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml
   hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml --step 1
@@ -60,7 +61,7 @@ Exits 0 when nothing failed (there may be warnings), 1 when something did.`,
 	cmd.Flags().StringVar(&options.EncryptionConfig, "encryption-config", "", "kube-apiserver's EncryptionConfiguration, to be compared")
 	cmd.Flags().IntVar(&options.Step, "step", 0, "of a migration, with --encryption-config: at step 1 this plugin only reads, at step 2 it writes (default 2)")
 	cmd.Flags().StringVar(&options.Socket, "socket", "", "socket of a running plugin (default: the configuration's, if one runs)")
-	cmd.Flags().BoolVar(&options.TryPIN, "try-pin", false, "forget that the PIN was refused and try it once: it counts on the token if it is wrong")
+	cmd.Flags().BoolVar(&options.TryPIN, "try-pin", false, "try a refused PIN once more; the attempt counts on the token if the PIN is wrong")
 	return cmd
 }
 

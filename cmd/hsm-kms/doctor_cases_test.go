@@ -68,7 +68,7 @@ func tokensBroken() []broken {
 	return []broken{
 		{name: "label misspelt", check: "token", token: "hsm-a", hint: "names it by label, serial or slot",
 			spoil: func(r *rig) { r.tokens[0].label = "k9s" }},
-		{name: "token pulled out", check: "token", token: "hsm-a", hint: "see that the HSM is reachable",
+		{name: "token pulled out", check: "token", token: "hsm-a", hint: "check that the HSM is reachable",
 			spoil: func(r *rig) { r.tokens[0].faults.HideSlots(true) }},
 		{name: "module does not start", check: "token", token: "hsm-a", hint: "vendor's own tool",
 			spoil: func(r *rig) { r.tokens[0].faults.Fail("C_Initialize", pkcs11.CKR_DEVICE_ERROR).UntilCleared() }},
@@ -96,7 +96,7 @@ func tokensBroken() []broken {
 				r.doctor()
 				r.tokens[0].faults.Fail("C_Login", pkcs11.CKR_GENERAL_ERROR).UntilCleared() // nobody may come to know
 			}},
-		{name: "login fails for another cause", check: "login", token: "hsm-a", hint: "see that the HSM answers",
+		{name: "login fails for another cause", check: "login", token: "hsm-a", hint: "check that the HSM answers",
 			spoil: func(r *rig) { r.tokens[0].faults.Fail("C_Login", pkcs11.CKR_DEVICE_ERROR).UntilCleared() }},
 		{name: "it cannot open what it sealed", check: "self-test", token: "hsm-a", hint: "do not use this token",
 			spoil: func(r *rig) { r.tokens[0].faults.Corrupt("C_Encrypt").UntilCleared() }},
@@ -172,14 +172,14 @@ func pluginsBroken() []broken {
 	return []broken{
 		{name: "no plugin where one was named", check: "plugin", hint: "start it",
 			spoil: func(r *rig) { r.args = []string{"--socket", r.socket} }},
-		{name: "a plugin left its socket", check: "plugin", hint: "see why it does not run",
+		{name: "a plugin left its socket", check: "plugin", hint: "find out why it does not run",
 			spoil: func(r *rig) {
 				l, err := net.ListenUnix("unix", &net.UnixAddr{Name: r.socket})
 				r.must(err)
 				l.SetUnlinkOnClose(false)
 				r.must(l.Close())
 			}},
-		{name: "plugin unwell", check: "plugin", hint: "its log says",
+		{name: "plugin unwell", check: "plugin", hint: "the plugin's log has",
 			spoil: func(r *rig) { r.serve("the HSM is unavailable", "") }},
 		{name: "plugin of another ring", check: "plugin", hint: "runs with this configuration",
 			spoil: func(r *rig) { r.serve("ok", "other/x61/0011223344556677") }},

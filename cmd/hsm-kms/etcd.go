@@ -16,8 +16,8 @@ func (c *command) etcd() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "etcd",
 		Short: "What etcd or a snapshot holds under which key, and whether it can be opened",
-		Long: `report lists what etcd or a snapshot file holds under which key and in plain text, and asks no HSM. verify opens
-every DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.
+		Long: `report lists what etcd or a snapshot holds under which key and in plain text; it does not use the HSM. verify opens every
+DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.
 migrate has the API servers rewrite what is not under the current key.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db --require-key current
@@ -33,7 +33,7 @@ type etcdFlags struct{ sources.Options }
 // add is for commands that read etcd or snapshots.
 func (f *etcdFlags) add(cmd *cobra.Command) {
 	f.addLive(cmd)
-	cmd.Flags().StringArrayVar(&f.Snapshots, "snapshot", nil, "read this `file` (of etcdctl or etcdutl, or member/snap/db) and no etcd; may be given again")
+	cmd.Flags().StringArrayVar(&f.Snapshots, "snapshot", nil, "read this `file` (of etcdctl or etcdutl, or member/snap/db) instead of etcd; repeatable")
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "endpoints")
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "etcd-servers-overrides")
 }
@@ -42,8 +42,8 @@ func (f *etcdFlags) add(cmd *cobra.Command) {
 func (f *etcdFlags) addLive(cmd *cobra.Command) {
 	f.addClient(cmd)
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.Overrides, "etcd-servers-overrides", nil, "other etcds, as kube-apiserver takes them: GROUP/RESOURCE#SERVER;SERVER")
-	flags.StringArrayVar(&f.Layouts, "resource-path", nil, "`RESOURCE=PREFIX`: another API server keeps this resource below PREFIX in etcd; \"openshift\" names all of OpenShift's; may be given again")
+	flags.StringSliceVar(&f.Overrides, "etcd-servers-overrides", nil, "other etcds, in kube-apiserver's form: GROUP/RESOURCE#SERVER;SERVER")
+	flags.StringArrayVar(&f.Layouts, "resource-path", nil, "`RESOURCE=PREFIX`: another API server keeps this resource below PREFIX in etcd; \"openshift\" names all of OpenShift's; repeatable")
 }
 
 // addClient is for commands that look into one etcd.

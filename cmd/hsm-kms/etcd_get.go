@@ -31,9 +31,9 @@ func (c *command) etcdGet() *cobra.Command {
 	cmd := c.withConfig(&cobra.Command{
 		Use:   "get KEY --break-glass REASON",
 		Short: "Recover one object from etcd or a snapshot with the HSM and no API server",
-		Long: `Decrypts one object and writes it as YAML. For emergencies only: it goes past the API server's access control. So it
-requires a reason, writes who, what and why to an audit trail of its own beside audit.path before it shows anything, and
-refuses to write to a terminal or to a file that others may read unless told to.`,
+		Long: `Decrypts one object and writes it as YAML. Use it in emergencies only: it bypasses the API server's access control. It
+requires a reason. Before it shows anything, it writes the user, the object and the reason to an audit trail of its own
+beside audit.path. It refuses to write to a terminal, or to a file that others can read, unless you permit it.`,
 		Example: `  hsm-kms etcd get /registry/secrets/kube-system/ca --break-glass "INC-42: API server lost" --to ca.yaml
   hsm-kms etcd get /registry/secrets/shop/db --snapshot backup.db --break-glass "INC-43" | kubectl create -f -`,
 		Args: cobra.ExactArgs(1),
@@ -41,11 +41,11 @@ refuses to write to a terminal or to a file that others may read unless told to.
 	})
 	f.add(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.Reason, "break-glass", "", "why this is done, in words for the auditor (required)")
+	flags.StringVar(&f.Reason, "break-glass", "", "the reason, for the auditor (required)")
 	flags.StringVarP(&f.Form, "output", "o", "yaml", "yaml, json, or raw: the bytes as the API server serialised them")
 	flags.StringVar(&f.to, "to", "", "write to this new `file`, readable to its owner only (default: standard output)")
-	flags.BoolVar(&f.allowTerminal, "allow-terminal", false, "show it on a terminal all the same")
-	flags.BoolVar(&f.allowReadable, "allow-readable-file", false, "write to a file that others may read all the same")
+	flags.BoolVar(&f.allowTerminal, "allow-terminal", false, "permit output to a terminal")
+	flags.BoolVar(&f.allowReadable, "allow-readable-file", false, "permit output to a file that others can read")
 	return cmd
 }
 
@@ -83,23 +83,23 @@ func (f *getFlags) check() error {
 	f.Reason = strings.TrimSpace(f.Reason)
 	switch {
 	case f.Reason == "":
-		return app.Finding(hint.Wrap(errors.New("recovering an object goes past the API server's access control and requires a reason"), "say why with --break-glass REASON"))
+		return app.Finding(hint.Wrap(errors.New("recovering an object bypasses the API server's access control and requires a reason"), "give the reason with --break-glass REASON"))
 	case f.Form != "yaml" && f.Form != "json" && f.Form != "raw":
 		return fmt.Errorf("unknown output %q: yaml, json and raw are known", f.Form)
 	case len(f.Snapshots) > 1:
-		return errors.New("one --snapshot at a time: which of them the object is to come from must be clear")
+		return errors.New("more than one --snapshot is given, and an object comes from one")
 	case f.to != "":
 		return nil
 	}
 	info, err := os.Stdout.Stat()
 	switch {
 	case err != nil:
-		return fmt.Errorf("looking at standard output: %w", err)
+		return fmt.Errorf("checking standard output: %w", err)
 	case term.IsTerminal(int(os.Stdout.Fd())) && !f.allowTerminal:
-		return app.Finding(hint.Wrap(errors.New("the object would be shown on a terminal, which keeps what it shows"), "use --to FILE, or say --allow-terminal"))
+		return app.Finding(hint.Wrap(errors.New("standard output is a terminal, which keeps what it shows"), "use --to FILE, or add --allow-terminal"))
 	case info.Mode().IsRegular() && info.Mode().Perm()&0o044 != 0 && !f.allowReadable:
 		return app.Finding(hint.Wrap(fmt.Errorf("standard output is a file with mode %04o, which others may read", info.Mode().Perm()),
-			"use --to FILE, set umask 077 before, or say --allow-readable-file"))
+			"use --to FILE, set umask 077 before, or add --allow-readable-file"))
 	}
 	return nil
 }

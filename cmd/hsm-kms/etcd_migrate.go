@@ -30,14 +30,15 @@ func (c *command) etcdMigrate() *cobra.Command {
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "migrate",
 		Short: "Have the API servers rewrite what is not under the required key",
-		Long: `First has every API server write something and looks in etcd whether it is under the required key, and waits until
-it is so for all: a migration through one that has not noticed the rotation proves nothing. Then has them rewrite what is
-not under the key, at a pace, and ends with the report. No Secret's content is read: an API server is asked to store an
-object as it is. etcd is the only state: a run that was stopped or killed is simply run again, and does what is left.
+		Long: `First it has every API server write something, reads from etcd whether that is under the required key, and waits until it
+is for all of them. A migration through an API server that has not noticed the rotation would prove nothing. Then it has
+them rewrite what is not under the key, at a limited rate, and ends with the report. It reads no Secret's content: an API
+server is asked to store an object unchanged. All state is in etcd: after it was stopped or killed, run it again, and it
+continues with the rest.
 
-The API servers are addressed directly, with the kubeconfig's identity: by the addresses that they publish, or by those
-that are given with --server. Exits 1 when something is not under the key at the end, or when not every API server
-writes under it; 2 when it could not be found out.`,
+It addresses each API server directly, with the kubeconfig's identity: at the addresses that they publish, or at those of
+--server. Exits 1 when something is not under the key at the end, or when not every API server writes under it; 2 when
+that could not be found out.`,
 		Example: `  hsm-kms etcd migrate --dry-run
   hsm-kms etcd migrate
   hsm-kms etcd migrate --resources secrets,widgets.example.com --rate 200 --parallel 8
@@ -74,7 +75,7 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 		return err
 	}
 	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
-		return hint.Wrap(fmt.Errorf("--namespace %q is no name", f.opts.Namespace), "name a namespace that is there, such as default")
+		return hint.Wrap(fmt.Errorf("--namespace %q is not a valid name", f.opts.Namespace), "name a namespace that is there, such as default")
 	}
 	ctx, stop := c.process.UntilSignal(ctx)
 	defer stop()
@@ -145,7 +146,7 @@ func (c *command) migrate(ctx context.Context, f *migrateFlags) (out *migrate.Ou
 func verdict(out *migrate.Outcome, err error) error {
 	switch {
 	case out.Interrupted:
-		return app.Finding(hint.Wrap(fmt.Errorf("stopped with %s rewritten", counted(int(out.Rewritten), "object")), "run it again: it does what is left"))
+		return app.Finding(hint.Wrap(fmt.Errorf("stopped with %s rewritten", counted(int(out.Rewritten), "object")), "run it again: it continues with the rest"))
 	case errors.Is(err, migrate.ErrUnproven):
 		return app.Finding(unproven(out))
 	case err != nil:
@@ -159,7 +160,7 @@ func verdict(out *migrate.Outcome, err error) error {
 	if out.Failed > 0 {
 		err = fmt.Errorf("%w; %s could not be rewritten, the first: %s: %s", err, counted(int(out.Failed), "object"),
 			evidence.Printable(out.Failures[0].Key), evidence.Printable(out.Failures[0].Reason))
-		advice = "see to what each failure names, then run it again: it does what is left"
+		advice = "fix the cause of each failure, then run it again: it continues with the rest"
 	}
 	return app.Finding(hint.Wrap(err, advice))
 }
@@ -181,7 +182,7 @@ func unproven(out *migrate.Outcome) error {
 	case open[0].Behind != "":
 		advice = "give --group-server for each of them, or leave the resource out of --resources; docs/evidence.md#aggregated-apis"
 	case open[0].Error != "":
-		advice = "see that the API server answers, that the kubeconfig's user may do what docs/evidence.md lists, and that --endpoints and --prefix are this cluster's"
+		advice = "check that the API server answers, that the kubeconfig's user may do what docs/evidence.md lists, and that --endpoints and --prefix are this cluster's"
 	}
 	return hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, text), advice)
 }

@@ -36,10 +36,10 @@ func (c *command) etcdReport() *cobra.Command {
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "report",
 		Short: "Report what etcd or a snapshot holds under which key, and in plain text",
-		Long: `Reads every object below /registry at one revision and reports, for each resource, how many are plain text, under
-another provider, and under each key_id with how many DEKs. No HSM is asked, and no configuration file is needed, unless
---require-key current asks which key is current. Exits 1 on a finding: a requirement that is not met, a resource or prefix
-that was named and has no object, an encrypted object of no known resource. Exits 2 when it could not be found out.`,
+		Long: `Reads every object below /registry at one revision. For each resource it reports how many objects are in plain text, under
+another provider, and under each key_id with how many DEKs. It uses no HSM and needs no configuration file, except that
+--require-key current asks the token which key is current. Exits 1 on a finding: a requirement that is not met, a named
+resource or prefix without any object, an encrypted object of no known resource. Exits 2 when it could not be found out.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db -o json
   hsm-kms etcd report --require-key current --resources secrets,widgets.example.com
@@ -61,13 +61,13 @@ that was named and has no object, an encrypted object of no known resource. Exit
 
 // acceptUnreadable is for commands that require something of what etcd holds.
 func acceptUnreadable(cmd *cobra.Command, ranges *[]string) {
-	cmd.Flags().StringArrayVar(ranges, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, matters to the requirement; recorded; may be given again")
+	cmd.Flags().StringArrayVar(ranges, "accept-unreadable", nil, "vouch that nothing in this unreadable `RANGE` of etcd matters to the requirement; recorded; repeatable")
 }
 
 func (c *command) runReport(ctx context.Context, f *reportFlags) error {
 	if len(f.accepted) > 0 && f.requireKey == "" && f.encryptionConfig == "" {
 		return hint.Wrap(errors.New("--accept-unreadable accepts nothing: without a requirement, a range that could not be read is no finding"),
-			"add --require-key or --encryption-config; a report for keys retire takes no acceptance: say it to keys retire")
+			"add --require-key or --encryption-config; a report for keys retire has no acceptance: give it to keys retire")
 	}
 	opts := evidence.ReportOptions{AllowEmpty: f.allowEmpty}
 	if err := checkResources(f.resources); err != nil {
@@ -209,7 +209,7 @@ func (c *command) askCurrentKey(ctx context.Context, required *evidence.Required
 	}
 	required.KeyID, required.Current = view.Current.ID.String(), true
 	if required.Cluster, err = hsm.ClusterOf(in.Set.Bindings(ctx)); err != nil {
-		fmt.Fprintln(c.errOut, "hsm-kms: warning: to which cluster the ring belongs is not clear:", err)
+		fmt.Fprintln(c.errOut, "hsm-kms: warning: it is not clear which cluster the ring belongs to:", err)
 	}
 	for _, v := range view.Versions {
 		if v.State != envelope.Pending {

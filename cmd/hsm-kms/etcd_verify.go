@@ -25,9 +25,9 @@ func (c *command) etcdVerify() *cobra.Command {
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "verify",
 		Short: "Open every DEK with the HSM and authenticate every object: the restore drill",
-		Long: `Has the HSM open every distinct DEK that etcd or a snapshot holds, each once, and decrypts and authenticates every
-object under it. Nothing that was decrypted is printed or kept. Objects of other providers cannot be verified: their
-keys are in the EncryptionConfiguration. Exits 1 when an object could not be opened, and says which and why.`,
+		Long: `Has the HSM open every distinct DEK that etcd or a snapshot holds, each once, and decrypts and authenticates every object
+under it. It prints and keeps nothing that was decrypted. It cannot verify objects of other providers: their keys are in
+the EncryptionConfiguration. Exits 1 when an object could not be opened, and names it with the reason.`,
 		Example: `  hsm-kms etcd verify
   hsm-kms etcd verify --snapshot backup.db --config restored/config.yaml
   hsm-kms etcd verify --snapshot backup.db --sample 1   # every DEK, one object each`,

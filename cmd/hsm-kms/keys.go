@@ -17,8 +17,8 @@ func (c *command) keys() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "keys",
 		Short: "Make, list, rotate, bind and retire the keys of the ring",
-		Long: `The key ring is every secret key on the token that bears the ring's label. The token is its only state.
-keys commands work on the first token of the configuration; list looks at all of them.`,
+		Long: `The key ring is every secret key on the token that has the ring's label. The token is its only store. The keys commands
+work on the first token of the configuration; list reads all of them.`,
 	})
 	cmd.AddCommand(c.keysCreate(), c.keysRotate(), c.keysList(), c.keysRetire(), c.keysBind())
 	return cmd
@@ -159,7 +159,7 @@ func (c *command) printKeys(a *app.Context, list *keyops.Listing) error {
 		case k.Deferred:
 			fmt.Fprintf(c.out, "\n%s is due, and held back: %s\n", keyops.Name(v), k.Reason)
 		case k.Missing != nil:
-			fmt.Fprintf(c.out, "\n%s is current, and missing, or of no use, on %s\n", keyops.Name(v), strings.Join(k.Missing, ","))
+			fmt.Fprintf(c.out, "\n%s is current, and missing or unusable on %s\n", keyops.Name(v), strings.Join(k.Missing, ","))
 		}
 	}
 	return nil

@@ -43,9 +43,9 @@ func (c *command) keysBind() *cobra.Command {
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "bind",
 		Short: "Write on the token which cluster the ring belongs to",
-		Long: `Stores the UID of the cluster's namespace kube-system beside the keys, on every token of the configuration that
-takes it. keys retire compares it with etcd: a key that two clusters use must not be destroyed because one of them no
-longer needs it. A binding is never changed. What one cluster has bound, another cannot.`,
+		Long: `Stores the UID of the cluster's namespace kube-system beside the keys, on every token of the configuration that accepts
+it. keys retire compares it with etcd: a key that two clusters use must not be destroyed because one of them no longer
+needs it. A binding never changes, and another cluster cannot bind a bound ring.`,
 		Example: `  hsm-kms keys bind --kubeconfig /etc/kubernetes/admin.conf
   hsm-kms keys bind --cluster "$(kubectl get namespace kube-system -o jsonpath='{.metadata.uid}')"`,
 		Args: cobra.NoArgs,

@@ -17,8 +17,8 @@ func (c *command) keysCreate() *cobra.Command {
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "create",
 		Short: "Make the first key of the ring in the HSM",
-		Long: `Proves on the token that the profile works there, then makes an AES-256 key (profile hmac-kdf: a 256-bit generic
-secret) in the first token, sensitive and not extractable, and checks it. Refuses when the ring has a key already.
+		Long: `Proves on the token that the profile works there. Then it makes an AES-256 key (profile hmac-kdf: a 256-bit generic secret)
+in the first token, sensitive and not extractable, and checks it. It refuses when the ring has a key already.
 With several tokens, copy the key to the others: no node writes under it until every token of its configuration has it.
 
 --ring makes the first key of a read ring, such as that of a new HSM before anything is written under it.

@@ -81,7 +81,7 @@ func TestKeysRotateTellsTheTruth(t *testing.T) {
 		"it works, and refuses the template": {func(m *faultp11.Module) *faultp11.Plan {
 			return m.FailAfter(fn, pkcs11.CKR_TEMPLATE_INCONSISTENT)
 		}, false, 0, "pending", "", true},
-		"it hangs":            {func(m *faultp11.Module) *faultp11.Plan { return m.HangCall(fn) }, false, 2, "unknown", " was made is unknown: ", false},
+		"it hangs":            {func(m *faultp11.Module) *faultp11.Plan { return m.HangCall(fn) }, false, 2, "unknown", "it is unknown whether the key with CKA_ID ", false},
 		"it works, and hangs": {func(m *faultp11.Module) *faultp11.Plan { return m.HangCallAfter(fn) }, false, 2, "pending", " was made, and a call into the module has not returned", true},
 		"killed before":       {func(m *faultp11.Module) *faultp11.Plan { return m.HangCall(fn) }, true, -1, "", "", false},
 		"killed after":        {func(m *faultp11.Module) *faultp11.Plan { return m.HangCallAfter(fn) }, true, -1, "", "", true},

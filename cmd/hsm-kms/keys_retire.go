@@ -36,17 +36,17 @@ func (c *command) keysRetire() *cobra.Command {
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "retire KEYID",
 		Short: "Destroy a key that nothing needs: a pending one, or with evidence one that was current",
-		Long: `Destroys a key on every token that holds it, for good. Whatever is unclear is a refusal, and all reasons are told at
-once. A key that was current requires evidence that nothing needs it: a report of etcd from a file, another that this
-command makes now, at least --settle apart, and every snapshot that is still to be restorable. A pending key is
-withdrawn before it becomes current, if nothing in etcd is under it. The current key is never destroyed.
+		Long: `Destroys a key on every token that holds it, for good. Anything that is unclear is a refusal, and all reasons are reported
+at once. A key that was current requires evidence that nothing needs it: a report of etcd from a file, another that this
+command makes now, at least --settle apart, and every snapshot that must stay restorable. A pending key is withdrawn
+before it becomes current, if nothing in etcd is under it. The current key is never destroyed.
 
-With --ring the key is one of a read ring whose configuration says retiring: true, and --evidence is the JSON of etcd migrate,
-which has shown of every API server that it writes under keyRing. Then the last key of the ring may go too.
+With --ring the key belongs to a read ring whose configuration has retiring: true, and --evidence is the JSON of etcd migrate,
+which has proven for every API server that it writes under keyRing. Then the last key of the ring can be destroyed too.
 
-The command makes a plan, shows it, and carries out exactly that plan. --dry-run -o json has the plan's hash; with
---plan HASH the command goes on only if the plan is still the same. It exits 2 when what became of the key on a token
-is unknown; run it again then.`,
+The command makes a plan, shows it, and carries out exactly that plan. --dry-run -o json has the plan's hash. With
+--plan HASH the command continues only if the plan is still the same. It exits 2 when the outcome on a token is unknown;
+run it again then.`,
 		Example: `  hsm-kms keys list
   hsm-kms keys retire kube-secrets/hk1-019ab3c4d5e6-0011223344556677-89abcdef/0123456789abcdef
   hsm-kms etcd report -o json > report.json    # a day before
@@ -60,13 +60,13 @@ is unknown; run it again then.`,
 	f.addLive(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.options.EvidenceFile, "evidence", "", "`file` with the JSON of hsm-kms etcd report -o json, or with --ring of etcd migrate -o json; needed for a key that was current")
-	flags.StringArrayVar(&f.options.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; may be given again")
+	flags.StringArrayVar(&f.options.Snapshots, "snapshot", nil, "a snapshot `file` that must not need the key; repeatable")
 	duration.Var(flags, &f.options.Settle, "settle", gate.DefaultSettle, "how long ago the report of --evidence must have been made at least")
-	flags.BoolVar(&f.options.Accepted.SoleCluster, "sole-cluster", false, "you know that no other cluster uses the ring, where that cannot be compared with etcd; recorded")
-	flags.StringArrayVar(&f.options.Accepted.Unreadable, "accept-unreadable", nil, "you know that nothing in this `RANGE` of etcd, which could not be read, is under the key; recorded; may be given again")
-	flags.BoolVar(&f.options.Accepted.Unidentified, "accept-unidentified-store", false, "you know that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
-	flags.StringArrayVar(&f.options.Accepted.TokensLost, "token-lost", nil, "you know that the token of this `name` exists no longer; recorded; may be given again")
-	flags.BoolVar(&f.options.NoEtcd, "no-etcd", false, "of a pending key: do not read etcd; you know that nothing is under the key; recorded")
+	flags.BoolVar(&f.options.Accepted.SoleCluster, "sole-cluster", false, "vouch that no other cluster uses the ring, if that cannot be compared with etcd; recorded")
+	flags.StringArrayVar(&f.options.Accepted.Unreadable, "accept-unreadable", nil, "vouch that nothing in this unreadable `RANGE` of etcd is under the key; recorded; repeatable")
+	flags.BoolVar(&f.options.Accepted.Unidentified, "accept-unidentified-store", false, "vouch that the store behind the etcd API (such as kine) is the right one and was not restored; recorded")
+	flags.StringArrayVar(&f.options.Accepted.TokensLost, "token-lost", nil, "vouch that the token of this `name` exists no longer; recorded; repeatable")
+	flags.BoolVar(&f.options.NoEtcd, "no-etcd", false, "for a pending key: do not read etcd, and vouch that nothing is under the key; recorded")
 	flags.StringVar(&f.options.Plan, "plan", "", "go on only if the plan has this `HASH`, which --dry-run -o json printed")
 	flags.BoolVar(&f.options.DryRun, "dry-run", false, "check everything and destroy nothing; exit 0 if it would be done")
 	flags.BoolVar(&f.yes, "yes", false, "do not ask on the terminal")

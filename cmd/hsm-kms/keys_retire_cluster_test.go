@@ -98,7 +98,7 @@ func TestRetireAmbiguousBinding(t *testing.T) {
 		r.bind(uid)
 	}
 	r.tokens = all
-	r.checkRefusal("to which cluster the ring belongs is not clear: ")
+	r.checkRefusal("it is not clear which cluster the ring belongs to: ")
 }
 
 // makeReport makes the evidence again.

@@ -200,7 +200,7 @@ func TestRetireAsksThePlugin(t *testing.T) {
 		"it names the key":          {&fakePlugin{healthz: "ok", keyID: "old"}, "the plugin of this machine names "},
 		"it names it and is not ok": {&fakePlugin{healthz: "HSM unavailable", keyID: "old"}, "the plugin of this machine names "},
 		"it names the current one":  {&fakePlugin{healthz: "ok", keyID: "new"}, ""},
-		"it gives an error":         {nil, "under which key the plugin of this machine writes is not clear"},
+		"it gives an error":         {nil, "it is not clear which key the plugin of this machine writes under"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -230,7 +230,7 @@ func TestRetireWantsTheCurrentKeyOnEveryToken(t *testing.T) {
 	t.Parallel()
 	r := newRetireRig(t)
 	r.generateAt(r.tokens[0], time.Now().Add(-time.Minute))
-	r.checkRefusal("which key is current is not clear: ")
+	r.checkRefusal("it is not clear which key is current: ")
 	// A plugin that has run here since knows which one is current all the same.
 	keys := r.keys()
 	r.must(os.WriteFile(filepath.Join(r.state, "proven.json"), []byte(`{"keyID":"`+keys[2].KeyID+`","provenAt":"2020-01-01T00:00:00Z"}`), 0o600))
@@ -244,7 +244,7 @@ func TestRetireWantsOneCurrentKey(t *testing.T) {
 	id, err := hex.DecodeString(r.keys()[1].ID)
 	r.must(err)
 	r.generate(r.tokens[0], id)
-	r.checkRefusal("which key is current is not clear: the key ring is ambiguous")
+	r.checkRefusal("it is not clear which key is current: the key ring is ambiguous")
 }
 
 // checkRefusal checks that exactly one reason speaks against it, or none if want is empty, and that nothing is destroyed on a refusal.
@@ -270,7 +270,7 @@ func TestRetireUnknownOutcome(t *testing.T) {
 	said, errOut, code := r.retire()
 	want := []retire.Outcome{{Token: "hsm-a", Outcome: "destroyed"}, {Token: "hsm-b", Outcome: "unknown"}}
 	if code != 2 || !slices.Equal(said.Outcomes, want) || !slices.Equal(said.Destroyed, []string{"hsm-a"}) ||
-		!strings.Contains(errOut, "destroyed on hsm-a; unknown on hsm-b") || !strings.Contains(errOut, "\nhint: look with: hsm-kms keys list") {
+		!strings.Contains(errOut, "destroyed on hsm-a; unknown on hsm-b") || !strings.Contains(errOut, "\nhint: run: hsm-kms keys list") {
 		t.Errorf("exit %d, %+v: %s", code, said, errOut)
 	}
 	trail, err := os.ReadFile(audit.Beside(r.audit, "keys-retire"))

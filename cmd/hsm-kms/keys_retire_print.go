@@ -140,7 +140,7 @@ func (c *command) printChecks(o retire.Options, r *retire.Result) error {
 		w.add("  %s", said.Etcd.check(""))
 	}
 	for _, accepted := range p.Accepted {
-		w.add("  you answer for: %s", accepted)
+		w.add("  you vouch for: %s", accepted)
 	}
 	if p.Rehearsed {
 		w.add("  rehearsed: refuseKeys of this machine's configuration names it")

@@ -66,7 +66,7 @@ func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 		"the plugin proved it last": {func(r *retireRig) {
 			r.file("state/proven.json", `{"keyID":"`+r.old+`","provenAt":"2020-01-01T00:00:00Z"}`)
 		}, "the plugin of this machine proved "},
-		"what it proved is lost":     {func(r *retireRig) { r.file("state/proven.json", "{") }, "which key the plugin of this machine proved last is not clear"},
+		"what it proved is lost":     {func(r *retireRig) { r.file("state/proven.json", "{") }, "it is not clear which key the plugin of this machine proved last"},
 		"another command is at work": {func(r *retireRig) { r.lock() }, "another hsm-kms command is changing the ring"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -21,19 +21,18 @@ func (c *command) keysRotate() *cobra.Command {
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
 		Use:   "rotate",
 		Short: "Make the next version of the key, current on every node at one instant",
-		Long: `Makes the next key in the first token. Every plugin sees it within its refreshInterval, exercises it, and
-makes it current at the activation time; until then nothing changes. All versions go on being served for
-Decrypt. With several tokens, copy the key to the others before the activation: each node holds it back
-until every token of its configuration has it.
+		Long: `Makes the next key in the first token. Every plugin sees it within its refreshInterval, proves it, and makes it current at
+the activation time. Until then nothing changes. All versions stay available for Decrypt. With several tokens, copy the
+key to the others before the activation: each node holds it back until every token of its configuration has it.
 
-It refuses while a version is pending, unless --another. --if-older-than makes it safe to run from a timer: with
-a current key that is younger, or while a version is pending, it says "not due" and exits 0.
+It refuses while a version is pending, unless you give --another. --if-older-than makes it safe to run from a timer: with
+a current key that is younger, or while a version is pending, it prints "not due" and exits 0.
 
---without-token makes an emergency key, which becomes current at its activation on one token alone and is lost with
-it until it is copied. The mark is in the key's CKA_ID: every node sees it, and nobody can take it off.
+--without-token makes an emergency key. It becomes current at its activation on one token alone, and is lost with that
+token until it is copied. The mark is in the key's CKA_ID: every node sees it, and it cannot be removed.
 
---print-id makes no key: it prints the label and the CKA_ID for a vendor's tool to make one with. For the first key of a ring
-add --activate-in 0s.`,
+--print-id makes no key: it prints the label and the CKA_ID for a vendor's tool to make one with. For the first key of a
+ring, add --activate-in 0s.`,
 		Example: `  hsm-kms keys rotate
   hsm-kms keys rotate --activate-in 24h
   hsm-kms keys rotate --if-older-than 90d
@@ -50,7 +49,7 @@ add --activate-in 0s.`,
 	flags.BoolVar(&r.PrintID, "print-id", false, "print label and CKA_ID for a vendor's tool instead of making a key")
 	flags.BoolVar(&r.Another, "another", false, "make a key although one is pending")
 	duration.Var(flags, &r.OlderThan, "if-older-than", 0, "make a key only if the current one is at least that old (such as 90d) and none is pending")
-	flags.StringArrayVar(&r.Without, "without-token", nil, "make an emergency key, because the token of this `name` cannot have it; may be given again")
+	flags.StringArrayVar(&r.Without, "without-token", nil, "make an emergency key, because the token of this `name` cannot have it; repeatable")
 	return cmd
 }
 

@@ -33,11 +33,11 @@ func (c *command) manifests() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "manifests",
 		Short: "Print what is to be installed around the plugin, filled in from the configuration",
-		Long: `Prints files to install, filled in from the configuration. A manifest of several files has each of them after a line
-"# file: PATH"; --file prints one by itself.
+		Long: `Prints files to install, filled in from the configuration. If a manifest has several files, each follows a line
+"# file: PATH"; --file prints one of them.
 
---output FILE writes instead of printing. A reader of FILE sees the old content or the new one, and never an empty or
-half a file, as with ">". Owner and mode of a file that is there stay.`,
+--output FILE writes to a file instead. A reader of FILE sees the old content or the new one, never an empty or half a
+file, as with ">". An existing file keeps its owner and mode.`,
 		Example: `  hsm-kms manifests encryption-config --output /etc/kubernetes/enc/encryption.yaml
   hsm-kms manifests static-pod --image registry.example.com/hsm-kms:1.0.0
   hsm-kms manifests systemd --file hsm-kms.service --output /etc/systemd/system/hsm-kms.service`,

@@ -91,8 +91,8 @@ func (c *command) root() *cobra.Command {
 	root := group(&cobra.Command{
 		Use:   "hsm-kms",
 		Short: "Kubernetes KMS v2 plugin whose master key never leaves a PKCS#11 HSM",
-		Long: `hsm-kms wraps the data-encryption keys with which kube-apiserver encrypts Secrets. The key that wraps
-them is made in a PKCS#11 HSM (SoftHSM will do on a laptop) and never leaves it.
+		Long: `hsm-kms wraps the data-encryption keys with which kube-apiserver encrypts Secrets. The wrapping key is made in a PKCS#11
+HSM (on a laptop, SoftHSM takes its place) and never leaves it.
 
 Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration, or cannot run.`,
 		Example: `  hsm-kms keys create        # the first key of the ring

@@ -10,11 +10,11 @@ func (c *command) serve() *cobra.Command {
 	return c.withConfig(&cobra.Command{
 		Use:   "serve",
 		Short: "Run the plugin in the foreground",
-		Long: `Serves the KMS v2 API on the Unix socket until SIGTERM or SIGINT, then drains.
+		Long: `Serves the KMS v2 API on the Unix socket until SIGTERM or SIGINT, then finishes the requests in flight.
 
-An error that a person must correct (configuration, module file, PIN file, live socket) ends it with exit 2 before
-it serves. One that may pass by itself (HSM unreachable, token absent, PIN refused, ring empty) does not: it serves
-what it can, says what is wrong, and recovers without a restart.`,
+An error that a person must correct (configuration, module file, PIN file, socket in use) ends it with exit 2 before it
+serves. A fault that can pass (HSM unreachable, token absent, PIN refused, ring empty) does not end it: it serves what it
+can, reports the fault, and recovers without a restart.`,
 		Example: "  hsm-kms serve --config /etc/hsm-kms/config.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

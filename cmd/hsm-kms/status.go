@@ -24,12 +24,12 @@ func (c *command) status() *cobra.Command {
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
 		Use:   "status",
 		Short: "Ask a running plugin for its status, as kube-apiserver does",
-		Long: `Asks over gRPC what kube-apiserver asks every minute. Exits 0 when the answer is ok, 1 when it is not or when
-nobody answers. Without --socket the configuration says which socket. --wait asks again until the answer is ok, and
-prints the last one.
+		Long: `Sends over gRPC the request that kube-apiserver sends every minute. Exits 0 when the answer is ok, 1 when it is not or
+when nothing answers. Without --socket, it takes the socket from the configuration. --wait repeats the request until the
+answer is ok, and prints the last one.
 
-A read ring that cannot be used is shown and changes nothing of that: Status does not depend on it. With --ring NAME the
-command also exits 1 unless the plugin has proven every key of that ring.`,
+A read ring that cannot be used is shown, and does not change the exit code: Status does not depend on it. With --ring
+NAME the command also exits 1 unless the plugin has proven every key of that ring.`,
 		Example: `  hsm-kms status
   hsm-kms status --wait 1m
   hsm-kms status --ring kube-old
@@ -156,7 +156,7 @@ func (s statusJSON) proves(ring string) error {
 	}
 	i := slices.IndexFunc(s.ReadRings, func(r readRingJSON) bool { return r.Ring == ring })
 	if i < 0 {
-		return app.Finding(hint.Wrap(fmt.Errorf("the plugin has no ring %s", ring), "see that readRings of its configuration names it, and restart the plugin: it reads its configuration at the start only"))
+		return app.Finding(hint.Wrap(fmt.Errorf("the plugin has no ring %s", ring), "check that readRings of its configuration names it, and restart the plugin: it reads its configuration at the start only"))
 	}
 	if r := s.ReadRings[i]; !r.OK {
 		return app.Finding(hint.Wrap(fmt.Errorf("the read ring %s: %s; %d of %d keys are proven", ring, r.Problem, r.Proven, r.Keys), "see what is wrong with: hsm-kms doctor --ring "+ring))

@@ -240,17 +240,17 @@ func CheckEntry(entry string) error {
 	case entry == "":
 		return fmt.Errorf("a name is empty")
 	case entry == "*":
-		return fmt.Errorf("%q is no name: *. are all resources of the core group, *.* are all", entry)
+		return fmt.Errorf("%q is not a valid name: *. are all resources of the core group, *.* are all", entry)
 	case strings.Contains(entry, "/"):
-		return fmt.Errorf("%q is no name: the form is RESOURCE or RESOURCE.GROUP, without a version", entry)
+		return fmt.Errorf("%q is not a valid name: the form is RESOURCE or RESOURCE.GROUP, without a version", entry)
 	case strings.ToLower(entry) != entry:
-		return fmt.Errorf("%q is no name: names have no capital letters", entry)
+		return fmt.Errorf("%q is not a valid name: names have no capital letters", entry)
 	case resource == "*" && (group == "" || group == "*"):
 		return nil
 	case group == "*":
-		return fmt.Errorf("%q is no name: one resource of all groups cannot be named", entry)
+		return fmt.Errorf("%q is not a valid name: one resource of all groups cannot be named", entry)
 	case resource != "*" && !isLabel(resource), grouped && !isDomain(group):
-		return fmt.Errorf("%q is no name: the form is RESOURCE, RESOURCE.GROUP, *.GROUP, *. or *.*", entry)
+		return fmt.Errorf("%q is not a valid name: the form is RESOURCE, RESOURCE.GROUP, *.GROUP, *. or *.*", entry)
 	case group == "extensions":
 		return fmt.Errorf("%q: the group extensions was removed from Kubernetes, and its resources are in other groups", entry)
 	}

@@ -27,10 +27,10 @@ func (c *Case) clusters(v *verdict) {
 		v.against(who, "etcd holds several clusters: %s", names(now))
 	case c.Accepted.SoleCluster:
 	case c.Cluster == "":
-		v.against("bind it to its cluster: hsm-kms keys bind --kubeconfig FILE; or see that no other cluster's configuration names this ring, and that no etcd but this one has anything under it, then say so: --sole-cluster",
+		v.against("bind it to its cluster: hsm-kms keys bind --kubeconfig FILE; or check that no other cluster's configuration names this ring, and that no etcd but this one has anything under it, then add: --sole-cluster",
 			"the ring is bound to no cluster: another one may use its keys")
 	case len(now) == 0 || unknown:
-		v.against("name the --prefix and the etcd that hold the namespaces; where they are encrypted, see that this is the cluster's etcd, then say so: --sole-cluster",
+		v.against("name the --prefix and the etcd that hold the namespaces; where they are encrypted, check that this is the cluster's etcd, then add: --sole-cluster",
 			"the ring belongs to the cluster %s, and whether this is its etcd is not clear: no namespace kube-system was found in plain text, or not each one", evidence.Printable(c.Cluster))
 	}
 }

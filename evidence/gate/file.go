@@ -178,7 +178,7 @@ func isLive(r *evidence.Report) error {
 	for _, source := range r.Sources {
 		switch {
 		case source.SHA256 != "" || source.Cluster == "":
-			return fmt.Errorf("%s is not a live etcd: a report of a snapshot says nothing about now", evidence.Printable(source.Name))
+			return fmt.Errorf("%s is not a live etcd: a report of a snapshot does not show the present state", evidence.Printable(source.Name))
 		case source.Revision <= 0 || len(source.Prefixes) == 0:
 			return fmt.Errorf("%s has no revision or no prefixes", evidence.Printable(source.Name))
 		}

@@ -116,10 +116,10 @@ func (c *Case) Judge() []Refusal {
 // What to do, where several reasons want the same.
 const (
 	anotherReport = "rewrite what is under the key (hsm-kms etcd migrate), then make another report: hsm-kms etcd report -o json"
-	rewrite       = "rewrite it (hsm-kms etcd migrate), see that every API server writes under the current key, then make another report: hsm-kms etcd report -o json"
-	becomeCurrent = "let it become current, then rotate again; what is under it is lost if it goes"
+	rewrite       = "rewrite it (hsm-kms etcd migrate), check that every API server writes under the current key, then make another report: hsm-kms etcd report -o json"
+	becomeCurrent = "let it become current, then rotate again; if it is destroyed, what is under it is lost"
 	withoutEtcd   = "; where nothing was ever written under the ring: --no-etcd"
-	sameFlags     = "say the same --endpoints, --etcd-servers-overrides and --prefix to etcd report and to keys retire: those of the API servers"
+	sameFlags     = "give the same --endpoints, --etcd-servers-overrides and --prefix to etcd report and to keys retire: those of the API servers"
 )
 
 const keepKey = "keep the key for as long as that snapshot is to be restorable"
@@ -138,7 +138,7 @@ func (v *verdict) against(hint, format string, args ...any) {
 // whole: the report is about every resource.
 func (v *verdict) whole(name string, r *evidence.Report) {
 	if len(r.Restricted) > 0 {
-		v.against("make it without --resources: hsm-kms etcd report -o json", "%s is restricted to %s: it says nothing of other resources",
+		v.against("make it without --resources: hsm-kms etcd report -o json", "%s is restricted to %s: it does not cover other resources",
 			name, evidence.Printable(strings.Join(r.Restricted, ", ")))
 	}
 }
@@ -186,8 +186,8 @@ func (v *verdict) read(name string, r *evidence.Report) {
 			}
 		}
 		if source.Cluster == unidentified && !v.accepted.Unidentified {
-			v.against("see that the endpoints are those of the API servers, and that nothing was restored since the key was last used; then say so: --accept-unidentified-store",
-				"%s: the store at %s says nothing of itself (cluster id 0, as kine does): that it is another one, or was restored, would not be noticed", name, evidence.Printable(source.Name))
+			v.against("check that the endpoints are those of the API servers, and that nothing was restored since the key was last used; then add: --accept-unidentified-store",
+				"%s: the store at %s does not identify itself (cluster id 0, as kine does): another store, or a restored one, could not be detected", name, evidence.Printable(source.Name))
 		}
 	}
 }
@@ -199,7 +199,7 @@ const unidentified = "0"
 func (v *verdict) ours(name string, r *evidence.Report, others []string, more string) {
 	seen := slices.ContainsFunc(append([]string{v.keyID}, others...), func(keyID string) bool { n, _ := under(r.Resources, keyID); return n > 0 })
 	if !seen && r.Objects > 0 {
-		v.against("see that --endpoints, --etcd-servers-overrides and --prefix are those of the API servers that use this ring, and that these have written something since"+more,
+		v.against("check that --endpoints, --etcd-servers-overrides and --prefix are those of the API servers that use this ring, and that these have written something since"+more,
 			"%s: no object is under any key of the ring: this does not seem to be the etcd of the API servers that use it", name)
 	}
 }
@@ -239,7 +239,7 @@ func (c *Case) times(v *verdict) {
 	switch {
 	case c.WrittenRing != "": // see moved
 	case c.Successor.IsZero():
-		v.against("rotate once more, and make another report then: hsm-kms keys rotate", "no key that followed %s says when it became current", v.keyID)
+		v.against("rotate once more, and make another report then: hsm-kms keys rotate", "no key after %s has an activation time", v.keyID)
 	case !c.File.Time.After(c.Successor):
 		v.against(again, "the report %s was made at %s, before the key that followed %s was current on every node (%s): API servers may have written under it since",
 			c.FileName, second(c.File.Time), v.keyID, second(c.Successor))

@@ -84,7 +84,7 @@ func TestJudge(t *testing.T) {
 		"an empty file":          {func(c *gate.Case) { c.File.Report.Objects = 0 }, []string{"report.json: no object at all"}},
 		"an empty etcd":          {func(c *gate.Case) { c.Own.Objects = 0 }, []string{"etcd now: no object at all"}},
 		"of some resources":      {func(c *gate.Case) { c.File.Report.Restricted = []string{"secrets"} }, []string{"restricted to secrets"}},
-		"no successor's time":    {func(c *gate.Case) { c.Successor = time.Time{} }, []string{"no key that followed"}},
+		"no successor's time":    {func(c *gate.Case) { c.Successor = time.Time{} }, []string{"has an activation time"}},
 		"before the successor":   {func(c *gate.Case) { c.Successor = at(2) }, []string{"before the key that followed"}},
 		"at its very activation": {func(c *gate.Case) { c.Successor = at(1) }, []string{"before the key that followed"}},
 		"from the future":        {func(c *gate.Case) { c.File.Time = at(27) }, []string{"from the future"}},

@@ -100,8 +100,8 @@ func behind(m evidence.Member) int64 { return int64(m.RaftIndex) - m.Revision } 
 // that went does not matter, as long as another one is there still.
 func (c *Case) sameMembers(v *verdict, at place, then, now map[string]evidence.Member) {
 	if len(then) == 0 || len(now) == 0 {
-		v.against("see that each of --endpoints answers, and that etcd's user may ask for its status; then make another report",
-			"%s: no member says how far its raft log is, in the report %s or now: that it was restored meanwhile would not be noticed", at, c.FileName)
+		v.against("check that each of --endpoints answers, and that etcd's user may ask for its status; then make another report",
+			"%s: no member says how far its raft log is, in the report %s or now: a restore in between could not be detected", at, c.FileName)
 		return
 	}
 	furthest, widest, stayed := uint64(0), behind(slices.Collect(maps.Values(then))[0]), false
@@ -112,7 +112,7 @@ func (c *Case) sameMembers(v *verdict, at place, then, now map[string]evidence.M
 	}
 	if !stayed {
 		v.against(sameFlags+"; where all members were replaced, make another report and wait for --settle again",
-			"%s: none of the members in the report %s answers now: that it was restored meanwhile would not be noticed", at, c.FileName)
+			"%s: none of the members in the report %s answers now: a restore in between could not be detected", at, c.FileName)
 		return
 	}
 	for _, id := range slices.Sorted(maps.Keys(now)) {

@@ -101,7 +101,7 @@ func TestNotRead(t *testing.T) {
 			c.Own.Sources[0].Unreadable, c.Accepted.Unreadable = hidden[:1], []string{"/"}
 		}, []string{"etcd now: the keys ../registry/"}},
 		"a store without identity": {kine, []string{
-			"report.json: the store at http://etcd:2379 says nothing of itself (cluster id 0, as kine does)", "etcd now: the store at http://etcd:2379",
+			"report.json: the store at http://etcd:2379 does not identify itself (cluster id 0, as kine does)", "etcd now: the store at http://etcd:2379",
 		}},
 		"accepted": {func(c *gate.Case) { kine(c); c.Accepted.Unidentified = true }, nil},
 		"accepted, and at another address": {func(c *gate.Case) {

@@ -167,7 +167,7 @@ func (f *follower) take(resp *pb.WatchResponse, begun keyRange) error {
 	w := f.watchers[resp.WatchId]
 	switch {
 	case resp.Canceled && resp.CompactRevision != 0:
-		return f.lost("etcd was compacted at %d before it told what was written: %w", resp.CompactRevision, rpctypes.ErrCompacted)
+		return f.lost("etcd was compacted at %d before it reported what was written: %w", resp.CompactRevision, rpctypes.ErrCompacted)
 	case resp.Canceled:
 		return f.lost("etcd refused or ended the watch: %s", evidence.Printable(resp.CancelReason))
 	case resp.Created && (begun == keyRange{} || w != nil || resp.Header.GetRevision() <= 0):
@@ -299,7 +299,7 @@ func (f *follower) state(until int64) (complete bool, err error) {
 
 func (f *follower) silent(until int64) error {
 	if !f.all && !f.prompts {
-		return errors.New("this client may not watch all keys, and this release of etcd does not say what it has told: use one from 3.5.13 on, or a client that may read all keys")
+		return errors.New("this client may not watch all keys, and this release of etcd does not report its progress: use one from 3.5.13 on, or a client that may read all keys")
 	}
 	return fmt.Errorf("etcd did not tell within %s what was written up to revision %d", f.etcd.patience, until)
 }

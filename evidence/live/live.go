@@ -186,7 +186,7 @@ func (e *Etcd) get(ctx context.Context, key string, opts ...clientv3.OpOption) (
 
 // unreached says what to look at when etcd does not answer.
 func (e *Etcd) unreached() string {
-	advice := "see that etcd answers at " + e.name + ", and that --cacert, --cert and --key are those of a client that it trusts"
+	advice := "check that etcd answers at " + e.name + ", and that --cacert, --cert and --key are those of a client that it trusts"
 	if slices.ContainsFunc(e.cfg.Endpoints, func(endpoint string) bool { return !isTLS(endpoint) }) {
 		advice += "; if it serves TLS, as kubeadm's does, begin its address with https://"
 	}
@@ -194,7 +194,7 @@ func (e *Etcd) unreached() string {
 }
 
 // errBroken: what answers does not answer as an etcd does.
-var errBroken = errors.New("these are not the answers of an etcd that is well")
+var errBroken = errors.New("the answers of etcd are not consistent")
 
 // broken says what an etcd that is well does not do.
 func (e *Etcd) broken(format string, args ...any) error {

@@ -50,10 +50,10 @@ func hostileServers() map[string]hostileServer {
 	return map[string]hostileServer{
 		"a list in a circle": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			return is(r, "GET", secrets) && page(w, "again", "other")
-		}, "goes round in a circle", 5},
+		}, "a circular list", 5},
 		"a list in a wider circle": {func(w http.ResponseWriter, r *http.Request, n int) bool {
 			return is(r, "GET", secrets) && page(w, fmt.Sprint(n%3), "other")
-		}, "goes round in a circle", 8},
+		}, "a circular list", 8},
 		"a list without an end": {func(w http.ResponseWriter, r *http.Request, n int) bool {
 			return is(r, "GET", secrets) && page(w, fmt.Sprint(n), "other")
 		}, "more than 200 pages", 203},

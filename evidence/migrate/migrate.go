@@ -112,7 +112,7 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 		return nil
 	}
 	if err := p.prove(ctx, resources, out); err != nil {
-		return fmt.Errorf("looking what the API servers write: %w", err)
+		return fmt.Errorf("finding out what the API servers write: %w", err)
 	}
 	if out.unproven() {
 		return ErrUnproven
@@ -123,7 +123,7 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 	}
 	report, err := evidence.Build(ctx, opts.Sources, evidence.ReportOptions{Known: opts.Known, AllowEmpty: opts.AllowEmpty})
 	if err != nil {
-		return fmt.Errorf("looking at the end: %w", err)
+		return fmt.Errorf("checking at the end: %w", err)
 	}
 	required := evidence.Required{KeyID: opts.RequiredKey, Resources: opts.Resources, Current: opts.Current, Newer: opts.Newer, Cluster: opts.Cluster}
 	report.RequireKey(required, opts.AllowEmpty)

@@ -122,7 +122,7 @@ func TestNotAddressable(t *testing.T) {
 		t.Errorf("outcome: %+v", out)
 	}
 	for key, want := range map[string]string{
-		"secrets/ns/broken": "no API server can read it", "secrets/ns/..": "is no name", "secrets/ns/one/two": "not the form", "secrets/a%2fb/one": "is no name",
+		"secrets/ns/broken": "no API server can read it", "secrets/ns/..": "is not a valid name", "secrets/ns/one/two": "not the form", "secrets/a%2fb/one": "is not a valid name",
 		"secrets/cluster-wide": "place in etcd says otherwise", "elsewhere/ns/one": "--resource-path names it",
 	} {
 		if !slices.ContainsFunc(out.Failures, func(f migrate.Failure) bool {

@@ -88,7 +88,7 @@ func (o *Options) anyServer(ctx context.Context, servers []Server, ask func(Serv
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return hint.Wrap(err, "see that the API servers answer from here")
+			return hint.Wrap(err, "check that the API servers answer from here")
 		}
 		if look == lookFirst {
 			o.Say(fmt.Sprintf("waiting up to %s: %v", left.Round(time.Second), err))

@@ -77,7 +77,7 @@ func (p *pool) choose(now time.Time) (chosen int, wait time.Duration, err error)
 	}
 	if now.Sub(p.last) > p.patience {
 		err := fmt.Errorf("%w for %s; %s: %w", ErrLost, p.patience, p.members[0].Name(), p.members[0].err)
-		return 0, 0, hint.Wrap(err, "see that the API servers are well, then run it again: it does only what is left")
+		return 0, 0, hint.Wrap(err, "check that the API servers are healthy, then run it again: it continues with the rest")
 	}
 	return 0, wait, nil
 }

@@ -146,7 +146,7 @@ func (r *rewriter) one(ctx context.Context, object selected) error {
 			return err
 		}
 		if err := r.limiter.Wait(ctx); err != nil {
-			return fmt.Errorf("keeping the pace: %w", err)
+			return fmt.Errorf("limiting the rate: %w", err)
 		}
 		revision, err := server.Rewrite(ctx, object.Object)
 		if ctx.Err() != nil {
@@ -162,7 +162,7 @@ func (r *rewriter) one(ctx context.Context, object selected) error {
 		}
 		pool.answered(i)
 		if err == nil && revision == object.Revision {
-			err = fmt.Errorf("%w: %s left it as it was, for it takes %s for what it would write itself", ErrPassing, server.Name(), evidence.Printable(object.under.full()))
+			err = fmt.Errorf("%w: %s left it unchanged, because it would itself write %s", ErrPassing, server.Name(), evidence.Printable(object.under.full()))
 		}
 		r.judge(object, err)
 		return nil

@@ -174,7 +174,7 @@ func TestLeftAsItWas(t *testing.T) {
 	}
 	opts := options(t, s, a)
 	out, err := migrate.Run(t.Context(), opts)
-	if err != nil || out.Rewritten != 0 || out.Failed != 3 || out.Clean() || !strings.Contains(out.Failures[0].Reason, "left it as it was") {
+	if err != nil || out.Rewritten != 0 || out.Failed != 3 || out.Clean() || !strings.Contains(out.Failures[0].Reason, "left it unchanged") {
 		t.Errorf("outcome: %+v, %v", out, err)
 	}
 }

@@ -211,7 +211,7 @@ func judge(path string, info ownedfile.Info, rules Rules) (problem, advice strin
 		return fmt.Sprintf("it belongs to uid %d, who is neither root nor uid %d of this process", info.UID, os.Geteuid()),
 			info.FixOwner(path)
 	case info.Perm&forbidden != 0:
-		return fmt.Sprintf("mode %04o lets others at it", info.Perm),
+		return fmt.Sprintf("mode %04o gives others access", info.Perm),
 			fmt.Sprintf("chmod 0400 %s (a Kubernetes secret volume: defaultMode: 0400)", path)
 	}
 	return "", ""
@@ -228,7 +228,7 @@ var tooLong = fmt.Sprintf("it holds more than %d bytes", MaxLength)
 
 const (
 	noPIN       = "it holds no PIN"
-	contentHint = "let it hold the user PIN and nothing else"
+	contentHint = "write the user PIN to it, and nothing else"
 	emptyHint   = contentHint + "; if the token's PIN is the empty one, set emptyPIN: true"
 )
 

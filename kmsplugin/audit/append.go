@@ -94,7 +94,7 @@ func (w *Writer) look() error {
 		return nil
 	}
 	cause := fmt.Sprintf("the file had %d bytes and has %d", w.size, st.Size)
-	w.opts.Logger.Warn("audit trail was changed by somebody else", "path", w.path, "cause", cause)
+	w.opts.Logger.Warn("audit trail was changed by another process", "path", w.path, "cause", cause)
 	w.pendingRecovery(cause)
 	// What was torn is gone or followed by foreign bytes. The newline keeps our next record whole, and
 	// nothing covers what others wrote: the check of the file will name it.

@@ -13,7 +13,7 @@ import (
 const recordWait = time.Second
 
 // errBusy: an earlier record, or a flush, keeps the lock: its disk hangs.
-var errBusy = hint.Wrap(errors.New("the audit trail still waits for its disk with an earlier record"), "see whether the disk of audit.path hangs")
+var errBusy = hint.Wrap(errors.New("the audit trail still waits for its disk with an earlier record"), "check whether the disk of audit.path hangs")
 
 // contextLock is a mutex for which a context can be waited with.
 type contextLock chan struct{}

@@ -101,7 +101,7 @@ func (v *verifier) checkTorn(p *parsed) {
 	v.torn = nil
 	switch {
 	case torn == nil && p.Torn != nil:
-		v.bad(v.line, "it tells of a torn record before it, and there is none: lines were removed")
+		v.bad(v.line, "it reports a torn record before it, and there is none: lines were removed")
 	case torn != nil && (p.Torn == nil || *p.Torn != *torn || p.Operation != opRecovered):
 		v.bad(v.tornLine, "this is not a record as it was written, and no recovery record covers it: it was changed or added")
 	}
@@ -150,7 +150,7 @@ func (v *verifier) finish() Result {
 		v.result.End = EndRotated
 	default:
 		v.result.End = EndNone
-		v.bad(v.line+1, "no end record, and no process is writing: the process was killed, or the end was cut off; starting the plugin again, or a hash known from elsewhere, tells more")
+		v.bad(v.line+1, "no end record, and no process is writing: the process was killed, or the end was cut off; start the plugin again, or give a hash that was kept elsewhere, to find out which")
 	}
 	if v.anchor != "" && !v.anchorFound {
 		v.bad(v.line+1, "no record has the hash "+truncate(v.anchor, hashSize)+" that was asked for: the end was cut off, or the chain was rewritten")

@@ -230,7 +230,7 @@ func (w *Writer) fail(err error) {
 		consequence = "operations are refused (audit.required is true)"
 	}
 	w.opts.Logger.Error("audit trail cannot be written", "path", w.path, "error", err, "consequence", consequence,
-		"hint", cmp.Or(hint.Of(err), "make room on its file system, or see why it cannot be written"))
+		"hint", cmp.Or(hint.Of(err), "make room on its file system, or find out why it cannot be written"))
 }
 
 // pendingRecovery makes sure that the next record is audit.recovered. The first cause is kept. w.mu is held.

@@ -158,7 +158,7 @@ func (c *changes) kept(err error) {
 	c.unwritten = err != nil
 	if err != nil {
 		c.logger.Warn("the last proven key_id cannot be kept; a restart during an HSM outage could not name it", "error", err,
-			"hint", "see that stateDir exists and that this user can write to it")
+			"hint", "check that stateDir exists and that this user can write to it")
 		return
 	}
 	c.logger.Info("the last proven key_id is kept again")

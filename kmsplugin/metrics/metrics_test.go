@@ -254,7 +254,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// TestDocumented: docs/metrics.md has a row for every metric, and for no other.
+// TestDocumented: docs/metrics.md has a row for every metric, with its type and labels, and for no other.
 func TestDocumented(t *testing.T) {
 	t.Parallel()
 	m, _ := full()
@@ -262,23 +262,32 @@ func TestDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := map[string]bool{}
-	for _, f := range families {
-		names[f.GetName()] = true
-	}
 	doc, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `(hsm_kms_[a-z0-9_]+)").FindAllSubmatch(doc, -1) {
-		documented[string(row[1])] = true
+	documented := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `(hsm_kms_[a-z0-9_]+)` \\| ([^|]+) \\|").FindAllSubmatch(doc, -1) {
+		documented[string(row[1])] = string(row[2])
+	}
+	names := map[string]bool{}
+	for _, f := range families {
+		names[f.GetName()] = true
+		column := documented[f.GetName()]
+		if column != "" && !strings.HasPrefix(column, strings.ToLower(f.GetType().String())) {
+			t.Errorf("docs/metrics.md does not say that %s is a %s: %s", f.GetName(), f.GetType(), column)
+		}
+		for _, label := range f.GetMetric()[0].GetLabel() {
+			if column != "" && !strings.Contains(column, "`"+label.GetName()+"`") {
+				t.Errorf("docs/metrics.md does not name the label %s of %s: %s", label.GetName(), f.GetName(), column)
+			}
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		if !strings.HasPrefix(name, "hsm_kms_") {
 			t.Errorf("%s does not begin with hsm_kms_", name)
 		}
-		if !documented[name] {
+		if documented[name] == "" {
 			t.Errorf("docs/metrics.md has no row for %s", name)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
-// prepareFolder makes the folder if it is missing, and sees that nobody but root and we can replace what is in it.
+// prepareFolder makes the folder if it is missing, and checks that only root and we can replace what is in it.
 func prepareFolder(folder string, podVolume bool) error {
 	// Whatever the umask, a group's members must get to the socket.
 	_, err := ownedfile.MakeFolder(folder, 0o755)
@@ -18,7 +18,7 @@ func prepareFolder(folder string, podVolume bool) error {
 	return CheckFolder(folder, podVolume)
 }
 
-// CheckFolder reports, without changing anything, whether nobody but root and our own user can replace what is in the
+// CheckFolder reports, without changing anything, whether only root and our own user can replace what is in the
 // folder: its own mode, and that of every folder and link on the way. With podVolume a volume of the pod may be open to all
 // that mount it. Errors wrap ErrFolder and mostly have a hint.
 func CheckFolder(folder string, podVolume bool) error {

@@ -61,12 +61,12 @@ func (l *Listener) keep(ctx context.Context, every time.Duration, logger *slog.L
 		case err == nil:
 			logged = ""
 			l.state.lost.Store(false)
-			logger.Warn("the socket was removed or replaced by somebody else, and is made again", "socket", l.cfg.Path,
+			logger.Warn("the socket was removed or replaced by another process, and is made again", "socket", l.cfg.Path,
 				"hint", "find out what removes it: a clean-up of its folder, or another plugin at the same path")
 		case err.Error() != logged:
 			logged = err.Error()
 			l.state.lost.Store(true)
-			logger.Error("the socket was removed or replaced by somebody else, and cannot be made again: nobody can connect", "socket", l.cfg.Path,
+			logger.Error("the socket was removed or replaced by another process, and cannot be made again: nobody can connect", "socket", l.cfg.Path,
 				"error", err, "hint", cmp.Or(hint.Of(err), "see what is at the path, and that this user can write to its folder"))
 		}
 	}

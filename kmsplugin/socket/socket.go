@@ -148,7 +148,7 @@ func bind(cfg Config) (bound, error) {
 	}
 	listener, err := listenNarrow(cfg.Path)
 	if err != nil {
-		return bound{}, hint.Wrap(err, "see that this user can write to the socket's folder")
+		return bound{}, hint.Wrap(err, "check that this user can write to the socket's folder")
 	}
 	// net would unlink whatever is at the path on Close, another plugin's socket too.
 	listener.SetUnlinkOnClose(false)

@@ -26,7 +26,7 @@ func takeLock(path string) (*filelock.Lock, error) {
 	case errors.Is(err, filelock.ErrHeld):
 		return nil, hint.Wrap(fmt.Errorf("%w: another plugin holds %s", ErrInUse, path), "stop the other plugin, or give this one another socket.path")
 	case err != nil:
-		return nil, hint.Wrap(err, cmp.Or(hint.Of(err), "see that this user can write to the socket's folder"))
+		return nil, hint.Wrap(err, cmp.Or(hint.Of(err), "check that this user can write to the socket's folder"))
 	}
 	return lock, nil
 }
@@ -45,7 +45,7 @@ func removeStale(path string) error {
 		return hint.Wrap(fmt.Errorf("%w: it is not a socket", ErrOccupied), "move it away, or give another socket.path")
 	}
 	if int(st.Uid) != os.Geteuid() {
-		return hint.Wrap(fmt.Errorf("%w: a socket of uid %d", ErrOccupied, st.Uid), "see whether a plugin runs as that user; if not, remove the file")
+		return hint.Wrap(fmt.Errorf("%w: a socket of uid %d", ErrOccupied, st.Uid), "check whether a plugin runs as that user; if not, remove the file")
 	}
 	if err := mustBeDead(path); err != nil {
 		return err
@@ -76,11 +76,11 @@ func mustBeDead(path string) error {
 	switch {
 	case err == nil:
 		_ = conn.Close()
-		return hint.Wrap(fmt.Errorf("%w: somebody answers on it", ErrInUse), "stop the other plugin, or give this one another socket.path")
+		return hint.Wrap(fmt.Errorf("%w: a process answers on it", ErrInUse), "stop the other plugin, or give this one another socket.path")
 	case errors.Is(err, unix.ECONNREFUSED):
 		return nil
 	case errors.Is(err, unix.EPROTOTYPE):
 		return hint.Wrap(fmt.Errorf("%w: it is not a stream socket", ErrOccupied), "move it away, or give another socket.path")
 	}
-	return hint.Wrap(fmt.Errorf("%w: it cannot be told whether somebody answers on it: %w", ErrInUse, err), "stop what uses the path, or remove the file")
+	return hint.Wrap(fmt.Errorf("%w: it is not known whether a process answers on it: %w", ErrInUse, err), "stop what uses the path, or remove the file")
 }

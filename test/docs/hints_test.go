@@ -105,8 +105,8 @@ func TestSayToRemoveKeys(t *testing.T) {
 	for _, text := range []string{
 		"see which keys there are with: hsm-kms keys list; remove or relabel the one that does not belong",
 		"find out who made the second; when nothing is encrypted under it, remove it with the vendor's tool",
-		"see why with: hsm-kms keys list; fix that, or delete the object with the vendor's tool when you know that it is not needed",
-		"see that profile is that of the ring; a key that does not belong to it is relabelled or removed with the vendor's tool",
+		"find out why with: hsm-kms keys list; fix that, or delete the object with the vendor's tool when you know that it is not needed",
+		"check that profile is that of the ring; a key that does not belong to it is relabelled or removed with the vendor's tool",
 		"run pkcs11-tool --delete-object --type secrkey",
 		"find out which is the cluster's (hsm-kms etcd report shows what etcd needs) and replace the other by a copy of it",
 		"Destroy the key.",

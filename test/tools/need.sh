@@ -5,7 +5,7 @@
 # type is printed and the exit code is 1.
 #
 #   test/tools/need.sh              SoftHSM, C compiler
-#   test/tools/need.sh shellcheck   and these too (shellcheck, opensc)
+#   test/tools/need.sh shellcheck   and these too (shellcheck, opensc, aspell with its English dictionaries)
 #   test/tools/need.sh tokens       and the other tokens of test/tokens: Debian with root only, elsewhere their tests are
 #                                   skipped and say so
 #   test/tools/need.sh cluster      and what makes nodes (mmdebstrap, nsenter, ip), likewise
@@ -48,6 +48,7 @@ present() {
 	cc) has gcc || has cc || has clang ;;
 	opensc) has pkcs11-tool ;;
 	shellcheck) has shellcheck ;;
+	aspell) has aspell && aspell dump dicts | grep -q '^en_GB' ;;
 	cluster) has mmdebstrap && has nsenter && has ip ;;
 	checkers) has systemd-analyze && has promtool && has prometheus ;;
 	tokens) has pkcsslotd && has certutil && has p11-kit && has swtpm && has tpm2_ptool && has tpm2_flushcontext &&
@@ -62,6 +63,7 @@ package() {
 	apt:softhsm) echo softhsm2 ;;
 	brew:shellcheck | apt:shellcheck | apk:shellcheck) echo shellcheck ;;
 	dnf:shellcheck) echo ShellCheck ;;
+	apt:aspell | apk:aspell | dnf:aspell) echo aspell aspell-en ;;
 	apt:cc) echo gcc libc6-dev ;;
 	apk:cc) echo gcc musl-dev ;;
 	dnf:cc | brew:cc) echo gcc ;;

@@ -155,7 +155,7 @@ func newServer(base *rest.Config, address, serverName string, mapper *mapper) (*
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, fmt.Errorf("the API server's address %q is none", address)
+		return nil, fmt.Errorf("%q is not an address of an API server", address)
 	}
 	cfg := rest.CopyConfig(base)
 	cfg.Host = address

@@ -125,7 +125,7 @@ func pages(ctx context.Context, request func() *rest.Request, each func(page []b
 			return err
 		}
 		if len(token) > maxToken || seen[token] {
-			return fmt.Errorf("%w: a list that goes round in a circle", migrate.ErrBadAnswer)
+			return fmt.Errorf("%w: a circular list", migrate.ErrBadAnswer)
 		}
 		seen[token] = true
 	}

@@ -37,7 +37,7 @@ func newMapper() *mapper { return &mapper{known: map[string]*served{}} }
 func (m *mapper) path(ctx context.Context, client rest.Interface, object migrate.Object) (string, error) {
 	for _, part := range []string{object.Resource, object.Namespace, object.Name} { // what stands in etcd may be made to lead elsewhere
 		if wrong := content.IsPathSegmentName(part); len(wrong) > 0 {
-			return "", fmt.Errorf("%w: %q is no name: %s", migrate.ErrUnknown, part, strings.Join(wrong, ", "))
+			return "", fmt.Errorf("%w: %q is not a valid name: %s", migrate.ErrUnknown, part, strings.Join(wrong, ", "))
 		}
 	}
 	at, err := m.find(ctx, client, object.Resource)

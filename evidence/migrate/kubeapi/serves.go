@@ -227,5 +227,5 @@ func newGroupServer(ctx context.Context, cfg Config, at aggregated, address stri
 	case apierrors.IsNotFound(err):
 		return server, nil
 	}
-	return nil, hint.Wrap(fmt.Errorf("asking %s: %w", server.name, classify(err)), "see that it answers from here, and that its certificate is for "+at.name+"."+at.namespace+".svc")
+	return nil, hint.Wrap(fmt.Errorf("asking %s: %w", server.name, classify(err)), "check that it answers from here, and that its certificate is for "+at.name+"."+at.namespace+".svc")
 }

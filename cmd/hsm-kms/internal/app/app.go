@@ -56,7 +56,7 @@ func LockKeys(stateDir string) (unlock func(), err error) {
 	lock, err := filelock.Try(filepath.Join(stateDir, "keys.lock"))
 	switch {
 	case errors.Is(err, filelock.ErrHeld):
-		return nil, Finding(hint.Wrap(errors.New("another hsm-kms command is changing the ring"), "wait until it has ended, then look with: hsm-kms keys list"))
+		return nil, Finding(hint.Wrap(errors.New("another hsm-kms command is changing the ring"), "wait until it has ended, then run: hsm-kms keys list"))
 	case err != nil:
 		return nil, hint.Wrap(fmt.Errorf("locking the ring: %w", err), cmp.Or(hint.Of(err), "let the user that runs hsm-kms write to "+stateDir))
 	}

@@ -34,7 +34,7 @@ func Hint(err error) string {
 	}{
 		{envelope.ErrRingEmpty, "make the first key with: hsm-kms keys create"},
 		{envelope.ErrAmbiguous, envelope.ConflictHint},
-		{migrate.ErrBadAnswer, "see what answers at that address: a proxy or load balancer may stand in the API server's place"},
+		{migrate.ErrBadAnswer, "check what answers at that address: it may be a proxy or load balancer, not the API server"},
 		{envelope.ErrKeyMissing, "restore the key to the HSM from its backup, or point the configuration at the token that holds it"},
 	} {
 		if errors.Is(err, known.err) {

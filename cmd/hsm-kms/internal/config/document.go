@@ -105,7 +105,7 @@ func (s *schema) checkScalar(node *yaml.Node, path string, t reflect.Type) {
 func valueHint(t reflect.Type) string {
 	switch t {
 	case reflect.TypeFor[Duration]():
-		return "write a number with its unit, as 30s or 1h"
+		return "write a number with its unit, such as 30s or 1h"
 	case reflect.TypeFor[FileMode]():
 		return `write octal digits in quotes, as "0600"`
 	}

@@ -142,7 +142,7 @@ func TestMistakesTokens(t *testing.T) {
 		{token("maxSessions: 1025"), "c.yaml:9: tokens[0].maxSessions: is 1025"},
 		{token("maxSessions: 8.5"), `c.yaml:9: tokens[0].maxSessions: "8.5" is a fraction`},
 		{token("maxSessions: '8'"), `c.yaml:9: tokens[0].maxSessions: "8" does not fit (hint: write a whole number, without quotes)`},
-		{token("callTimeout: 0s"), "c.yaml:9: tokens[0].callTimeout: is 0s, no call could ever finish"},
+		{token("callTimeout: 0s"), "c.yaml:9: tokens[0].callTimeout: is 0s: every call would time out"},
 		{token("callTimeout: -1s"), "c.yaml:9: tokens[0].callTimeout: is -1s"},
 		{token("callTimeout: 3s"), "c.yaml:9: tokens[0].callTimeout: is 3s, and kube-apiserver gives up after 3s"},
 		{token("callTimeout: 2"), `c.yaml:9: tokens[0].callTimeout: "2" is not a length of time`},

@@ -36,9 +36,9 @@ func parseURI(text string) (tokenURI, error) {
 	rest, found := strings.CutPrefix(text, "pkcs11:")
 	switch {
 	case len(text) > maxURI:
-		return u, hint.Wrap(fmt.Errorf("has %d bytes, more than %d", len(text), maxURI), "leave out what does not say which token it is")
+		return u, hint.Wrap(fmt.Errorf("has %d bytes, more than %d", len(text), maxURI), "leave out what does not identify the token")
 	case !found:
-		return u, hint.Wrap(errors.New("is no URI of the scheme pkcs11"), "write it as pkcs11:token=LABEL?module-path=/PATH")
+		return u, hint.Wrap(errors.New("is not a URI of the scheme pkcs11"), "write it as pkcs11:token=LABEL?module-path=/PATH")
 	}
 	path, query, _ := strings.Cut(rest, "?")
 	seen := map[string]bool{}
@@ -50,7 +50,7 @@ func parseURI(text string) (tokenURI, error) {
 	}
 	switch {
 	case u.token == "" && u.serial == "" && u.slot == nil:
-		return tokenURI{}, hint.Wrap(errors.New("has none of token, serial and slot-id, so it does not say which token it is"), "add token= with the token's label; p11tool --list-token-urls shows it")
+		return tokenURI{}, hint.Wrap(errors.New("has none of token, serial and slot-id, so it does not identify the token"), "add token= with the token's label; p11tool --list-token-urls shows it")
 	case !filepath.IsAbs(u.module):
 		return tokenURI{}, hint.Wrap(errors.New("has no module-path that is absolute"), "add ?module-path=/PATH of the vendor's PKCS#11 library at its end")
 	}
@@ -141,7 +141,7 @@ func setText(to *string, name, value string, size int) error {
 func (t *Token) useURI(p *problems, field func(string) string) {
 	for _, other := range []string{"module", "label", "serial", "slot"} {
 		if p.has(field(other)) {
-			p.report(field(other), "is given beside uri, which says it too", "keep one of the two")
+			p.report(field(other), "is given although uri already has it", "keep one of the two")
 		}
 	}
 	u, err := parseURI(t.URI)

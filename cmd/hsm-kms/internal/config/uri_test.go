@@ -41,9 +41,9 @@ func TestURIs(t *testing.T) {
 func TestURIsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][2]string{
-		"":                                  {"is no URI of the scheme pkcs11", "pkcs11:token="},
-		"token=a" + module:                  {"is no URI of the scheme pkcs11", "pkcs11:token="},
-		"PKCS11:token=a" + module:           {"is no URI of the scheme pkcs11", "pkcs11:token="},
+		"":                                  {"is not a URI of the scheme pkcs11", "pkcs11:token="},
+		"token=a" + module:                  {"is not a URI of the scheme pkcs11", "pkcs11:token="},
+		"PKCS11:token=a" + module:           {"is not a URI of the scheme pkcs11", "pkcs11:token="},
 		"pkcs11:" + module:                  {"none of token, serial and slot-id", "token="},
 		"pkcs11:manufacturer=m" + module:    {"none of token, serial and slot-id", "token="},
 		"pkcs11:token=a":                    {"no module-path", "?module-path=/PATH"},
@@ -118,7 +118,7 @@ func TestURIInAFile(t *testing.T) {
 	}
 	for _, line := range []string{"module: /a", "label: a", "serial: a", "slot: 1"} {
 		_, err := Parse("c.yaml", []byte(withURI+"    "+line+"\n"))
-		if name, _, _ := strings.Cut(line, ":"); err == nil || !strings.Contains(err.Error(), "tokens[0]."+name+": is given beside uri") {
+		if name, _, _ := strings.Cut(line, ":"); err == nil || !strings.Contains(err.Error(), "tokens[0]."+name+": is given although uri already has it") {
 			t.Errorf("%s: %v", line, err)
 		}
 	}

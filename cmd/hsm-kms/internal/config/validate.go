@@ -60,7 +60,7 @@ func (c *Config) validate(p *problems) {
 func (s *Socket) validate(p *problems) {
 	p.absolute("socket.path", s.Path, "as /run/hsm-kms/kms.sock")
 	if len(s.Path) > maxSunPath {
-		p.report("socket.path", fmt.Sprintf("is %d bytes long, the kernel takes %d", len(s.Path), maxSunPath), "use a shorter path, as /run/hsm-kms/kms.sock")
+		p.report("socket.path", fmt.Sprintf("is %d bytes long, the kernel takes %d", len(s.Path), maxSunPath), "use a shorter path, such as /run/hsm-kms/kms.sock")
 	}
 	if strings.HasSuffix(s.Path, "/") {
 		p.report("socket.path", fmt.Sprintf("%q is a folder", s.Path), "add the socket's name")

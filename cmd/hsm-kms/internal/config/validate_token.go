@@ -53,7 +53,7 @@ func tokenField(list string, i int, name string) string {
 
 func (t *Token) validate(p *problems, field func(string) string) {
 	if !namePattern.MatchString(t.Name) {
-		p.badValue(field("name"), t.Name, "1 to 63 of a-z, 0-9 and hyphen", "give it a short name, as hsm-a")
+		p.badValue(field("name"), t.Name, "1 to 63 of a-z, 0-9 and hyphen", "give it a short name, such as hsm-a")
 	}
 	if p.has(field("uri")) {
 		t.useURI(p, field)
@@ -65,9 +65,9 @@ func (t *Token) validate(p *problems, field func(string) string) {
 	p.number(field("maxSessions"), t.MaxSessions, 1, maxSessions)
 	switch d := t.CallTimeout.Std(); {
 	case d <= 0:
-		p.report(field("callTimeout"), fmt.Sprintf("is %s, no call could ever finish", t.CallTimeout), "choose 2s")
+		p.report(field("callTimeout"), fmt.Sprintf("is %s: every call would time out", t.CallTimeout), "choose 2s")
 	case d >= apiTimeout:
-		p.report(field("callTimeout"), fmt.Sprintf("is %s, and kube-apiserver gives up after %s", t.CallTimeout, apiTimeout), "choose less than 3s, as 2s")
+		p.report(field("callTimeout"), fmt.Sprintf("is %s, and kube-apiserver gives up after %s", t.CallTimeout, apiTimeout), "choose less than 3s, such as 2s")
 	}
 	p.between(field("connectTimeout"), t.ConnectTimeout, max(time.Second, t.CallTimeout.Std()), 10*time.Minute)
 	for name := range t.Env {
@@ -81,7 +81,7 @@ func (t *Token) validate(p *problems, field func(string) string) {
 		}
 	}
 	if !slices.Contains([]string{"", "overlap", "stop-first"}, t.Swap) {
-		p.badValue(field("swap"), t.Swap, "overlap or stop-first", "leave it out: it is found out")
+		p.badValue(field("swap"), t.Swap, "overlap or stop-first", "leave it out: the plugin finds it out")
 	}
 	if strings.ContainsRune(t.InitArgs, 0) || len(t.InitArgs) > 4096 {
 		p.report(field("initArgs"), "has a NUL or more than 4096 bytes", "write it as the vendor's manual says")
@@ -109,7 +109,7 @@ func (t *Token) validateSelector(p *problems, field func(string) string) {
 	given := slices.DeleteFunc([]string{"label", "serial", "slot"}, func(name string) bool { return !p.has(field(name)) })
 	switch len(given) {
 	case 0:
-		p.report(field(""), "none of label, serial and slot says which token it is", "add label: with the token's label; hsm-kms doctor lists what is there")
+		p.report(field(""), "none of label, serial and slot is given", "add label: with the token's label; hsm-kms doctor lists what is there")
 	case 1:
 	default:
 		p.report(field(given[1]), "is given beside "+given[0]+", and exactly one says which token it is", "keep label")

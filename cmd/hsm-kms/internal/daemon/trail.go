@@ -58,7 +58,7 @@ func (t *trail) reopenAtHangup(ctx context.Context) {
 			case <-hangup:
 				if err := t.writer.Reopen(); err != nil {
 					t.log.Error("the audit trail could not be opened again", "error", err,
-						"hint", cmp.Or(hint.Of(err), "see that the plugin's user can make audit.path and write to it, then send SIGHUP again"))
+						"hint", cmp.Or(hint.Of(err), "check that the plugin's user can make audit.path and write to it, then send SIGHUP again"))
 				}
 			}
 		}

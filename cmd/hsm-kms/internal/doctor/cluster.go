@@ -15,7 +15,7 @@ func (d *doctor) cluster(ctx context.Context, set *hsm.Set) {
 	const who = "see which cluster's configuration names this ring, and which key_ids its etcd holds: hsm-kms etcd report; a ring belongs to one cluster"
 	bound, err := hsm.ClusterOf(set.Bindings(ctx))
 	if err != nil {
-		d.warn(check, "", fmt.Sprintf("to which cluster the ring belongs is not clear: %v", err), who)
+		d.warn(check, "", fmt.Sprintf("it is not clear which cluster the ring belongs to: %v", err), who)
 		return
 	}
 	if d.ClusterUIDs == nil {
@@ -30,7 +30,7 @@ func (d *doctor) cluster(ctx context.Context, set *hsm.Set) {
 	others := slices.DeleteFunc(slices.Clone(held), func(uid string) bool { return uid == bound || uid == evidence.UnknownCluster })
 	switch {
 	case err != nil:
-		d.warn(check, "", fmt.Sprintf("which cluster etcd holds is not known: %v", err), "see --endpoints, --cacert, --cert and --key")
+		d.warn(check, "", fmt.Sprintf("it is not known which cluster etcd holds: %v", err), "see --endpoints, --cacert, --cert and --key")
 	case bound == "":
 		d.pass(check, "", "the ring is bound to no cluster, so that it cannot be compared with etcd: hsm-kms keys bind -h")
 	case len(others) > 0:

@@ -104,7 +104,7 @@ func Run(ctx context.Context, options Options) []Finding {
 		}
 	}
 	if len(d.tokens) == 1 && !d.cfg.BackupRehearsed {
-		d.warn("backup", "", "the configuration names one token: when it is lost, and its backup with it, so is every Secret",
+		d.warn("backup", "", "the configuration names one token: if it and its backup are lost, every Secret is lost",
 			"keep a backup of the token, restore it once as a rehearsal, and set backupRehearsed: true; or list a second token with the same keys")
 	}
 	if folder {
@@ -145,7 +145,7 @@ func (d *doctor) configuration() bool {
 		d.refuse = append(d.refuse, id)
 	}
 	for _, warning := range cfg.Warnings() {
-		advice := "leave it if it is meant; docs/configuration.md says what it costs"
+		advice := "leave it if it is intended; docs/configuration.md has the consequences"
 		if strings.HasPrefix(warning, "keyRing is "+config.PlaceholderRing+",") {
 			advice = "as long as the ring has no key, name it after its cluster on every node; a ring that is in use keeps its name, which is part of every key_id"
 		}

@@ -46,7 +46,7 @@ func refusalHint(v envelope.Version) string {
 	if strings.Contains(v.Refused, "CKM_AES_ECB") {
 		return "make the next key for this profile with: hsm-kms keys rotate; a key that is limited to AES-GCM can be served in profile aes-gcm alone"
 	}
-	return "see that profile is that of the ring, and find out who made the key; it is not served and does no harm"
+	return "check that profile is that of the ring, and find out who made the key; it is not served and does no harm"
 }
 
 // attributes tells of the keys that are served: what an auditor asks.
@@ -97,7 +97,7 @@ func (d *doctor) sameKeys(read []string, served []envelope.Version) (clash bool)
 	case same && len(read) > 1:
 		d.pass(check, "", "the same keys, by fingerprint: "+strings.Join(read, ", "))
 	case len(read) < len(d.tokens):
-		d.warn(check, "", fmt.Sprintf("%d of %d tokens could be compared", len(read), len(d.tokens)), "repair what is said of the others, and run this again")
+		d.warn(check, "", fmt.Sprintf("%d of %d tokens could be compared", len(read), len(d.tokens)), "fix the findings about the others, and run this again")
 	}
 	return false
 }

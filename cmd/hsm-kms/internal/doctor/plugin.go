@@ -39,7 +39,7 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 		}
 		if why := d.belongsHere(path); why != "" {
 			d.fail(check, "", fmt.Sprintf("nobody answers on %s, and a plugin belongs there: %s", path, why),
-				"see why it does not run: systemctl status hsm-kms, or crictl ps -a and the log of the pod; kube-apiserver cannot read a Secret before it does")
+				"find out why it does not run: systemctl status hsm-kms, or crictl ps -a and the log of the pod; kube-apiserver cannot read a Secret before it does")
 			return
 		}
 		d.pass(check, "", "none runs: nobody answers on "+path)
@@ -56,7 +56,7 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	case err != nil:
 		d.failure(check, "", err, "the plugin's log has the cause, and what to do about it")
 	case answer.Healthz != "ok":
-		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "repair what is said above; its log says the same with a hint")
+		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "fix the findings above; the plugin's log has the same with a hint")
 	default:
 		d.compare(answer.KeyID, path, ring)
 	}
@@ -110,10 +110,10 @@ func (d *doctor) compare(keyID, path string, ring *ringSeen) {
 		d.pass(check, "", fmt.Sprintf("the plugin on %s is healthy and uses the ring's current key", path))
 	case slices.ContainsFunc(ring.view.Versions, func(v envelope.Version) bool { return v.ID.String() == keyID }):
 		d.warn(check, "", fmt.Sprintf("the plugin uses %s, and by this configuration %s is current", keyID, ring.view.Current.ID),
-			"wait for refreshInterval and run this again; if it stays, see that the plugin runs with this configuration and clock")
+			"wait for refreshInterval and run this again; if it stays, check that the plugin runs with this configuration and clock")
 	default:
 		d.fail(check, "", fmt.Sprintf("the plugin uses %s, which is not on the tokens of this configuration", keyID),
-			"see that the plugin runs with this configuration: its command line, and whether it was started after the last change")
+			"check that the plugin runs with this configuration: its command line, and whether it was started after the last change")
 	}
 }
 
@@ -142,7 +142,7 @@ func (d *doctor) process(p *process) {
 	case p.replaced:
 		d.warn(check, "", fmt.Sprintf("pid %d runs %s, which has been replaced on disk", p.pid, p.program), "restart the plugin to run what is installed")
 	case p.unsafe.Path != "":
-		d.fail(check, "", fmt.Sprintf("pid %d runs %s: %s", p.pid, p.program, p.unsafe.What), p.unsafe.Fix+": who can change the program can read the PIN")
+		d.fail(check, "", fmt.Sprintf("pid %d runs %s: %s", p.pid, p.program, p.unsafe.What), p.unsafe.Fix+": anyone who can change the program can read the PIN")
 	case p.config != "" && p.config != d.ConfigPath:
 		d.warn(check, "", fmt.Sprintf("pid %d runs with --config %s, and %s is looked at here", p.pid, p.config, d.ConfigPath),
 			"run doctor with --config "+p.config)

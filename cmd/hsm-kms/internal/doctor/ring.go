@@ -55,7 +55,7 @@ func (d *doctor) ring(ctx context.Context, usable []int) *ringSeen {
 	}
 	ring := envelope.NewRing(known, set)
 	if err := ring.Refresh(ctx); err != nil {
-		d.failure("ring", "", err, "see why the token cannot be read: the vendor's log")
+		d.failure("ring", "", err, "see the vendor's log for the reason")
 		return nil
 	}
 	exerciseErr := ring.Exercise(ctx)
@@ -96,9 +96,9 @@ func (d *doctor) login(t hsm.TokenConfig, problem error) bool {
 		return true
 	case errors.Is(problem, envelope.ErrSelfTest):
 		d.pass("login", token, accepted)
-		d.failure("self-test", token, problem, "do not use this token with profile "+d.cfg.Profile+": its encryption is not what it claims; see docs/hsm-support.md and the vendor's firmware notes")
+		d.failure("self-test", token, problem, "do not use this token with profile "+d.cfg.Profile+": it does not encrypt as it claims; see docs/hsm-support.md and the vendor's firmware notes")
 	default:
-		d.failure("login", token, problem, "see that the HSM answers: the vendor's own tool and its log")
+		d.failure("login", token, problem, "check that the HSM answers: the vendor's own tool and its log")
 	}
 	return false
 }
@@ -129,7 +129,7 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 	}
 	switch view := seen.view; {
 	case d.read != nil && exerciseErr != nil:
-		d.failure("self-test", "", exerciseErr, "see why the token does not do it: the vendor's log")
+		d.failure("self-test", "", exerciseErr, "see the vendor's log for the reason")
 	case d.read != nil:
 		d.pass("ring", "", count(len(served), "key")+"; the ring is only read, and no key of it becomes current")
 		d.pass("self-test", "", "each key opens what it seals: "+strings.Join(seen.read, ", "))
@@ -141,14 +141,14 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 		}
 		d.failure("ring", "", problem, ringHint(view.Problem))
 	case exerciseErr != nil:
-		d.failure("self-test", "", exerciseErr, "see why the token does not do it: the vendor's log")
+		d.failure("self-test", "", exerciseErr, "see the vendor's log for the reason")
 	case view.Deferred != nil:
 		d.warn("ring", "", fmt.Sprintf("%s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()), heldBackHint)
 	case len(view.Missing()) > 0:
 		d.warn("ring", "", fmt.Sprintf("the current key %s is missing, or cannot be used, on %s: it cannot take over", view.Current.ID, strings.Join(view.Missing(), ", ")),
 			"copy the key to every token with the vendor's tool, or repair the token that cannot use its copy")
 	case view.Current.Activation.After(time.Now()):
-		d.warn("ring", "", fmt.Sprintf("the activation of every key is in the future, of %s too", view.Current.ID), "set this machine's clock")
+		d.warn("ring", "", fmt.Sprintf("the activation of every key is in the future, also that of %s", view.Current.ID), "set this machine's clock")
 	default:
 		d.pass("ring", "", fmt.Sprintf("%s; current is %s", count(len(served), "key"), view.Current.ID))
 		d.pass("self-test", "", "nonces differ, the round trip holds, changed ciphertexts and other associated data do not open: "+strings.Join(seen.read, ", "))
@@ -156,7 +156,7 @@ func (d *doctor) selfTest(seen *ringSeen, exerciseErr error) {
 }
 
 // heldBackHint is what to do about a key that waits for a token.
-const heldBackHint = "copy the key to every token with the vendor's tool, and make every token reachable; take a token that is gone for good out of the configuration"
+const heldBackHint = "copy the key to every token with the vendor's tool, and make every token reachable; remove a token that is gone for good from the configuration"
 
 func ringHint(problem error) string {
 	switch {
@@ -167,5 +167,5 @@ func ringHint(problem error) string {
 	case errors.Is(problem, envelope.ErrKeyMissing):
 		return "restore the key to the token from its backup; if the ring was begun again on purpose, stop the plugin and remove proven.json from stateDir"
 	}
-	return "see with hsm-kms keys list which keys there are, and repair what is said of them"
+	return "run hsm-kms keys list, and fix what it reports"
 }

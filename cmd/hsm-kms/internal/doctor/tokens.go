@@ -35,7 +35,7 @@ func (d *doctor) judge(ctx context.Context, t hsm.TokenConfig, seen hsm.Inspecti
 		d.fail("token", t.Name, seen.Err.Error(), "the HSM, or the network to it, does not answer: see the vendor's client log; a restart of the client often helps")
 		return false
 	case seen.Err != nil:
-		d.failure("token", t.Name, seen.Err, "see that the HSM is reachable from this machine: the vendor's own tool shows its tokens")
+		d.failure("token", t.Name, seen.Err, "check that the HSM is reachable from this machine: the vendor's own tool shows its tokens")
 		return false
 	}
 	d.pass("token", t.Name, fmt.Sprintf("slot %d, label %q, serial %q, %s %s", seen.Slot, seen.Label, seen.Serial, seen.Manufacturer, seen.Model))
@@ -70,7 +70,7 @@ func (d *doctor) counters(t hsm.TokenConfig, pin hsm.PINState) bool {
 		d.fail(check, t.Name, "the token's user PIN has not been set", "let the security officer initialise the user PIN with the vendor's tool")
 		return false
 	case pin.Locked:
-		d.fail(check, t.Name, "the token says that its user PIN is locked", "let the security officer unlock the token, then see that the PIN file is right")
+		d.fail(check, t.Name, "the token says that its user PIN is locked", "let the security officer unlock the token, then check that the PIN file is right")
 		return false
 	case pin.FinalTry:
 		d.fail(check, t.Name, "the token says that the next wrong PIN locks it: no login was tried, not with --try-pin either",
@@ -88,7 +88,7 @@ func (d *doctor) counters(t hsm.TokenConfig, pin hsm.PINState) bool {
 // pin judges the PIN file's content, and whether the attempt guard lets a login through.
 func (d *doctor) pin(ctx context.Context, t hsm.TokenConfig, seen hsm.Inspection) bool {
 	if seen.PINFile != nil {
-		d.failure("pin-file", t.Name, seen.PINFile, "let the PIN file hold the user PIN and nothing else")
+		d.failure("pin-file", t.Name, seen.PINFile, "write the user PIN to the PIN file, and nothing else")
 		return false
 	}
 	return d.guard(ctx, t, seen.Guard)
@@ -99,11 +99,11 @@ func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) b
 	const check = "pin-latch"
 	switch {
 	case standing == nil:
-		d.pass(check, t.Name, "nothing stands against a login with this PIN")
+		d.pass(check, t.Name, "no earlier attempt prevents a login with this PIN")
 		return true
 	case d.TryPIN:
 		if err := hsm.AllowPIN(ctx, d.common, t); err != nil {
-			d.failure(check, t.Name, err, "see that stateDir can be written")
+			d.failure(check, t.Name, err, "check that stateDir can be written")
 			return false
 		}
 		d.warn(check, t.Name, "cleared: "+standing.Error(), "if the login below failed again, the PIN is wrong: each attempt counts on the token")
@@ -113,9 +113,9 @@ func (d *doctor) guard(ctx context.Context, t hsm.TokenConfig, standing error) b
 			envelope.PINRefusedHint)
 		return false
 	case errors.Is(standing, guard.ErrState):
-		d.failure(check, t.Name, standing, "see that the PIN is right, then run: hsm-kms doctor --try-pin")
+		d.failure(check, t.Name, standing, "check that the PIN is right, then run: hsm-kms doctor --try-pin")
 		return false
 	}
-	d.failure(check, t.Name, standing, "see why the last login failed, in the plugin's log; the plugin tries again by itself, hsm-kms doctor --try-pin at once")
+	d.failure(check, t.Name, standing, "find out why the last login failed, in the plugin's log; the plugin tries again by itself, hsm-kms doctor --try-pin at once")
 	return false
 }

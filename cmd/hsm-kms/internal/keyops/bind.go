@@ -56,7 +56,7 @@ func Bind(ctx context.Context, a *app.Context, uid string) (Bound, error) {
 	}
 	bound, err := bind(ctx, a, in, uid)
 	if bound.Outcomes != nil && len(bound.Tokens()) == 0 && err == nil {
-		err = app.Finding(hint.Wrap(fmt.Errorf("the ring %s is bound to no cluster: no token takes the binding", ring), "without it, keys retire asks for --sole-cluster: see docs/rotation.md"))
+		err = app.Finding(hint.Wrap(fmt.Errorf("the ring %s is bound to no cluster: no token accepts the binding", ring), "without it, keys retire asks for --sole-cluster: see docs/rotation.md"))
 	}
 	return bound, err
 }
@@ -77,9 +77,9 @@ func bind(ctx context.Context, a *app.Context, in *app.Tokens, uid string) (Boun
 		bound.Outcomes = append(bound.Outcomes, BoundOn{b.Token, outcome})
 		switch b.Outcome {
 		case hsm.Unknown:
-			err = errors.Join(err, hint.Wrap(fmt.Errorf("whether the token %s binds the ring now is unknown: %w", b.Token, b.Err), "when the HSM answers again, run: hsm-kms keys list"))
+			err = errors.Join(err, hint.Wrap(fmt.Errorf("it is unknown whether the token %s binds the ring now: %w", b.Token, b.Err), "when the HSM answers again, run: hsm-kms keys list"))
 		case hsm.NotMade:
-			a.Warn(fmt.Errorf("the token %s does not take the binding of the ring to its cluster: %w", b.Token, b.Err))
+			a.Warn(fmt.Errorf("the token %s does not accept the binding of the ring to its cluster: %w", b.Token, b.Err))
 		}
 	}
 	return bound, err
@@ -90,7 +90,7 @@ func clusterOf(ctx context.Context, in *app.Tokens) (string, error) {
 	read := slices.DeleteFunc(in.Set.Bindings(ctx), func(b hsm.Binding) bool { return b.Err != nil && !errors.Is(b.Err, envelope.ErrAmbiguous) })
 	uid, err := hsm.ClusterOf(read)
 	if err != nil {
-		return "", app.Finding(hint.Wrap(fmt.Errorf("which cluster the ring belongs to is not clear: %w", err), whoseRing))
+		return "", app.Finding(hint.Wrap(fmt.Errorf("it is not clear which cluster the ring belongs to: %w", err), whoseRing))
 	}
 	return uid, nil
 }

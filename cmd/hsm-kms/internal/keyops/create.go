@@ -70,7 +70,7 @@ func ringMustBeEmpty(ctx context.Context, a *app.Context, uid string) error {
 	}
 	defer in.Stop()
 	if err := errors.Join(in.Problems...); err != nil {
-		return fmt.Errorf("looking whether the ring is empty: %w", err)
+		return fmt.Errorf("checking whether the ring is empty: %w", err)
 	}
 	owner, err := clusterOf(ctx, in)
 	versions := in.Ring.Advance().Versions

@@ -42,7 +42,7 @@ func notDue(view envelope.View, olderThan time.Duration, now time.Time) (*NotDue
 	case not.Reason != "":
 		return not, nil
 	case view.Current == nil:
-		return nil, app.Finding(fmt.Errorf("whether a rotation is due is not clear: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))
+		return nil, app.Finding(fmt.Errorf("it is not clear whether a rotation is due: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))
 	case view.Current.Activation.IsZero():
 		return nil, nil // made elsewhere: nobody knows its age
 	}

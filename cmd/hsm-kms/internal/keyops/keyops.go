@@ -69,17 +69,17 @@ func makeKey(ctx context.Context, a *app.Context, id []byte) (*Made, error) {
 	switch {
 	case made.Outcome == hsm.Made && made.Hangs:
 		return m, hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made, and a call into the module has not returned: nothing more was looked at", id),
-			"when the HSM answers again, see how it is with: hsm-kms keys list")
+			"when the HSM answers again, run: hsm-kms keys list")
 	case made.Outcome == hsm.Made && made.Key.Refused == "":
 		m.Served = true
 		return m, nil
 	case made.Outcome == hsm.Made:
 		return m, app.Finding(hint.Wrap(fmt.Errorf("the key with CKA_ID %x was made and is not served: %s", id, made.Key.Refused),
-			"it harms nothing where it is; see it with: hsm-kms keys list; docs/hsm-support.md says what a token must offer"))
+			"leave it there, it does no harm: hsm-kms keys list shows it; docs/hsm-support.md says what a token must offer"))
 	case made.Outcome == hsm.Unknown:
 		m.State, m.ID.Ring, m.Tokens = StateUnknown, a.Config.KeyRing, []string{}
-		return m, hint.Wrap(fmt.Errorf("whether the key with CKA_ID %x was made is unknown: %w", id, err),
-			"when the HSM answers again, see whether it is there with: hsm-kms keys list")
+		return m, hint.Wrap(fmt.Errorf("it is unknown whether the key with CKA_ID %x was made: %w", id, err),
+			"when the HSM answers again, check whether it is there: hsm-kms keys list")
 	case errors.Is(err, hsm.ErrProfile):
 		return nil, app.Finding(fmt.Errorf("no key was made: %w", err))
 	case envelope.IsPIN(err), errors.Is(err, hsm.ErrConfiguration):

@@ -123,11 +123,11 @@ func (m *Made) settle(ctx context.Context, a *app.Context, before envelope.View)
 func (r Rotation) check(cfg *config.Config) error {
 	switch {
 	case r.ActivateIn < 0:
-		return hint.Wrap(fmt.Errorf("--activate-in %s lies in the past", r.ActivateIn), "0s activates at once")
+		return hint.Wrap(fmt.Errorf("--activate-in %s is in the past", r.ActivateIn), "0s activates at once")
 	case r.OlderThan < 0:
 		return hint.Wrap(fmt.Errorf("--if-older-than %s is negative", r.OlderThan), "write 90d for 90 days")
 	case r.Timed && r.Another:
-		return hint.Wrap(errors.New("--if-older-than and --another contradict each other: from a timer, --another would make keys without end"), "leave one of the two out")
+		return hint.Wrap(errors.New("--if-older-than and --another contradict each other: from a timer, --another would make keys without end"), "leave out one of the two")
 	}
 	for _, name := range r.Without {
 		at := slices.IndexFunc(cfg.Tokens, func(t config.Token) bool { return t.Name == name })
@@ -164,7 +164,7 @@ func lookBeforeRotation(ctx context.Context, a *app.Context, r Rotation) (envelo
 	}
 	if view := in.Ring.Advance(); len(view.Versions) == 0 {
 		if err := errors.Join(in.Problems...); err != nil { // a copy may be there: see ringMustBeEmpty
-			return view, fmt.Errorf("looking whether the ring is empty: %w", err)
+			return view, fmt.Errorf("checking whether the ring is empty: %w", err)
 		}
 	}
 	// A failure is in the view, if it says anything about which key is current; a rotation is a way out of some.

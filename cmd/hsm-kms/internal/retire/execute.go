@@ -122,9 +122,9 @@ func explain(keyID string, outcomes []Outcome, err error) error {
 	if err == nil {
 		return nil
 	}
-	advice := "run the same command again: it goes on where it stopped"
+	advice := "run the same command again: it continues where it stopped"
 	if len(With(outcomes, hsm.Unknown)) > 0 {
-		advice = "look with: hsm-kms keys list; then run the same command again: it goes on, or records that the key is gone"
+		advice = "run: hsm-kms keys list; then run the same command again: it continues, or records that the key is gone"
 	}
 	return hint.Wrap(fmt.Errorf("destroying %s (%s): %w", keyID, said(outcomes), err), advice)
 }

@@ -233,7 +233,7 @@ func TestPlanHash(t *testing.T) {
 		then, now := base(), base()
 		change(&then.Content)
 		got := now.Check(then.Hash())
-		want := "--plan is " + then.Hash() + ", and it is " + now.Hash()
+		want := "--plan is " + then.Hash() + ", and it is now " + now.Hash()
 		if len(got) != 1 || !strings.Contains(got[0].Reason, want) || got[0].Hint == "" {
 			t.Errorf("%s: %+v", what, got)
 		}
@@ -275,7 +275,7 @@ func TestJudgePending(t *testing.T) {
 	}{
 		"nothing speaks against it": {func(*Request, *Facts) {}, "", []string{"no API server holds a DEK", "no Lease"}},
 		"a clock is known":          {func(_ *Request, f *Facts) { f.Etcd.Sources[0].Clock = "2030-01-01T00:00:00Z" }, "", []string{"no API server holds a DEK"}},
-		"etcd was not read":         {func(_ *Request, f *Facts) { f.Etcd, f.EtcdErr = nil, errors.New("refused") }, "whether anything in etcd is under r/x01/0100000000000000 is not clear: refused", nil},
+		"etcd was not read":         {func(_ *Request, f *Facts) { f.Etcd, f.EtcdErr = nil, errors.New("refused") }, "it is not clear whether anything in etcd is under r/x01/0100000000000000: refused", nil},
 		"nor to be read":            {func(r *Request, f *Facts) { r.NoEtcd, f.Etcd = true, nil }, "", []string{"etcd was not read (--no-etcd)"}},
 		"it is in the trail":        {func(r *Request, f *Facts) { r.NoEtcd, f.Etcd, f.Used = true, nil, "Encrypt at noon" }, "is in use: the audit trail of this machine has it (Encrypt at noon)", []string{"etcd"}},
 		"the trail cannot be read":  {func(r *Request, f *Facts) { r.NoEtcd, f.Etcd, f.UsedErr = true, nil, os.ErrPermission }, "whether the plugin of this machine was asked about", []string{"etcd"}},
@@ -286,7 +286,7 @@ func TestJudgePending(t *testing.T) {
 		}, "the plugin of this machine names", []string{"etcd"}},
 		"the plugin says nothing": {func(r *Request, f *Facts) {
 			r.NoEtcd, f.Etcd, f.Plugin.Err = true, nil, errors.New("hangs")
-		}, "under which key the plugin of this machine writes is not clear", []string{"etcd"}},
+		}, "it is not clear which key the plugin of this machine writes under", []string{"etcd"}},
 		"something is under it": {func(_ *Request, f *Facts) {
 			f.Etcd.Resources[0].Keys[0].KeyID = oldID().String()
 		}, "etcd now: 1 object under", []string{"DEK", "no Lease"}},

@@ -102,7 +102,7 @@ func Judge(r Request, f Facts) *Plan {
 		j.refuse(err)
 	}
 	if f.ClusterErr != nil {
-		j.refuse(hint.Wrap(fmt.Errorf("to which cluster the ring belongs is not clear: %w", f.ClusterErr),
+		j.refuse(hint.Wrap(fmt.Errorf("it is not clear which cluster the ring belongs to: %w", f.ClusterErr),
 			"see which cluster's configuration names this ring, and what the etcd of each holds under the key: hsm-kms etcd report"))
 	}
 	if i := target(f.View, r.KeyID); i >= 0 {
@@ -188,8 +188,8 @@ func (j *judgement) others() []string {
 func (j *judgement) unserved() {
 	for _, v := range j.View.Versions {
 		if v.State == envelope.Refused && v.ID.Version == j.KeyID.Version && v.ID.Fingerprint == [envelope.FingerprintSize]byte{} {
-			j.refuse(hint.Wrap(fmt.Errorf("whether %s is still there is not clear: an object with its CKA_ID on %s is not served: %s", j.KeyID, strings.Join(v.Tokens, ","), v.Refused),
-				"see why with: hsm-kms keys list; fix that first"))
+			j.refuse(hint.Wrap(fmt.Errorf("it is not clear whether %s is still there: an object with its CKA_ID on %s is not served: %s", j.KeyID, strings.Join(v.Tokens, ","), v.Refused),
+				"find out why with: hsm-kms keys list; fix that first"))
 		}
 	}
 }
@@ -223,7 +223,7 @@ func (j *judgement) sameCKAID() {
 func (j *judgement) plugin() {
 	j.sameCKAID()
 	if j.ProvenErr != nil {
-		j.refuse(hint.Wrap(fmt.Errorf("which key the plugin of this machine proved last is not clear: %w", j.ProvenErr),
+		j.refuse(hint.Wrap(fmt.Errorf("it is not clear which key the plugin of this machine proved last: %w", j.ProvenErr),
 			"run it as a user that can read "+health.ProvenFile+" in stateDir; a plugin that runs writes the file again when it has exercised its key"))
 	}
 	if j.WrittenRing != "" {
@@ -236,8 +236,8 @@ func (j *judgement) plugin() {
 	}
 	switch {
 	case j.Plugin.Err != nil:
-		j.refuse(fmt.Errorf("under which key the plugin of this machine writes is not clear: %w", j.Plugin.Err))
+		j.refuse(fmt.Errorf("it is not clear which key the plugin of this machine writes under: %w", j.Plugin.Err))
 	case j.Plugin.Answered && j.Plugin.KeyID == j.KeyID.String():
-		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine names %s as the key to write under", j.KeyID), "see why with: hsm-kms status; its log says what keeps it from the current key"))
+		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine names %s as the key to write under", j.KeyID), "find out why with: hsm-kms status; its log says what keeps it from the current key"))
 	}
 }

@@ -28,9 +28,9 @@ func (j *judgement) pending() {
 	}
 	switch {
 	case j.UsedErr != nil:
-		j.refuse(hint.Wrap(fmt.Errorf("whether the plugin of this machine was asked about %s is not clear: %w", j.KeyID, j.UsedErr), "run it as a user that can read the audit trail"))
+		j.refuse(hint.Wrap(fmt.Errorf("it is not clear whether the plugin of this machine was asked about %s: %w", j.KeyID, j.UsedErr), "run it as a user that can read the audit trail"))
 	case j.Used != "":
-		j.refuse(hint.Wrap(fmt.Errorf("%s is in use: the audit trail of this machine has it (%s)", j.KeyID, j.Used), "let it become current, then rotate again; what is under it is lost if it goes"))
+		j.refuse(hint.Wrap(fmt.Errorf("%s is in use: the audit trail of this machine has it (%s)", j.KeyID, j.Used), "let it become current, then rotate again; if it is destroyed, what is under it is lost"))
 	case j.AuditPath == "":
 		j.warn("not proven: that the plugin of this machine never sealed under %s: audit.path is empty", j.KeyID)
 	}
@@ -39,14 +39,14 @@ func (j *judgement) pending() {
 		return
 	}
 	if j.EtcdErr != nil {
-		j.refuse(hint.Wrap(fmt.Errorf("whether anything in etcd is under %s is not clear: %w", j.KeyID, j.EtcdErr),
+		j.refuse(hint.Wrap(fmt.Errorf("it is not clear whether anything in etcd is under %s: %w", j.KeyID, j.EtcdErr),
 			"name etcd: --endpoints, --cacert, --cert, --key; where there is none, or none can be reached, and no node's clock was ever ahead: --no-etcd"))
 		return
 	}
 	if j.Etcd == nil {
 		return
 	}
-	j.warn("not proven: that no API server holds a DEK under %s that it has written nothing with yet. A node whose clock was ahead may have one: see that hsm-kms status names another key on every control-plane node, and that no node's audit trail has this one", j.KeyID)
+	j.warn("not proven: that no API server holds a DEK under %s that it has written nothing with yet. A node whose clock was ahead may have one: check that hsm-kms status names another key on every control-plane node, and that no node's audit trail has this one", j.KeyID)
 	if gate.Clock(j.Etcd).IsZero() {
 		j.warn("not proven: that no node's clock is ahead: no Lease of a control-plane node was found in plain text")
 	}

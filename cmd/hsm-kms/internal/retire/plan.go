@@ -93,8 +93,8 @@ func (p *Plan) Check(hash string) []gate.Refusal {
 		return nil
 	}
 	return []gate.Refusal{{
-		Reason: fmt.Sprintf("the plan is another one now: --plan is %s, and it is %s; its tokens, keys, evidence, snapshots, etcds or flags differ", hash, p.Hash()),
-		Hint:   "see what the plan is now: --dry-run -o json (planned); go on with its plan if that is what you want",
+		Reason: fmt.Sprintf("the plan has changed: --plan is %s, and it is now %s; its tokens, keys, evidence, snapshots, etcds or flags differ", hash, p.Hash()),
+		Hint:   "see the new plan with --dry-run -o json (planned), and give its hash if you agree with it",
 	}}
 }
 

@@ -23,7 +23,7 @@ func (j *judgement) retainedOfReadRing() {
 			"when etcd migrate has come to a clean end, set retiring: true for it on every node, and restart the plugins one after the other"))
 	}
 	if err := errors.Join(j.View.Problem, j.View.Duplicates); err != nil {
-		j.refuse(fmt.Errorf("which keys the ring has is not clear: %w", err))
+		j.refuse(fmt.Errorf("it is not clear which keys the ring has: %w", err))
 	}
 	if j.Evidence == nil || j.Evidence.Migration == nil {
 		return
@@ -45,7 +45,7 @@ func (j *judgement) pluginReads() {
 	}
 	switch {
 	case j.Plugin.Err != nil:
-		j.refuse(fmt.Errorf("under which key the plugin of this machine writes is not clear: %w", j.Plugin.Err))
+		j.refuse(fmt.Errorf("it is not clear which key the plugin of this machine writes under: %w", j.Plugin.Err))
 	case j.Plugin.Answered && strings.HasPrefix(j.Plugin.KeyID, j.KeyID.Ring+"/"):
 		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine names %s as the key to write under", j.Plugin.KeyID), restart))
 	}

@@ -25,17 +25,17 @@ func (j *judgement) retained() {
 	view := j.View
 	switch {
 	case view.Problem != nil || view.Current == nil:
-		j.refuse(fmt.Errorf("which key is current is not clear: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))
+		j.refuse(fmt.Errorf("it is not clear which key is current: %w", cmp.Or(view.Problem, envelope.ErrNotProven)))
 		return
 	case view.Deferred != nil:
-		j.refuse(hint.Wrap(fmt.Errorf("which key is current is not clear: %s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()),
-			"see why with: hsm-kms status and hsm-kms doctor; fix the token, or copy the key to it"))
+		j.refuse(hint.Wrap(fmt.Errorf("it is not clear which key is current: %s is due, and held back: %s", view.Deferred.ID, view.Deferred.WhyHeldBack()),
+			"find out why with: hsm-kms status and hsm-kms doctor; fix the token, or copy the key to it"))
 	}
 	for _, token := range j.Tokens {
 		switch {
 		case slices.Contains(view.Current.Tokens, token.Name) && slices.Contains(view.Missing(), token.Name):
 			j.refuse(hint.Wrap(fmt.Errorf("the current key %s is on the token %s and cannot be used there: a node that has only that one goes on writing under an older key", view.Current.ID, token.Name),
-				"see why with: hsm-kms doctor; repair the copy, wait until every node names the key, then make another report"))
+				"find out why with: hsm-kms doctor; repair the copy, wait until every node names the key, then make another report"))
 		case !slices.Contains(view.Current.Tokens, token.Name):
 			j.refuse(hint.Wrap(fmt.Errorf("the current key %s is not on the token %s: a node that has only that one goes on writing under an older key", view.Current.ID, token.Name),
 				"copy the key to it with the vendor's tool, wait until every node names it, then make another report"))
@@ -85,7 +85,7 @@ func (j *judgement) evidence() {
 		return
 	}
 	if !j.Rehearsed {
-		j.warn("refuseKeys of this machine's configuration does not name %s: its end was not rehearsed here", j.KeyID)
+		j.warn("refuseKeys of this machine's configuration does not name %s: its retirement was not rehearsed here", j.KeyID)
 	}
 	if j.Settle < gate.DefaultSettle {
 		j.warn("--settle %s is shorter than %s: an API server that still has a DEK of this key may write under it, and what it writes is lost for good",

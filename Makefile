@@ -7,6 +7,8 @@ BENCH_OPS ?= 1000000
 BENCH_OBJECTS ?= 1000000
 MINUTES  ?= 1
 SEED     ?= 0
+# make unit leaves out what takes long (testing.Short). make test does not.
+SHORT    ?= -short
 IMAGE    ?= localhost/hsm-kms
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -39,13 +41,14 @@ recording: need build ## docs/demo.svg: the demo again, recorded
 	@$(GO) run ./test/demo/record -o docs/demo.svg bin/demo -bin bin/hsm-kms
 
 test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
+test: SHORT =
 test: tokens unit e2e ## every test
 	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms GO=$(GO) test/tools/compat.sh -cached
 	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
 	@$(MAKE) --no-print-directory cluster WHERE='where able'
 
 unit: need ## the quick tests: race detector, random order
-	$(GO) test -race -shuffle=on ./...
+	$(GO) test -race -shuffle=on $(SHORT) ./...
 	CGO_ENABLED=0 $(GO) test ./envelope/...
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd

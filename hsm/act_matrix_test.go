@@ -523,6 +523,9 @@ func (x *matrix) print(calls map[string]int) {
 
 func newMatrix(t *testing.T, act, call string, done, not hsm.Outcome) *matrix {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	x := &matrix{t: t, act: act, call: call, done: done, not: not, cells: map[string]map[string]int{}}
 	x.base = newBench(t, nil)
 	x.base.generate(time.Now().Add(time.Hour))

@@ -40,7 +40,13 @@ var faultFunctions = []string{
 // TestFaults injects every code at every function, once and for a while, under the load of 16 clients, and
 // wants the token healthy again within 10 s of the fault's end: same key_id, no wrong plaintext, no session
 // leaked, never more than one login an attempt, never C_Finalize under a call.
+//
+// A short run has one code.
 func TestFaults(t *testing.T) {
+	codes := faultCodes
+	if testing.Short() {
+		codes = codes[:1]
+	}
 	for _, profile := range []envelope.Profile{envelope.AESGCM, envelope.HMACKDF} {
 		functions := faultFunctions
 		if profile == envelope.HMACKDF {
@@ -50,7 +56,7 @@ func TestFaults(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", profile, function), func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t, func(c *hsm.Config, _ *hsm.TokenConfig) { c.Profile = profile }).start()
-				for _, code := range faultCodes {
+				for _, code := range codes {
 					b.injectAndHeal(function, code, true)
 					b.injectAndHeal(function, code, false)
 				}

@@ -19,6 +19,9 @@ import (
 // TestRandomKills takes tokens away at random, two of three at most at a time, under the load of 16 clients: nothing is
 // lost, no answer is wrong, and nearly every caller gets one. It runs for five seconds, or for HSM_KMS_KILLS (1m).
 func TestRandomKills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	length := 5 * time.Second
 	if text := os.Getenv("HSM_KMS_KILLS"); text != "" {

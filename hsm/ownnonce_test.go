@@ -63,6 +63,9 @@ func (f *fleet) mustOpen(wrapped []byte) {
 
 // The whole suite for PKCS#11 modules, over a library that makes the nonce.
 func TestSuiteWithOwnNonces(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for name, library := range ivLibraries {
 		t.Run(name, func(t *testing.T) {

@@ -80,6 +80,9 @@ func fastClock(times int) func() time.Time {
 // Three nodes use one token, whose logins hang for a while: each node tries the PIN twice, and once more when it has logged
 // in before, and all heal by themselves when the token does. A node that has never logged in is left to a person.
 func TestHangingLoginsOnThreeNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	b := newBench(t, func(c *hsm.Config, token *hsm.TokenConfig) {
 		*c = hsm.WithClock(*c, fastClock(20)) // the pause of two minutes takes 6 s

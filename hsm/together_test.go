@@ -16,6 +16,9 @@ import (
 // Three plugins are started together on one SoftHSM folder, with three stateDirs, so that no lock is between them. Each
 // login empties the token's file for an instant. That is no error of the token. Eight rounds, or HSM_KMS_TOGETHER (100).
 func TestPluginsStartedTogether(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	rounds := 8
 	if text := os.Getenv("HSM_KMS_TOGETHER"); text != "" {

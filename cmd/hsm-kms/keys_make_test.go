@@ -21,6 +21,9 @@ import (
 // newMakeRig is a token with one key, and a short callTimeout.
 func newMakeRig(t *testing.T) *retireRig {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	r := &retireRig{rig: newRig(t, &sharedToken{token: softhsm.ForTest(t, "k8s")})}
 	r.generateAt(r.tokens[0], time.Now().Add(-time.Hour))
 	r.write()

@@ -87,6 +87,9 @@ func TestLinks(t *testing.T) {
 // TestCommands runs the marked commands of every document. What they make in the folder of the source is nothing that git would
 // take for a part of it.
 func TestCommands(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	bin := program(t)
 	tested := 0

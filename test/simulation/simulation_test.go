@@ -60,6 +60,9 @@ func TestWithoutStaging(t *testing.T) {
 
 // TestPlansDoWhatMatters: promises hold easily where nothing happens.
 func TestPlansDoWhatMatters(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	seen := map[string]int{}
 	for seed := range 20 {

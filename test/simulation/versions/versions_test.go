@@ -114,6 +114,9 @@ const perKey = 4
 
 // TestFourHundredVersions: what each thing costs the HSM, in calls.
 func TestFourHundredVersions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	tok := newToken(t, many)
 	ring, stop := tok.start(t)

@@ -90,7 +90,7 @@ func TestDeadlyRequest(t *testing.T) {
 	}
 	load.waitForGood(64)
 	for range 3 {
-		if _, err := b.set.MAC(t.Context(), id, []byte("deadly")); !errors.Is(err, envelope.ErrUnavailable) || !strings.Contains(err.Error(), "died of this request twice") {
+		if _, err := b.set.MAC(t.Context(), id, []byte("deadly")); !errors.Is(err, envelope.ErrUnavailable) || !strings.Contains(err.Error(), "ended the PKCS#11 module twice") {
 			t.Errorf("again: %v", err)
 		}
 	}

@@ -185,3 +185,32 @@ func TestPINWithAByteOrderMark(t *testing.T) {
 	b.writePIN(right)
 	b.eventually(10*time.Second, b.set.Problem)
 }
+
+// Two rings on one token, as those of a plugin that is moved from one profile to another, share the record of PIN attempts: a PIN
+// that is refused is tried once, and not once for each ring. The right one logs both in.
+func TestRefusedPINOfTwoRings(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	right, err := os.ReadFile(b.token.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.writePIN([]byte(wrongPIN))
+	other, cfg := b.common, b.cfg
+	other.Ring, cfg.Name = "another-ring", "hsm-a-again"
+	before := b.module.Calls("C_Login")
+	b.run()
+	set := hsm.Open(other, []hsm.TokenConfig{cfg})
+	t.Cleanup(set.Start(t.Context()))
+	for _, s := range []*hsm.Set{b.set, set} {
+		if problem := s.Connected(b.within(20 * time.Second))[0]; !errors.Is(problem, envelope.ErrPINRefused) {
+			t.Errorf("with the wrong PIN: %v", problem)
+		}
+	}
+	if n := b.module.Calls("C_Login") - before; n != 1 {
+		t.Errorf("the wrong PIN was tried %d times", n)
+	}
+	b.writePIN(right)
+	b.eventually(20*time.Second, b.set.Problem)
+	b.eventually(20*time.Second, set.Problem)
+}

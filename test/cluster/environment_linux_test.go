@@ -49,8 +49,8 @@ var packages = []string{
 	"ethtool", "socat", "iproute2", "procps", "util-linux", "kmod", "ca-certificates",
 }
 
-// errPackages: Debian's packages cannot be had here.
-var errPackages = errors.New("Debian's packages cannot be had here")
+// errPackages: packages of Debian cannot be had here.
+var errPackages = errors.New("packages of Debian cannot be had here")
 
 // newEnvironment finds or makes everything, telling what takes long.
 func newEnvironment(ctx context.Context) (*environment, error) {

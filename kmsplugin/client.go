@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
@@ -27,6 +28,8 @@ type StatusAnswer struct {
 	Pending []health.Pending // keys to come, the next one first
 	// ReadRings are the rings that it only reads. Their Problem has its words alone.
 	ReadRings []health.ReadRing
+	// Retained are the keys that were current and are still served, the oldest first; at most maxRetainedTold.
+	Retained []envelope.KeyID
 }
 
 // StatusOf asks the plugin at socketPath for its Status over the connection that kube-apiserver would make, but does not
@@ -46,7 +49,7 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 		}
 		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}
-	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer), ReadRings: readRingsIn(trailer)}, nil
+	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer), Retained: retainedIn(trailer), ReadRings: readRingsIn(trailer)}, nil
 }
 
 // Dial prepares a connection to the plugin at socketPath as kube-apiserver does (k8s.io/apiserver,

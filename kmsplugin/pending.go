@@ -23,17 +23,28 @@ const pendingTrailer = "hsm-kms-pending"
 // three fields.
 const deferredTrailer = "hsm-kms-deferred"
 
-// maxPendingTold bounds the trailer; a ring has one pending key, or two.
-const maxPendingTold = 8
+// retainedTrailer names the keys that were current and are still served, one key_id each, the oldest first.
+const retainedTrailer = "hsm-kms-retained"
 
-func tellPending(ctx context.Context, pending []health.Pending) {
-	if len(pending) > 0 {
-		_ = grpc.SetTrailer(ctx, trailerOf(pending)) // fails only outside a gRPC call
+// maxPendingTold and maxRetainedTold bound the trailer; a ring has one pending key, or two. The oldest retained keys are the
+// next to be retired: those that are left out come up when these are gone.
+const (
+	maxPendingTold  = 8
+	maxRetainedTold = 16
+)
+
+// tellOthers says which keys of the ring are not current. kube-apiserver does not look at trailers.
+func tellOthers(ctx context.Context, pending []health.Pending, retained []envelope.KeyID) {
+	if len(pending)+len(retained) > 0 {
+		_ = grpc.SetTrailer(ctx, trailerOf(pending, retained)) // fails only outside a gRPC call
 	}
 }
 
-func trailerOf(pending []health.Pending) metadata.MD {
+func trailerOf(pending []health.Pending, retained []envelope.KeyID) metadata.MD {
 	trailer := metadata.MD{}
+	for _, id := range retained[:min(len(retained), maxRetainedTold)] {
+		trailer.Append(retainedTrailer, id.String())
+	}
 	for _, p := range pending[:min(len(pending), maxPendingTold)] {
 		trailer.Append(pendingTrailer, p.Key.String()+" "+p.Activates.UTC().Format(time.RFC3339Nano)+" "+readiness(p))
 		if p.Deferred {
@@ -71,6 +82,17 @@ func pendingIn(trailer metadata.MD) []health.Pending {
 		}
 	}
 	return pending
+}
+
+// retainedIn reads the trailer, and leaves out what is no key_id.
+func retainedIn(trailer metadata.MD) []envelope.KeyID {
+	var retained []envelope.KeyID
+	for _, value := range trailer.Get(retainedTrailer) {
+		if id, err := envelope.ParseKeyID(value); err == nil {
+			retained = append(retained, id)
+		}
+	}
+	return retained
 }
 
 // addReason takes what the trailer says when it is about this key.

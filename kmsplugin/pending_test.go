@@ -1,6 +1,7 @@
 package kmsplugin
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,14 +33,14 @@ func TestPendingTrailer(t *testing.T) {
 	}
 	for _, until := range []time.Time{{}, at.Add(time.Hour)} {
 		want := health.Pending{Key: id, Activates: at, Deferred: true, Why: "hsm-b does not hold it; hsm-c is out of reach", Until: until}
-		trailer := trailerOf([]health.Pending{{Key: id, Activates: at}, want})
+		trailer := trailerOf([]health.Pending{{Key: id, Activates: at}, want}, nil)
 		got := pendingIn(trailer)
 		if len(got) != 2 || got[1] != want {
 			t.Errorf("%v came back as %+v", trailer, got)
 		}
 	}
 	for _, odd := range []string{"", id.String(), id.String() + " ", "r/x/0000000000000000 - because"} {
-		trailer := trailerOf([]health.Pending{{Key: id, Activates: at}})
+		trailer := trailerOf([]health.Pending{{Key: id, Activates: at}}, nil)
 		trailer.Set(deferredTrailer, odd)
 		if got := pendingIn(trailer); len(got) != 1 || got[0] != (health.Pending{Key: id, Activates: at}) {
 			t.Errorf("%q was taken for %+v", odd, got)
@@ -49,5 +50,22 @@ func TestPendingTrailer(t *testing.T) {
 		if got := pendingIn(metadata.Pairs(pendingTrailer, bad)); got != nil {
 			t.Errorf("%q was taken for %+v", bad, got)
 		}
+	}
+}
+
+func TestRetainedTrailer(t *testing.T) {
+	t.Parallel()
+	var retained []envelope.KeyID
+	for i := range maxRetainedTold + 1 {
+		ckaID, err := envelope.NewCKAID(time.Unix(int64(i), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		retained = append(retained, envelope.KeyID{Ring: "r", Version: string(ckaID), Fingerprint: [8]byte{byte(i)}})
+	}
+	trailer := trailerOf(nil, retained)
+	trailer.Append(retainedTrailer, "no key_id")
+	if got := retainedIn(trailer); !slices.Equal(got, retained[:maxRetainedTold]) {
+		t.Errorf("%v came back as %v", retained, got)
 	}
 }

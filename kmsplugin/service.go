@@ -49,7 +49,7 @@ type namedKey struct {
 // Status answers from the background probe. It takes microseconds, whatever the HSM does.
 func (s *service) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
 	report := s.health.Report()
-	tellPending(ctx, s.health.Pending())
+	tellOthers(ctx, s.health.Pending(), s.health.Retained())
 	tellReadRings(ctx, s.read)
 	if report.Key.IsZero() {
 		return nil, report.Problem

@@ -69,6 +69,7 @@ type Health struct {
 	cfg      Config
 	latest   atomic.Pointer[result]
 	pending  atomic.Pointer[[]Pending]
+	retained atomic.Pointer[[]envelope.KeyID]
 	turned   atomic.Int64  // unix nanoseconds: when Run last came round; 0: it has not begun
 	first    chan struct{} // closed after the first probe
 	schedule schedule

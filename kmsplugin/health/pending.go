@@ -24,11 +24,25 @@ func (h *Health) Pending() []Pending {
 	return nil
 }
 
-// notePending keeps what the view says of keys to come.
-func (h *Health) notePending(view envelope.View) {
+// Retained lists the keys that were current and are served for Decrypt, the oldest first, as the last look at the ring showed
+// them. It asks nobody and does not wait.
+func (h *Health) Retained() []envelope.KeyID {
+	if list := h.retained.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// noteOthers keeps what the view says of the keys that are not current.
+func (h *Health) noteOthers(view envelope.View) {
 	var list []Pending
+	var retained []envelope.KeyID
 	for i := range view.Versions {
-		if v := &view.Versions[i]; v.State == envelope.Pending {
+		v := &view.Versions[i]
+		if v.State == envelope.Retained {
+			retained = append(retained, v.ID)
+		}
+		if v.State == envelope.Pending {
 			p := Pending{Key: v.ID, Activates: v.Activation, Ready: v.Ready}
 			if view.Deferred != nil && view.Deferred.ID == v.ID {
 				p.Deferred, p.Why, p.Until = true, v.WhyHeldBack(), v.HeldUntil()
@@ -37,4 +51,5 @@ func (h *Health) notePending(view envelope.View) {
 		}
 	}
 	h.pending.Store(&list)
+	h.retained.Store(&retained)
 }

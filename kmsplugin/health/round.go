@@ -37,7 +37,7 @@ func (h *Health) round(ctx context.Context) {
 		h.publish(view, err, time.Since(began))
 	}
 	h.log.seen(view)
-	h.notePending(view)
+	h.noteOthers(view)
 	r := h.latest.Load()
 	h.schedule.plan(time.Now(), view, r.failure != nil || r.warning != nil || refreshErr != nil)
 }

@@ -41,10 +41,12 @@ type Options struct {
 	Wait        time.Duration // how long to wait for every server to write under the key
 	Patience    time.Duration // how long no server may answer
 	// Retry is the pause before what failed in passing is tried again; it is doubled three times.
-	Retry    time.Duration
-	DryRun   bool
-	Progress evidence.Progress // nil: nobody watches
-	Say      func(text string) // a line for people, while it runs; called by one goroutine at a time
+	Retry  time.Duration
+	DryRun bool
+	// ProofOnly ends the run when it is seen what every server writes: nothing else is rewritten, and there is no report.
+	ProofOnly bool
+	Progress  evidence.Progress // nil: nobody watches
+	Say       func(text string) // a line for people, while it runs; called by one goroutine at a time
 }
 
 // Defaults are those of the command.
@@ -116,6 +118,9 @@ func run(ctx context.Context, opts *Options, resources []*surveyed, out *Outcome
 	}
 	if out.unproven() {
 		return ErrUnproven
+	}
+	if opts.ProofOnly {
+		return nil
 	}
 	out.Found, out.Rewritten = int64(len(p.moved)), int64(len(p.moved))
 	if err := newRewriter(opts, total, out).run(ctx); err != nil {

@@ -51,6 +51,14 @@ func all() []manifest {
 			{"hsm-kms-rotate.service", "/etc/systemd/system/hsm-kms-rotate.service"},
 			{"hsm-kms-rotate.timer", "/etc/systemd/system/hsm-kms-rotate.timer"},
 		}, (*Values).checkUnit},
+		{"operator", "what hsm-kms operate needs: CRD, roles, and a systemd service", []target{
+			{"keyring-crd.yaml", "keyring-crd.yaml"},
+			{"operate-rbac.yaml", "operate-rbac.yaml"},
+			{"hsm-kms-operate.service", "/etc/systemd/system/hsm-kms-operate.service"},
+		}, (*Values).checkOperator},
+		{"operator-pod", "hsm-kms operate as a static pod of kubelet", []target{
+			{"operate-pod.yaml", "/etc/kubernetes/manifests/hsm-kms-operate.yaml"},
+		}, (*Values).checkOperatorPod},
 		{"sidecar", "the plugin in the pod of a hosted control plane's kube-apiserver, not as root", []target{
 			{"sidecar.yaml", "hsm-kms-sidecar.yaml"},
 		}, (*Values).checkSidecar},
@@ -141,7 +149,7 @@ func fill(name string, v *Values) ([]byte, error) {
 		return templates.ReadFile("templates/" + name + ".static")
 	}
 	parsed, err := template.New(name).Option("missingkey=error").Funcs(template.FuncMap{
-		"quote": quote, "unit": unit, "shell": shell, "join": strings.Join,
+		"quote": quote, "quotes": quotes, "unit": unit, "shell": shell, "join": strings.Join,
 	}).Parse(string(text))
 	if err != nil {
 		return nil, err
@@ -162,6 +170,19 @@ func quote(text string) (string, error) {
 		return "", err
 	}
 	return strings.TrimSuffix(b.String(), "\n"), nil
+}
+
+// quotes writes texts as a JSON list.
+func quotes(texts []string) (string, error) {
+	var words []string
+	for _, text := range texts {
+		word, err := quote(text)
+		if err != nil {
+			return "", err
+		}
+		words = append(words, word)
+	}
+	return "[" + strings.Join(words, ", ") + "]", nil
 }
 
 // shell writes a text as one word of sh.

@@ -47,6 +47,17 @@ that could not be found out.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runMigrate(cmd.Context(), f) },
 	}))
+	f.add(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.requireKey, "require-key", currentKey, "`KEYID` under which everything is to be, or \"current\"")
+	flags.StringVar(&f.opts.Namespace, "namespace", f.opts.Namespace, "where the Secrets and ConfigMaps are made and deleted that show what an API server writes")
+	duration.Var(flags, &f.opts.Wait, "wait", f.opts.Wait, "how long to wait until every API server writes under the key")
+	flags.BoolVar(&f.opts.DryRun, "dry-run", false, "write nothing: count what would be rewritten, and name the API servers")
+	return cmd
+}
+
+// add is for the commands that have API servers rewrite what etcd holds.
+func (f *migrateFlags) add(cmd *cobra.Command) {
 	f.addLive(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.kube.Kubeconfig, "kubeconfig", "", "`file` (default: $KUBECONFIG, ~/.kube/config, "+kubeapi.AdminKubeconfig+")")
@@ -55,19 +66,15 @@ that could not be found out.`,
 	flags.StringArrayVar(&f.groups, "group-server", nil, "`GROUP=URL` of an API server that kube-apiserver passes a group on to (an APIService with a Service); give all of them")
 	flags.StringVar(&f.encryption, "encryption-config", "", "the API servers' EncryptionConfiguration `file`: also rewrite what is under another provider name than it has")
 	flags.StringVar(&f.kube.ServerName, "tls-server-name", "", "name in the API servers' certificates (default: the kubeconfig's, or their address)")
-	flags.StringVar(&f.requireKey, "require-key", currentKey, "`KEYID` under which everything is to be, or \"current\"")
 	flags.StringSliceVar(&f.opts.Resources, "resources", f.opts.Resources, "what to migrate, as an EncryptionConfiguration names it")
 	flags.BoolVar(&f.opts.AllowEmpty, "allow-empty", false, "a resource of --resources without any object is no finding")
 	acceptUnreadable(cmd, &f.opts.Accepted)
-	flags.StringVar(&f.opts.Namespace, "namespace", f.opts.Namespace, "where the Secrets and ConfigMaps are made and deleted that show what an API server writes")
 	flags.Float64Var(&f.opts.Rate, "rate", f.opts.Rate, "objects per second at most, over all API servers")
 	flags.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "requests at a time")
-	duration.Var(flags, &f.opts.Wait, "wait", f.opts.Wait, "how long to wait until every API server writes under the key")
-	flags.BoolVar(&f.opts.DryRun, "dry-run", false, "write nothing: count what would be rewritten, and name the API servers")
-	return cmd
 }
 
-func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
+// check looks at the flags' form before anything is read.
+func (f *migrateFlags) check() error {
 	if f.opts.Rate <= 0 || f.opts.Parallel <= 0 || f.opts.Wait < 0 || len(f.opts.Resources) == 0 {
 		return errors.New("--rate and --parallel must be above 0, --wait must not be negative, --resources must name one")
 	}
@@ -76,6 +83,13 @@ func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
 	}
 	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--namespace %q is not a valid name", f.opts.Namespace), "name a namespace that is there, such as default")
+	}
+	return nil
+}
+
+func (c *command) runMigrate(ctx context.Context, f *migrateFlags) error {
+	if err := f.check(); err != nil {
+		return err
 	}
 	ctx, stop := c.process.UntilSignal(ctx)
 	defer stop()

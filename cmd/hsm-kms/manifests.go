@@ -81,14 +81,20 @@ func (flags *manifestFlags) add(cmd *cobra.Command, name string) {
 		set.StringVar(&flags.EncryptionConfig, "path", "/etc/kubernetes/enc/encryption.yaml", "where kube-apiserver finds its EncryptionConfiguration")
 	case "podmonitor", "scrape-config":
 		set.StringVar(&flags.Cluster, "cluster", "", "value of the label cluster, by which alerts tell clusters apart (default: the name of the key ring)")
-	case "systemd", "rotate-timer":
+	case "systemd", "rotate-timer", "operator":
 		set.StringVar(&flags.Program, "program", "/usr/local/bin/hsm-kms", "where hsm-kms is installed")
 	}
 	switch name {
-	case "static-pod", "sidecar":
+	case "static-pod", "sidecar", "operator-pod":
 		set.StringVar(&flags.Image, "image", "", "image of the program, required: the one that you built and pushed")
 	}
 	switch name {
+	case "operator", "operator-pod":
+		set.StringSliceVar(&flags.Resources, "resources", []string{"secrets"}, "what hsm-kms operate rewrites after a rotation: the same as in the EncryptionConfiguration")
+		cmd.Example = "  hsm-kms manifests operator --file operate-rbac.yaml --output operate-rbac.yaml"
+		if name == "operator-pod" {
+			cmd.Example = "  hsm-kms manifests operator-pod --image registry.example.com/hsm-kms:1.0.0 --output /etc/kubernetes/manifests/hsm-kms-operate.yaml"
+		}
 	case "sidecar":
 		set.StringVar(&flags.Container, "container", "kube-apiserver", "name of the container that runs kube-apiserver")
 		cmd.Example = "  hsm-kms manifests sidecar --config config.yaml --image registry.example.com/hsm-kms:1.0.0 --output hsm-kms-sidecar.yaml"

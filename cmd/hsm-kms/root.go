@@ -103,7 +103,7 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
 		Version:       version,
 	})
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.config(), c.doctor(), c.manifests(), c.bench(), c.conformance(), c.version())
+	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.operate(), c.config(), c.doctor(), c.manifests(), c.bench(), c.conformance(), c.version())
 	root.AddCommand(c.packaging()...)
 	return root
 }

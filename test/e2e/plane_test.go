@@ -42,6 +42,7 @@ type node struct {
 type planeOptions struct {
 	apart     bool     // each node's token is a copy of the first's
 	resources []string // to encrypt
+	args      []string // more flags for the API servers
 	create    func(p *plane, n *node)
 }
 
@@ -92,7 +93,7 @@ func newPlaneWith(t *testing.T, opts planeOptions) *plane {
 			opts.create(p, n)
 		}
 		n.cluster, err = kube.New(kube.Options{
-			Bin: bin.Kube, Dir: filepath.Join(dir, "kube-"+n.name), Socket: n.plugin.Socket(), Etcd: p.etcd, Resources: opts.resources,
+			Bin: bin.Kube, Dir: filepath.Join(dir, "kube-"+n.name), Socket: n.plugin.Socket(), Etcd: p.etcd, Resources: opts.resources, Args: opts.args,
 		})
 		if err != nil {
 			t.Fatal(err)

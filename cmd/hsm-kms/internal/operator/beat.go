@@ -1,0 +1,209 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
+)
+
+// requestLimit bounds one request about a Lease, and what people see.
+const requestLimit = 10 * time.Second
+
+const leaderLease = "hsm-kms-operate"
+
+// leadership is what this instance knows of it.
+type leadership struct {
+	lease   *coordinationv1.Lease // held, as it was renewed last; nil: another one leads
+	renewed time.Time
+	ctx     context.Context //nolint:containedctx // ends when this one leads no more
+	end     context.CancelFunc
+}
+
+// beat publishes what the plugin says, on change and at each interval, and keeps the leadership or tries to get it.
+func (o *Operator) beat(ctx context.Context) {
+	tick := time.NewTicker(o.cfg.Interval / 3)
+	defer tick.Stop()
+	defer o.step(ctx)
+	var published, campaigned time.Time
+	failed := false
+	for {
+		changed, now := o.look(ctx), time.Now()
+		var err error
+		if changed || now.Sub(published) >= o.cfg.Interval {
+			if err = o.publish(ctx); err == nil {
+				published = now
+			}
+		}
+		if now.Sub(campaigned) >= o.cfg.Interval {
+			campaigned = now
+			_, leadErr := o.campaign(ctx, now)
+			err = errors.Join(err, leadErr)
+		}
+		if (err != nil) != failed && ctx.Err() == nil {
+			if failed = err != nil; failed {
+				o.cfg.Log.Warn("the Leases of this node cannot be written; it is tried again", "error", err)
+			} else {
+				o.cfg.Log.Info("the Leases of this node are written again")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// look asks the plugin, and reports whether it says something else than before.
+func (o *Operator) look(ctx context.Context) (changed bool) {
+	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
+	defer cancel()
+	answer, err := kmsplugin.StatusOf(ctx, o.cfg.Socket)
+	self := nodeOf(&o.cfg, answer, err)
+	self.CertificateEnds, _ = kubeapi.Expires(o.cfg.Kube) // what is wrong with the kubeconfig is told by each request
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	changed = !self.equal(o.self)
+	o.self = self
+	return changed
+}
+
+// publish writes what the plugin says into the Lease of this node.
+func (o *Operator) publish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	o.mu.Lock()
+	own := o.own
+	text, err := o.self.text()
+	o.own = nil // until it is written
+	o.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	own, err = o.renew(ctx, nodeLease(o.cfg.Node), own, func(lease *coordinationv1.Lease) {
+		lease.Labels = map[string]string{nodeLabel: "true"}
+		lease.Annotations = map[string]string{nodeAnnotation: text}
+	})
+	if err != nil {
+		return fmt.Errorf("publishing what the plugin says: %w", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.own = own
+	return nil
+}
+
+// renew makes a Lease this node's, if it is still as it was seen; seen nil: whatever it is.
+func (o *Operator) renew(ctx context.Context, name string, seen *coordinationv1.Lease, fill func(*coordinationv1.Lease)) (*coordinationv1.Lease, error) {
+	folder := "/apis/coordination.k8s.io/v1/namespaces/" + o.cfg.Migrate.Namespace + "/leases"
+	lease := &coordinationv1.Lease{}
+	if seen != nil {
+		seen.DeepCopyInto(lease)
+	} else if err := o.kube.Get(ctx, folder+"/"+name, lease); err != nil && !errors.Is(err, migrate.ErrGone) {
+		return nil, err
+	}
+	seconds := int32(o.cfg.validity() / time.Second)
+	now := metav1.NowMicro()
+	lease.TypeMeta = metav1.TypeMeta{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"}
+	lease.Name, lease.Namespace = name, o.cfg.Migrate.Namespace
+	lease.Spec.HolderIdentity, lease.Spec.LeaseDurationSeconds, lease.Spec.RenewTime = &o.cfg.Node, &seconds, &now
+	fill(lease)
+	written := &coordinationv1.Lease{}
+	if lease.ResourceVersion == "" {
+		return written, o.kube.Create(ctx, folder, lease, written)
+	}
+	return written, o.kube.Update(ctx, folder+"/"+name, lease, written)
+}
+
+// campaign keeps the leadership, or takes it when its holder shows no sign of life. leader is who leads then.
+func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, err error) {
+	limited, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	o.mu.Lock()
+	held, renewed := o.lead.lease, o.lead.renewed
+	o.mu.Unlock()
+	if held != nil {
+		lease, err := o.renew(limited, leaderLease, held, func(*coordinationv1.Lease) {})
+		if err == nil {
+			o.hold(ctx, lease, now)
+			return o.cfg.Node, nil
+		}
+		if !apierrors.IsConflict(err) && !errors.Is(err, migrate.ErrGone) && now.Sub(renewed) < o.cfg.validity()*2/3 {
+			return o.cfg.Node, fmt.Errorf("keeping the leadership: %w", err)
+		}
+		o.step(ctx) // somebody else wrote it, or has a right to soon
+	}
+	lease := &coordinationv1.Lease{}
+	err = o.kube.Get(limited, "/apis/coordination.k8s.io/v1/namespaces/"+o.cfg.Migrate.Namespace+"/leases/"+leaderLease, lease)
+	if err != nil && !errors.Is(err, migrate.ErrGone) {
+		return "", fmt.Errorf("asking who leads: %w", err)
+	}
+	holder := holderOf(lease)
+	if err == nil && holder != o.cfg.Node && !o.expired(lease, now) {
+		return holder, nil
+	}
+	if err != nil {
+		lease = nil // there is none
+	}
+	lease, err = o.renew(limited, leaderLease, lease, func(*coordinationv1.Lease) {})
+	if err != nil {
+		return "", nil //nolint:nilerr // another one was quicker
+	}
+	o.cfg.Log.Info("this node leads", "before", holder)
+	o.hold(ctx, lease, now)
+	return o.cfg.Node, nil
+}
+
+// expired reports whether the leader's Lease has not changed for as long as it counts, by this machine's own clock.
+func (o *Operator) expired(lease *coordinationv1.Lease, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return now.Sub(o.sights.see(leaderLease, lease, now).At) > validityOf(lease, o.cfg.validity())
+}
+
+// hold notes that the leadership was kept or taken.
+func (o *Operator) hold(ctx context.Context, lease *coordinationv1.Lease, now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.lead.lease, o.lead.renewed = lease, now
+	if o.lead.ctx == nil {
+		o.lead.ctx, o.lead.end = context.WithCancel(ctx)
+	}
+}
+
+// step gives the leadership up, here alone: its Lease runs out.
+func (o *Operator) step(ctx context.Context) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lead.ctx == nil {
+		return
+	}
+	if ctx.Err() == nil {
+		o.cfg.Log.Warn("this node leads no more")
+	}
+	o.lead.end()
+	o.lead = leadership{}
+}
+
+// leading is a context for the leader's work, which ends with the leadership; nil: another one leads.
+func (o *Operator) leading() context.Context {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.lead.ctx
+}
+
+func holderOf(lease *coordinationv1.Lease) string {
+	if lease.Spec.HolderIdentity == nil {
+		return ""
+	}
+	return *lease.Spec.HolderIdentity
+}

@@ -1,0 +1,178 @@
+// Package operator is hsm-kms operate: what follows a rotation happens by itself, and is proven. Each control-plane node runs
+// one beside its plugin. Each publishes what its plugin says in a Lease of its own; one of them leads, and does what package
+// state decides: it looks at the API servers, has each of them write, has old objects rewritten (evidence/migrate), and reads
+// etcd until nothing is under the old key, twice, [Config.Settle] apart. It then names the command with which a person
+// retires the key.
+//
+// It reads no PIN, opens no token, handles no DEK, and makes and destroys no key. It depends on kmsplugin (the Status of the
+// plugin), evidence and envelope. Nothing depends on it: the plugin serves without it.
+//
+// What it remembers is in Config.StateDir: for each old key, the first clean report of etcd. All else is seen again by the
+// next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.
+//
+// Files: operator (the loop), beat (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is
+// done), kept (clean reports), keyring (what people see).
+package operator
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
+)
+
+// Config says what to operate on. All fields are required, save those of Migrate that its Defaults give.
+type Config struct {
+	Ring     string // name of the key ring
+	Socket   string // of the plugin on this node
+	Node     string // name of this node, unique among those of the ring
+	Hostname string // of this machine, as its kube-apiserver knows it
+	StateDir string
+	Version  string        // of the program
+	Interval time.Duration // between two signs of life, and between two passes
+	Settle   time.Duration // between the two clean readings of etcd
+	Recheck  time.Duration // between two readings of etcd while nothing is to be done
+	Kube     kubeapi.Config
+	Groups   []string // GROUP=URL of API servers of aggregated APIs
+	Etcd     sources.Options
+	Migrate  migrate.Options // Namespace is that of the Leases too
+	// RetireFlags are those that keys retire needs to read the same etcd, and judge it by the same rules.
+	RetireFlags string
+	Log         *slog.Logger
+}
+
+// unknownAfter is how many intervals a Lease may stay the same.
+const unknownAfter = 4
+
+// validity is how long a Lease of ours counts.
+func (c *Config) validity() time.Duration { return unknownAfter * c.Interval }
+
+// Operator is one instance. Run or Once is called once.
+type Operator struct {
+	cfg  Config
+	kube *kubeapi.Client
+
+	// Of the leader, used by the goroutine of the passes alone.
+	world   state.World
+	servers []*kubeapi.Server
+	report  *evidence.Report // the last reading, without any requirement
+	kept    kept
+	shown   shown
+
+	hostnames map[string]bool // of the nodes that are known, in lower case
+	ending    string          // a node whose certificate ends soon; empty: none
+
+	mu     sync.Mutex // guards all below
+	sights sights
+	own    *coordinationv1.Lease // of this node, as it was written last; nil: it is asked for first
+	self   node                  // what the plugin of this node said last
+	lead   leadership
+	left   int64 // objects not under the key yet, while they are rewritten
+}
+
+// New checks what a person must correct and makes an instance. Nothing is asked yet.
+func New(cfg Config) (*Operator, error) {
+	kube, err := kubeapi.Open(cfg.Kube)
+	if err != nil {
+		return nil, err
+	}
+	o := &Operator{cfg: cfg, kube: kube, sights: sights{}}
+	o.world = state.World{Settle: cfg.Settle, Recheck: cfg.Recheck, Trouble: map[state.Action]state.Trouble{}}
+	if o.kept, err = openKept(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// Run goes on until ctx ends. Whatever fails is tried again.
+func (o *Operator) Run(ctx context.Context) {
+	var beating sync.WaitGroup
+	defer beating.Wait()
+	beating.Go(func() { o.beat(ctx) })
+	tick := time.NewTicker(o.cfg.Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if leading := o.leading(); leading != nil {
+			o.pass(leading)
+			continue
+		}
+		o.forget()
+	}
+}
+
+// forget drops what a leader knew: the next time it leads, it sees everything again.
+func (o *Operator) forget() {
+	o.world.Servers, o.world.Proof, o.world.Etcd, o.report, o.servers = nil, nil, nil, nil, nil
+	clear(o.world.Trouble)
+	o.shown = shown{}
+}
+
+// Result is what one pass came to.
+type Result struct {
+	Leader string `json:"leader"` // the node that leads; empty: nobody does, as far as is known
+	// Status is the leader's; nil: another node leads.
+	Status *Status `json:"status"`
+}
+
+// Once makes one pass: publishes what the plugin says, and does what is due if this node leads. The error is why this node
+// could not publish or see the others.
+func (o *Operator) Once(ctx context.Context) (*Result, error) {
+	o.sights = loadSights(o.cfg.StateDir)
+	o.look(ctx)
+	if err := o.publish(ctx); err != nil {
+		return nil, err
+	}
+	leader, err := o.campaign(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	result := &Result{Leader: leader}
+	if leading := o.leading(); leading != nil {
+		result.Status = o.pass(leading)
+	}
+	return result, o.sights.save(o.cfg.StateDir)
+}
+
+// pass sees the nodes again, and does what is due until there is nothing to do but wait.
+func (o *Operator) pass(ctx context.Context) *Status {
+	nodes, err := o.nodes(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			o.cfg.Log.Warn("the nodes' Leases cannot be read; nothing is done meanwhile", "error", err)
+		}
+		return o.show(ctx, state.Decision{State: state.Blocked, Reason: "the nodes' Leases cannot be read: " + err.Error(), Hint: "see that the API server answers, and that this identity may list leases: docs/operate.md"})
+	}
+	o.world.Nodes = nodes
+	var d state.Decision
+	for range maxSteps {
+		o.world.Now, o.world.Clean = time.Now(), o.kept.times()
+		d = state.Next(o.world)
+		if d.Do == state.Wait || ctx.Err() != nil {
+			break
+		}
+		if d.Do == state.Prove || d.Do == state.Migrate {
+			o.show(ctx, d)
+		}
+		o.do(ctx, d)
+	}
+	if ctx.Err() != nil {
+		return nil // it ends, or leads no more
+	}
+	return o.show(ctx, d)
+}
+
+// maxSteps bounds the actions of one pass. The longest way has about ten.
+const maxSteps = 30

@@ -1,0 +1,335 @@
+package operator
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+)
+
+const leases = "/apis/coordination.k8s.io/v1/namespaces/" + namespace + "/leases/"
+
+// A node publishes what its plugin says, and another one sees it as soon as its Lease has changed under its eyes.
+func TestNodesSeeEachOther(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	old, current := keyID(t, time.Now().Add(-2*time.Hour)), keyID(t, time.Now().Add(-time.Hour))
+	p := newPlugin(t, current, old)
+	one, two := newOperator(t, a, p, "n1"), newOperator(t, a, p, "n2")
+	publish := func(o *Operator) {
+		t.Helper()
+		o.look(t.Context())
+		if err := o.publish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	see := func() state.Node {
+		t.Helper()
+		nodes, err := one.nodes(t.Context())
+		if err != nil || len(nodes) != 2 || nodes[0].Name != "n1" || nodes[0].Unknown != "" {
+			t.Fatalf("%+v, %v", nodes, err)
+		}
+		return nodes[1]
+	}
+	publish(one)
+	publish(two)
+	if n := see(); n.Unknown == "" || n.Until.IsZero() {
+		t.Errorf("at first sight: %+v", n)
+	}
+	publish(two)
+	n := see()
+	if n.Unknown != "" || n.Problem != "" || n.Current.ID != current || n.Current.Activates.IsZero() || len(n.Retained) != 1 || n.Retained[0].ID != old {
+		t.Errorf("when it was seen to change: %+v", n)
+	}
+	p.mu.Lock()
+	p.healthz = "the HSM is away"
+	p.mu.Unlock()
+	publish(two)
+	if n := see(); n.Problem != "the HSM is away" {
+		t.Errorf("with a plugin that is not well: %+v", n)
+	}
+	for name, wrong := range map[string]func(*node){
+		"protocol 2":                     func(n *node) { n.Protocol = 2 },
+		"need a --namespace each":        func(n *node) { n.Ring = "other" },
+		"which is no key_id of the ring": func(n *node) { n.KeyID, n.Problem = "other/x00/0011223344556677", "" },
+	} {
+		two.mu.Lock()
+		was := two.self
+		wrong(&two.self)
+		two.mu.Unlock()
+		if err := two.publish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := see(); !strings.Contains(n.Unknown+n.Problem, name) {
+			t.Errorf("%s: %+v", name, n)
+		}
+		two.mu.Lock()
+		two.self = was
+		two.mu.Unlock()
+	}
+	one.sights[nodeLease("n2")] = sight{Version: one.sights[nodeLease("n2")].Version, At: time.Now().Add(-time.Minute), Changed: true}
+	if n := see(); !strings.Contains(n.Unknown, "has not changed for") {
+		t.Errorf("after a minute: %+v", n)
+	}
+}
+
+// One leads; the other takes over when the leader's Lease stays the same, and the first one notices that it lost.
+func TestLeadership(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	p := newPlugin(t, keyID(t, time.Now()))
+	one, two := newOperator(t, a, p, "n1"), newOperator(t, a, p, "n2")
+	campaign := func(o *Operator, now time.Time, want string) {
+		t.Helper()
+		if leader, err := o.campaign(t.Context(), now); err != nil || leader != want {
+			t.Fatalf("%s: %q leads (%v), want %q", o.cfg.Node, leader, err, want)
+		}
+	}
+	now := time.Now()
+	campaign(one, now, "n1")
+	campaign(two, now, "n1")
+	campaign(one, now, "n1")
+	leading := one.leading()
+	if leading == nil || two.leading() != nil {
+		t.Fatal("not the one that leads")
+	}
+	campaign(two, now.Add(5*time.Second), "n1") // it was seen to change just now
+	campaign(two, now.Add(10*time.Second), "n2")
+	campaign(one, now.Add(10*time.Second), "n2")
+	if leading.Err() == nil || one.leading() != nil || two.leading() == nil {
+		t.Error("the first one still leads")
+	}
+
+	a.set(func() { a.down = true })
+	if _, err := two.campaign(t.Context(), now.Add(11*time.Second)); err == nil || two.leading() == nil {
+		t.Errorf("an API server that is down for a moment: %v, leads: %v", err, two.leading() != nil)
+	}
+	if _, err := two.campaign(t.Context(), now.Add(13*time.Second)); err == nil || two.leading() != nil {
+		t.Errorf("an API server that is down for most of the Lease: %v, leads: %v", err, two.leading() != nil)
+	}
+}
+
+// An API server, a plugin and an etcd that are away never end it, and nothing is written meanwhile.
+func TestEverythingAway(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	p := newPlugin(t, keyID(t, time.Now().Add(-time.Hour)))
+	o := newOperator(t, a, p, "n1")
+	o.cfg.Interval = 20 * time.Millisecond
+	a.set(func() { a.down = true })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); o.Run(ctx) }()
+	wait := func(what string, ok func() bool) {
+		t.Helper()
+		deadline := time.Now().Add(30 * time.Second)
+		for !ok() {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	asked := func(n int) func() bool {
+		return func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.requests > n }
+	}
+	wait("it does not ask", asked(5))
+	if n := a.count("/"); n != 0 {
+		t.Errorf("%d objects were made", n)
+	}
+	a.set(func() { a.down = false })
+	var ring keyRing
+	wait("no KeyRing when the API server is back", func() bool { return a.get(t, keyRings+"/ring", &ring) && ring.Status.State == state.Blocked })
+	if !strings.Contains(ring.Status.Message, "127.0.0.1:1") && ring.Status.Hint == "" {
+		t.Errorf("what it says of an etcd that is away: %+v", ring.Status)
+	}
+	if a.count("/api/v1/namespaces/"+namespace) != 0 {
+		t.Error("it planted something")
+	}
+	p.mu.Lock()
+	p.healthz = "the HSM is away"
+	p.mu.Unlock()
+	wait("the plugin's problem is not told", func() bool {
+		a.get(t, keyRings+"/ring", &ring)
+		return strings.Contains(ring.Status.Message, "the HSM is away")
+	})
+	if a.count("/api/v1/namespaces/default/events/") == 0 {
+		t.Error("there is no Event")
+	}
+	cancel()
+	<-ended
+}
+
+// Without the CRD the state stands in the log and in the result.
+func TestWithoutCRD(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.crd = false
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	result, err := o.Once(t.Context())
+	if err != nil || result.Leader != "n1" || result.Status == nil || result.Status.State != state.Active || result.Status.NextStep == "" {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	if a.count(keyRings) != 0 || a.count("/api/v1/namespaces/default/events/") != 0 {
+		t.Error("it wrote what nobody reads")
+	}
+}
+
+// What a pass saw counts for the next one, in another process.
+func TestOnce(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	p := newPlugin(t, keyID(t, time.Now()))
+	one, two := newOperator(t, a, p, "n1"), newOperator(t, a, p, "n2")
+	pass := func(o *Operator, want state.Name, leader string) {
+		t.Helper()
+		again := newOperator(t, a, p, o.cfg.Node)
+		again.cfg.StateDir = o.cfg.StateDir
+		result, err := again.Once(t.Context())
+		if err != nil || result.Leader != leader || (want != "") != (result.Status != nil) || want != "" && result.Status.State != want {
+			t.Fatalf("%+v (%+v), %v", result, result.Status, err)
+		}
+	}
+	pass(one, state.Active, "n1")
+	pass(two, "", "n1")
+	pass(one, state.Converging, "n1") // it sees the other one for the first time
+	pass(two, "", "n1")
+	pass(one, state.Active, "n1")
+}
+
+// The history goes on under a new leader, has an end, and says nothing twice.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	p := newPlugin(t, keyID(t, time.Now()))
+	one := newOperator(t, a, p, "n1")
+	states := []state.Name{state.Steady, state.Announced}
+	for i := range maxHistory + 3 {
+		for range 2 {
+			one.show(t.Context(), state.Decision{State: states[i%2], Reason: "because"})
+		}
+	}
+	one.show(t.Context(), state.Decision{State: state.Retirable, Reason: "done", Retirable: []string{"ring/x00/0011223344556677"}})
+	var ring keyRing
+	a.get(t, keyRings+"/ring", &ring)
+	if n := len(ring.Status.History); n != maxHistory || ring.Status.History[n-1].State != state.Retirable || !strings.Contains(ring.Status.Command, "hsm-kms keys retire ring/x00/0011223344556677 --evidence "+one.cfg.StateDir) {
+		t.Errorf("%+v", ring.Status)
+	}
+	two := newOperator(t, a, p, "n2")
+	two.show(t.Context(), state.Decision{State: state.Steady, Reason: "and again"})
+	a.get(t, keyRings+"/ring", &ring)
+	if n := len(ring.Status.History); n != maxHistory || ring.Status.History[n-2].State != state.Retirable || ring.Status.Leader != "n2" || ring.Status.Command != "" || len(ring.Status.Retirable) != 0 {
+		t.Errorf("%+v", ring.Status)
+	}
+	if n := a.count("/api/v1/namespaces/default/events/"); n != maxHistory+5 {
+		t.Errorf("%d Events", n)
+	}
+}
+
+// When nothing is to be done, a leader asks the API server three times an interval, and the others twice.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	p := newPlugin(t, keyID(t, time.Now()))
+	one, two := newOperator(t, a, p, "n1"), newOperator(t, a, p, "n2")
+	interval := func(o *Operator, lead bool) int {
+		t.Helper()
+		a.set(func() { a.requests = 0 })
+		o.look(t.Context())
+		if err := o.publish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.campaign(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if lead {
+			o.pass(t.Context())
+		}
+		return a.requests
+	}
+	for range 3 { // beginnings
+		interval(one, true)
+		interval(two, false)
+	}
+	if n := interval(one, true); n != 3 {
+		t.Errorf("the leader: %d requests", n)
+	}
+	if n := interval(two, false); n != 2 {
+		t.Errorf("another one: %d requests", n)
+	}
+}
+
+// A folder that others may change is no place for what a key is retired by.
+func TestStateDirOfOthers(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openKept(dir); err == nil || hint.Of(err) == "" {
+		t.Errorf("%v", err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := strings.ReplaceAll("ring/x00/0011223344556677", "/", "_")
+	if err := os.WriteFile(filepath.Join(dir, keptPrefix+name+keptSuffix), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := openKept(dir); err != nil || len(k.files) != 0 {
+		t.Errorf("a file that is no evidence: %v, %v", k.files, err)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	o := &Operator{hostnames: map[string]bool{"cp-1": true, "cp-2": true}, world: state.World{Nodes: make([]state.Node, 2)}}
+	for _, c := range []struct {
+		hosts   []string
+		servers int
+		says    string // empty: nobody is missing
+	}{
+		{nil, 2, ""},
+		{[]string{"cp-1", "cp-2"}, 2, ""},
+		{[]string{"cp-1", "", "cp-2"}, 2, "name each with --server"},
+		{[]string{"cp-1", "cp-3"}, 2, "cp-3"},
+		{[]string{"cp-1", "cp-2"}, 3, "run it beside each"},
+	} {
+		if got := o.missing(c.hosts, c.servers); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%v, %d servers: %q", c.hosts, c.servers, got)
+		}
+	}
+}
+
+// A clock that is set back makes what was seen new: it must change before it counts.
+func TestSights(t *testing.T) {
+	t.Parallel()
+	s, now := sights{}, time.Now()
+	lease := &coordinationv1.Lease{}
+	see := func(version string, at time.Time) sight {
+		lease.ResourceVersion = version
+		return s.see("x", lease, at)
+	}
+	if got := see("1", now); got.Changed {
+		t.Error("changed at first sight")
+	}
+	if got := see("2", now.Add(time.Second)); !got.Changed {
+		t.Error("no change was seen")
+	}
+	if got := see("2", now.Add(time.Minute)); !got.Changed || !got.At.Equal(now.Add(time.Second)) {
+		t.Errorf("%+v", got)
+	}
+	if got := see("2", now.Add(-time.Hour)); got.Changed || !got.At.Equal(now.Add(-time.Hour)) {
+		t.Errorf("after a step back: %+v", got)
+	}
+}

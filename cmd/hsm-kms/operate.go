@@ -63,7 +63,7 @@ exits 1 when a person has to do something, 2 when it cannot run.`,
 	flags.StringVar(&f.opts.Namespace, "namespace", "hsm-kms", "where the Leases are, and the objects that show what an API server writes; one for each ring")
 	flags.StringVar(&f.Node, "node", "", "name of this node, different on each (default: the name of this machine)")
 	flags.StringVar(&f.StateDir, "state-dir", operator.DefaultStateDir, "folder for the clean reports of etcd, which keys retire takes as --evidence")
-	duration.Var(flags, &f.Interval, "interval", 30*time.Second, "how often this node shows that it lives, and the leader looks; without a sign for four of them a node is unknown")
+	duration.Var(flags, &f.Interval, "interval", 30*time.Second, "time between two writes of this node's Lease, and between two passes of the leader; a Lease that stays the same for four of them counts no longer")
 	duration.Var(flags, &f.Settle, "settle", gate.DefaultSettle, "how far apart the two clean readings of etcd are")
 	duration.Var(flags, &f.Recheck, "recheck", time.Hour, "how often etcd is read while nothing is to be done")
 	flags.BoolVar(&f.once, "once", false, "make one pass and end")
@@ -94,7 +94,7 @@ func (c *command) runOperate(ctx context.Context, f *operateFlags) error {
 	}
 	result, err := o.Once(ctx)
 	if err != nil {
-		return hint.Wrap(err, "see that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints")
+		return hint.Wrap(err, "check that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints")
 	}
 	if ctx.Err() != nil {
 		return app.Finding(hint.Wrap(errors.New("stopped in the middle of the pass"), "run it again: it does what is left"))

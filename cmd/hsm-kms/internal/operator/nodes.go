@@ -189,7 +189,7 @@ func (o *Operator) ends(name string, at time.Time) {
 type sight struct {
 	Version string    `json:"version"` // resourceVersion
 	At      time.Time `json:"at"`
-	Changed bool      `json:"changed"` // it was seen with another version before: whoever writes it lives
+	Changed bool      `json:"changed"` // it was seen with another version before: its writer lives
 }
 
 // sights are by name of Lease.

@@ -42,7 +42,7 @@ func (w *World) nodes() (Decision, bool) {
 			return Decision{State: Converging, Do: Wait, Reason: fmt.Sprintf("waiting for the node %s: %s", n.Name, n.Unknown), Next: n.Until}, true
 		case n.Unknown != "":
 			return blocked(fmt.Sprintf("nothing is known of the node %s: %s", n.Name, n.Unknown),
-				"see that hsm-kms operate of that node runs, has this version, and reaches an API server; if the node is gone for good, delete its Lease: docs/operate.md#a-node-is-gone"), true
+				"check that hsm-kms operate of that node runs, has this version, and reaches an API server; if the node is gone for good, delete its Lease: docs/operate.md#a-node-is-gone"), true
 		case n.Problem != "":
 			return blocked(fmt.Sprintf("the plugin of the node %s is not well: %s", n.Name, n.Problem), "see hsm-kms status and the plugin's log on that node"), true
 		}
@@ -266,7 +266,7 @@ func (w *World) proven(current Key, within time.Duration) (Decision, bool) {
 		return w.attempt(Active, Look, "the API servers are looked at"), false
 	}
 	if w.Servers.Missing != "" || w.Servers.NotReady != "" {
-		d := blocked(cmp.Or(w.Servers.Missing, w.Servers.NotReady), "see that every API server and its plugin run; docs/operate.md#api-servers")
+		d := blocked(cmp.Or(w.Servers.Missing, w.Servers.NotReady), "check that every API server and its plugin run; docs/operate.md#api-servers")
 		if retry := w.Servers.At.Add(RetryFirst); !w.Now.Before(retry) {
 			d.Do = Look
 		} else {

@@ -69,8 +69,20 @@ func ClusterOf(all []Binding) (uid string, err error) {
 	return uid, nil
 }
 
-// binding reads the binding on a session of its own.
+// binding reads the binding on a session of its own. A worker that is replaced ends under the reading, which is then made in
+// the next one.
 func (t *Token) binding(ctx context.Context) (uid string, err error) {
+	uid, err = t.bindingOnce(ctx)
+	if !errors.Is(err, p11.ErrEnded) {
+		return uid, err
+	}
+	if _, err := t.ready(ctx); err != nil {
+		return "", err
+	}
+	return t.bindingOnce(ctx)
+}
+
+func (t *Token) bindingOnce(ctx context.Context) (uid string, err error) {
 	result := make(chan Binding, 1)
 	err = t.onOwnSession(ctx, "reading the binding", false, func(api p11.API, gen *generation, s *p11.Session) error {
 		uid, err := t.readBinding(api, *s)

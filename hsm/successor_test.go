@@ -276,3 +276,18 @@ func TestReadingDuringReplacement(t *testing.T) {
 		r.wantWorkers(1, 2)
 	})
 }
+
+// A reading of the ring's cluster whose worker ends is made in the next one.
+func TestBindingInTheNextWorker(t *testing.T) {
+	t.Parallel()
+	inBubble(t, 2, nil, func(r *rig) {
+		r.connect()
+		r.hsm.set(func(c fakeCall) fakeFault { return fakeFault{dies: c.worker == 1} })
+		for _, b := range r.set.Bindings(r.ctx) {
+			if b.Err != nil || b.Cluster != "" {
+				r.t.Errorf("%+v", b)
+			}
+		}
+		r.wantWorkers(1, 2)
+	})
+}

@@ -239,6 +239,9 @@ func sortFindings(less func(a, b evidence.Finding) bool) cmp.Option {
 
 // Memory must not depend on what somebody wrote: neither on made-up key_ids nor on undecodable values.
 func TestBounds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	m := &memory{}
 	for i := range evidence.MaxNamed + 10 {

@@ -49,6 +49,9 @@ func TestDestroyAbandonedBefore(t *testing.T) {
 
 // A token that answers nothing any more: what became of the key is unknown, and stays so until it can be looked at.
 func TestDestroyUnknown(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	b := newBench(t, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 200 * time.Millisecond })
 	b.generate(time.Now().Add(time.Hour))

@@ -128,6 +128,9 @@ func containsAll(text string, parts ...string) bool {
 // A library that reads its keys once does not show the process that made a key that key. It is made all the same, and told so,
 // whatever the call said; and no second one with its CKA_ID is made.
 func TestGenerateWithAFrozenLibrary(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	const fn = "C_GenerateKey"
 	for name, test := range map[string]struct {

@@ -299,6 +299,9 @@ func TestAttemptOutOfTime(t *testing.T) {
 
 // Ten minutes of an outage, of each kind, and how many logins and workers that may cost. The load goes on.
 func TestOutageOfTenMinutes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	never := func() <-chan struct{} { return make(chan struct{}) }
 	fail := func(rv p11.RV) func(fakeCall) fakeFault {

@@ -82,6 +82,9 @@ func TestAlerts(t *testing.T) {
 }
 
 func TestAlertsWithPromtool(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	promtool := tool(t, "promtool")
 	paths := write(t, render(t, "alerts", manifests.Values{}))

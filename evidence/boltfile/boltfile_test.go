@@ -176,6 +176,9 @@ func pageAt(t *testing.T, data []byte, flags uint16) []byte {
 
 // Forged pages, each of which bbolt follows to a crash or forever.
 func TestForged(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for name, forge := range map[string]func(t *testing.T, data []byte){
 		"child is itself": func(t *testing.T, data []byte) {

@@ -126,6 +126,9 @@ func TestHostilePages(t *testing.T) { //nolint:paralleltest // the heap is measu
 // A store that gives whatever is asked for without an end, in large pages and keys that go on forever, is left in bounded
 // memory: what is held does not grow with what was read.
 func TestMemory(t *testing.T) { //nolint:paralleltest // the heap is measured
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	f := store(1)
 	var given atomic.Int64
 	value := make([]byte, 15<<20)

@@ -158,6 +158,9 @@ func TestLoose(t *testing.T) {
 // Pages follow the weight of their objects, so that neither end holds more than a few MiB; an answer that is too large
 // is asked for in pieces.
 func TestLargeValues(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	f := store(0)
 	for i := range 200 {

@@ -94,6 +94,9 @@ func hostileServers() map[string]hostileServer {
 // Whatever answers in an API server's place: the work ends soon, with a clear error, in bounded memory, and nothing is
 // deleted that is not ours.
 func TestHostileServer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for name, tc := range hostileServers() {
 		t.Run(name, func(t *testing.T) {
@@ -135,6 +138,9 @@ func TestNamesThatLeadElsewhere(t *testing.T) {
 
 // What servers say of 16 objects that fail, 256 KiB each, is kept in short.
 func TestLongReasons(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	s := newStore()
 	fill(s, 16, oldKey)
 	long := strings.Repeat("x", 1<<18)

@@ -12,6 +12,9 @@ import (
 
 // TestTornAtEveryByte: a crash may leave any part of the last record.
 func TestTornAtEveryByte(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	path := trail(t)
 	w := open(t, path)

@@ -85,6 +85,9 @@ func TestRowsTellWhatTheRingDid(t *testing.T) {
 // However fast the token is, no more seals than SealBudget are made, with those of five connections (a self-test makes two,
 // the first probe one).
 func TestSealBudget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var count Counter

@@ -114,7 +114,7 @@ func group(cmd *cobra.Command) *cobra.Command {
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return hint.Wrap(fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath()), didYouMean(cmd, "", args[0])+"see "+cmd.CommandPath()+" -h")
+			return hint.Wrap(fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath()), didYouMean(cmd, args[0])+"see "+cmd.CommandPath()+" -h")
 		}
 		return cmd.Help()
 	}
@@ -122,12 +122,12 @@ func group(cmd *cobra.Command) *cobra.Command {
 }
 
 // didYouMean names what among the subcommands of cmd resembles what was typed; "" for nothing.
-func didYouMean(cmd *cobra.Command, before, typed string) string {
+func didYouMean(cmd *cobra.Command, typed string) string {
 	if cmd.SuggestionsMinimumDistance <= 0 {
 		cmd.SuggestionsMinimumDistance = 2
 	}
 	if similar := cmd.SuggestionsFor(typed); len(similar) > 0 {
-		return "did you mean " + before + strings.Join(similar, " or "+before) + "? "
+		return "did you mean " + strings.Join(similar, " or ") + "? "
 	}
 	return ""
 }
@@ -138,12 +138,14 @@ func flagError(cmd *cobra.Command, err error) error {
 	if !ok {
 		return err
 	}
-	names := &cobra.Command{}
+	var names []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		names.AddCommand(&cobra.Command{Use: f.Name, Hidden: f.Hidden, Run: func(*cobra.Command, []string) {}})
+		if !f.Hidden {
+			names = append(names, f.Name)
+		}
 	})
-	if similar := didYouMean(names, "--", unknown.GetSpecifiedName()); similar != "" {
-		return hint.Wrap(err, similar+"see "+cmd.CommandPath()+" -h")
+	if near := hint.Nearest(unknown.GetSpecifiedName(), names); near != "" {
+		return hint.Wrap(err, "did you mean --"+near+"? see "+cmd.CommandPath()+" -h")
 	}
 	return err
 }

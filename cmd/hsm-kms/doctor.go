@@ -84,12 +84,14 @@ func (c *command) showFindings(found []doctor.Finding) error {
 	if c.structured() {
 		return c.json(found)
 	}
-	rows := [][]string{{"RESULT", "CHECK", "DETAIL"}}
+	on := isColoured(c.out)
+	rows := [][]string{{painted(on, usual, "RESULT"), "CHECK", "DETAIL"}}
 	for _, f := range found {
 		name := strings.TrimSpace(f.Check + " " + cmp.Or(f.Token, f.Ring))
-		rows = append(rows, []string{strings.ToUpper(string(f.Result)), name, strings.ReplaceAll(f.Detail, "\n", "; ")})
+		how := cmp.Or(map[doctor.Result]colour{doctor.Fail: red, doctor.Warn: yellow}[f.Result], usual)
+		rows = append(rows, []string{painted(on, how, strings.ToUpper(string(f.Result))), name, strings.ReplaceAll(f.Detail, "\n", "; ")})
 		if f.Hint != "" {
-			rows = append(rows, []string{"", "", "hint: " + f.Hint})
+			rows = append(rows, []string{painted(on, usual, ""), "", "hint: " + f.Hint})
 		}
 	}
 	return c.headed(rows)

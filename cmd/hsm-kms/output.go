@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"unicode"
 	"unicode/utf16"
 
+	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
 )
 
@@ -64,6 +66,29 @@ func (p printable) Write(text []byte) (int, error) {
 		return 0, err
 	}
 	return len(text), nil
+}
+
+// colour is one of a terminal's: the parameter of SGR, of two digits.
+type colour int
+
+const (
+	red    colour = 31
+	yellow colour = 33
+	usual  colour = 39
+)
+
+// isColoured reports whether what is written there may have colours: no-color.org.
+func isColoured(out io.Writer) bool {
+	file, ok := out.(*os.File)
+	return ok && os.Getenv("NO_COLOR") == "" && term.IsTerminal(int(file.Fd())) //nolint:gosec // a descriptor
+}
+
+// painted is the text of a cell in a colour. Every cell of a column is to be painted, so that all are longer by as much.
+func painted(on bool, how colour, text string) string {
+	if !on {
+		return text
+	}
+	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", how, text)
 }
 
 // headed writes rows for people; the first row is the heading, which --no-headers leaves out.

@@ -87,11 +87,12 @@ lint: ## gofmt, vet, staticcheck, govulncheck, shellcheck
 fuzz: need ## each fuzz target for FUZZTIME (20s)
 	@GO=$(GO) FUZZTIME=$(FUZZTIME) test/tools/fuzz.sh
 
-release: ## dist/: archives for Linux with checksums, the same bytes from every clone of the commit
+release: ## dist/: archives and packages for Linux, SBOMs, provenance, checksums: the same bytes from every clone; RELEASE_KEY signs
 	@GO=$(GO) test/tools/release.sh
 
 image: release ## dist/: an OCI image of each archive, made without Docker; IMAGE=registry.example.com/hsm-kms for its name
 	@$(GO) run ./test/tools/image -name $(IMAGE)
+	@test/tools/sign.sh
 
 tools: ## finds or builds kube-apiserver and etcd; the last line is their folder
 	@$(GO) build -o bin/tools ./test/tools

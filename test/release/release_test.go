@@ -40,11 +40,14 @@ func TestReproducible(t *testing.T) {
 	base := filepath.Join(t.TempDir(), "base")
 	run(t, root, nil, "git", "clone", "--quiet", "--bare", ".", base)
 	commit := strings.TrimSpace(run(t, base, nil, "git", "rev-parse", "HEAD"))
-	one := makeRelease(t, base, filepath.Join(t.TempDir(), "a"))
+	signed := filepath.Join(t.TempDir(), "a")
+	one := makeRelease(t, base, signed)
+	t.Run("verify", func(t *testing.T) { checkVerify(t, filepath.Join(signed, "dist")) })
 	for name := range one {
 		t.Log(name)
 	}
 	t.Run("contents", func(t *testing.T) { checkContents(t, one, commit) })
+	t.Run("package", func(t *testing.T) { checkPackage(t, one) })
 
 	modules := filepath.Join(t.TempDir(), "modules")
 	if err := os.Symlink(goEnv(t, "GOMODCACHE"), modules); err != nil {
@@ -103,15 +106,21 @@ func checkContents(t *testing.T, made map[string][]byte, commit string) {
 		if !strings.Contains(sums, hex.EncodeToString(sum[:])+"  "+name+"\n") {
 			t.Errorf("SHA256SUMS has not the checksum of %s:\n%s", name, sums)
 		}
-		here := strings.Contains(name, "-linux-"+runtime.GOARCH+".")
-		if strings.HasSuffix(name, ".oci.tar") {
+		here := strings.Contains(name, "-linux-"+runtime.GOARCH+".") || strings.Contains(name, "-linux-"+runtime.GOARCH+"-fips.")
+		switch path.Ext(name) {
+		case ".tar":
 			checkImage(t, content, here, commit)
 			continue
+		case ".json":
+			checkStatement(t, made, name, commit)
+			continue
+		case ".deb", ".rpm", ".apk":
+			continue // see checkPackage
 		}
 		top := strings.TrimSuffix(name, ".tar.gz")
 		files := unpack(t, content)
 		for _, must := range []string{
-			"hsm-kms", "build.txt", "LICENSE", "README.md", "SECURITY.md", "FORMAT.md", "docs/install.md", "completion/hsm-kms.bash",
+			"hsm-kms", "build.txt", "LICENSE", "README.md", "SECURITY.md", "FORMAT.md", "docs/install.md", "completion/hsm-kms.bash", "man/hsm-kms.1", "man/hsm-kms-keys-retire.1",
 			"completion/_hsm-kms", "completion/hsm-kms.fish", "licenses/go/LICENSE", "licenses/github.com/miekg/pkcs11/LICENSE",
 		} {
 			if len(files[path.Join(top, must)]) == 0 {
@@ -140,11 +149,14 @@ func checkProgram(t *testing.T, files map[string][]byte, top, commit string) {
 			t.Fatal(err)
 		}
 	}
-	var about struct{ Version, Commit string }
+	var about struct{ Version, Commit, FIPSModule, FIPSMode string }
 	if err := json.Unmarshal([]byte(run(t, dir, nil, "./hsm-kms", "version", "-o", "json")), &about); err != nil {
 		t.Fatal(err)
 	}
 	if about.Commit != commit || about.Version == "" || !strings.Contains(top, "-"+about.Version+"-") {
+		t.Errorf("%s says %+v", top, about)
+	}
+	if strings.HasSuffix(top, "-fips") != (about.FIPSModule == "v1.0.0" && about.FIPSMode == "on") {
 		t.Errorf("%s says %+v", top, about)
 	}
 	if out, err := exec.CommandContext(t.Context(), "bash", "-n", filepath.Join(dir, "hsm-kms.bash")).CombinedOutput(); err != nil {
@@ -152,6 +164,75 @@ func checkProgram(t *testing.T, files map[string][]byte, top, commit string) {
 	}
 	if said := run(t, dir, nil, "./hsm-kms", "__complete", "keys", "r"); !strings.Contains(said, "rotate") || !strings.Contains(said, "retire") {
 		t.Errorf("keys r is completed to %s", said)
+	}
+}
+
+// checkVerify signs the checksums with a new key, and verifies them by the commands of docs/install.md.
+func checkVerify(t *testing.T, dist string) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skipf("NOT CHECKED: nothing was signed: %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(root, "docs/install.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, commands, _ := strings.Cut(string(text), "<!-- tested: verify -->\n```sh\n")
+	commands, _, found := strings.Cut(commands, "```")
+	if !found {
+		t.Fatal("docs/install.md has no commands that verify a release")
+	}
+	key := filepath.Join(t.TempDir(), "key.pem")
+	run(t, dist, nil, "openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
+	run(t, dist, nil, "openssl", "ec", "-in", key, "-pubout", "-out", "hsm-kms.pub")
+	run(t, dist, []string{"RELEASE_KEY=" + key}, "../test/tools/sign.sh")
+	if said := run(t, dist, nil, "bash", "-euo", "pipefail", "-c", commands); !strings.Contains(said, "Verified OK") || !strings.Contains(said, ".deb: OK") {
+		t.Errorf("verified: %s", said)
+	}
+	sums := filepath.Join(dist, "SHA256SUMS")
+	if err := os.WriteFile(sums, []byte("changed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", "cd "+dist+"\n"+commands).CombinedOutput(); err == nil {
+		t.Errorf("checksums that were changed were verified: %s", out)
+	}
+}
+
+// checkStatement checks an SBOM, which every archive and package has, or the provenance, which names all of them.
+func checkStatement(t *testing.T, made map[string][]byte, name, commit string) {
+	t.Helper()
+	if of, isSBOM := strings.CutSuffix(name, ".cdx.json"); isSBOM {
+		var bom struct {
+			BOMFormat  string
+			Components []struct{ PURL string }
+		}
+		decode(t, made[name], &bom)
+		if made[of] == nil || bom.BOMFormat != "CycloneDX" || len(bom.Components) < 40 {
+			t.Errorf("%s: %s with %d components", name, bom.BOMFormat, len(bom.Components))
+		}
+		return
+	}
+	var statement struct {
+		Subject []struct {
+			Name   string
+			Digest map[string]string
+		}
+	}
+	decode(t, made[name], &statement)
+	named := map[string]bool{}
+	for _, s := range statement.Subject {
+		named[s.Name] = true
+		if sum := sha256.Sum256(made[s.Name]); s.Digest["sha256"] != hex.EncodeToString(sum[:]) {
+			t.Errorf("%s has not the digest of %s", name, s.Name)
+		}
+	}
+	for file := range made {
+		// The image is made of what is named.
+		if released := strings.HasPrefix(file, "hsm-kms") && file != name && !strings.Contains(file, ".oci.tar"); released && !named[file] {
+			t.Errorf("%s does not name %s", name, file)
+		}
+	}
+	if !strings.Contains(string(made[name]), commit) {
+		t.Errorf("%s does not name the commit", name)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
+	"github.com/hsm-kms/hsm-kms/test/tools/bom"
 	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
 )
 
@@ -44,6 +45,7 @@ func libraries(ctx context.Context, arch string, t time.Time) (*layer, error) {
 		if err := l.unpack(ctx, deb); err != nil {
 			return nil, fmt.Errorf("unpacking %s: %w", path.Base(fields[1]), err)
 		}
+		l.packages = append(l.packages, component(fields[1], arch, fields[2]))
 		if match := regexp.MustCompile(`/libc6_(\d+\.\d+)-`).FindStringSubmatch(fields[1]); match != nil {
 			l.glibc = match[1]
 		}
@@ -59,6 +61,13 @@ func libraries(ctx context.Context, arch string, t time.Time) (*layer, error) {
 		l.put("lib", file{mode: 0o777, link: "usr/lib"}),
 		l.put("lib64", file{mode: 0o777, link: "usr/lib64"}),
 	)
+}
+
+// component is a package of the list as an SBOM has it: its file is NAME_VERSION_ARCH.deb.
+func component(where, arch, sum string) bom.Component {
+	name, rest, _ := strings.Cut(path.Base(where), "_")
+	version, _, _ := strings.Cut(rest, "_")
+	return bom.Debian(name, version, arch, sum)
 }
 
 // fetch returns the package, from the cache or from Debian's mirrors. Its checksum decides, not where it came from.

@@ -14,14 +14,17 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/tools/bom"
 )
 
 // layer is one layer of the image: files in the order of their names, all of root and of one time, so that equal content gives
 // equal bytes.
 type layer struct {
-	time  time.Time
-	files map[string]file
-	glibc string // version of the C library in it; "": none
+	time     time.Time
+	files    map[string]file
+	glibc    string // version of the C library in it; "": none
+	packages []bom.Component
 }
 
 type file struct {

@@ -7,10 +7,10 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -22,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/test/tools/bom"
 )
 
 func main() {
@@ -57,42 +59,52 @@ func makeAll(ctx context.Context, dist, name string) error {
 			continue
 		}
 		file := strings.TrimSuffix(archive, ".tar.gz") + ".oci.tar"
-		sum, err := makeImage(ctx, archive, file, name, match[1], match[2])
-		if err != nil {
+		if err := makeImage(ctx, archive, file, name, match[1], match[2]); err != nil {
 			return fmt.Errorf("making %s: %w", file, err)
 		}
-		line := fmt.Sprintf("%s  %s\n", sum, filepath.Base(file))
-		if _, err := io.WriteString(io.MultiWriter(sums, os.Stdout), line); err != nil {
-			return fmt.Errorf("writing the checksum: %w", err)
+		for _, made := range []string{file, file + ".cdx.json"} {
+			content, err := os.ReadFile(made) //nolint:gosec // just written
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintf(io.MultiWriter(sums, os.Stdout), "%x  %s\n", sha256.Sum256(content), filepath.Base(made)); err != nil {
+				return fmt.Errorf("writing the checksum: %w", err)
+			}
 		}
 	}
 	return sums.Close()
 }
 
-// makeImage returns the SHA-256 of the file.
-func makeImage(ctx context.Context, archive, file, name, version, arch string) (string, error) {
+// makeImage writes the image, and its SBOM beside it.
+func makeImage(ctx context.Context, archive, file, name, version, arch string) error {
 	rel, err := readRelease(archive)
 	if err != nil {
-		return "", err
+		return err
 	}
 	layers := make([]*layer, 2) // the libraries change more seldom than the program
 	if layers[0], err = libraries(ctx, arch, rel.time); err != nil {
-		return "", err
+		return err
 	}
 	if err := fits(rel.program, layers[0].glibc); err != nil {
-		return "", err
+		return err
 	}
 	layers[1] = newLayer(rel.time)
 	if err := layers[1].add("usr/local/bin/hsm-kms", 0o755, rel.program); err != nil {
-		return "", err
+		return err
 	}
 	im := image{name: name + ":" + strings.ReplaceAll(version, "+", "-"), arch: arch, version: version, commit: rel.commit, created: rel.time}
 	content, err := im.archive(layers)
 	if err != nil {
-		return "", err
+		return err
 	}
-	sum := sha256.Sum256(content)
-	return hex.EncodeToString(sum[:]), os.WriteFile(file, content, 0o644) //nolint:gosec // a release is for all
+	var sbom bytes.Buffer
+	if err := bom.Write(&sbom, rel.program, filepath.Base(file), version, layers[0].packages...); err != nil {
+		return fmt.Errorf("describing it: %w", err)
+	}
+	if err := os.WriteFile(file+".cdx.json", sbom.Bytes(), 0o644); err != nil { //nolint:gosec // a release is for all
+		return err
+	}
+	return os.WriteFile(file, content, 0o644) //nolint:gosec // a release is for all
 }
 
 // release is what an image takes of an archive of make release.

@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,6 +26,14 @@ type walk struct {
 	lastUp    map[string]time.Time      // by token: when the ring last saw it
 	connected map[string]map[KeyID]bool // by token: what it has held since it was last connected
 	ever      map[string]map[KeyID]bool // by token: what it has held at all
+
+	grace, patience time.Duration // of the ring
+}
+
+// teller is told what is wrong.
+type teller interface {
+	Context() context.Context
+	Fatalf(format string, args ...any) // does not return
 }
 
 // walkGrace and walkPatience are the ring's Grace and AbsentAfter.
@@ -34,6 +43,7 @@ func newWalk() *walk {
 	w := &walk{
 		clock: newClock(), tokens: []*softToken{newSoftToken("a"), newSoftToken("b")}, named: map[KeyID]bool{}, sealed: map[KeyID][]byte{}, wakings: 1,
 		lastUp: map[string]time.Time{}, connected: map[string]map[KeyID]bool{}, ever: map[string]map[KeyID]bool{},
+		grace: walkGrace, patience: walkPatience,
 	}
 	for _, token := range w.tokens {
 		w.connected[token.name], w.ever[token.name] = map[KeyID]bool{}, map[KeyID]bool{}
@@ -44,7 +54,7 @@ func newWalk() *walk {
 
 // start begins a process that knows the floor.
 func (w *walk) start(floor KeyID) {
-	w.ring = NewRing(RingConfig{Name: "r", Profile: AESGCM, Now: w.clock.Now, Floor: floor, Grace: walkGrace, AbsentAfter: walkPatience}, softTokens(w.tokens))
+	w.ring = NewRing(RingConfig{Name: "r", Profile: AESGCM, Now: w.clock.Now, Floor: floor, Grace: w.grace, AbsentAfter: w.patience}, softTokens(w.tokens))
 	for _, token := range w.tokens {
 		w.lastUp[token.name] = w.clock.Now()
 	}
@@ -58,7 +68,7 @@ func (w *walk) put(token *softToken, k softKey) {
 }
 
 // becomes checks what must hold when a key becomes current that neither was before nor was opened under.
-func (w *walk) becomes(t *rapid.T, id KeyID) {
+func (w *walk) becomes(t teller, id KeyID) {
 	if id.IsZero() || w.named[id] || id == w.latest {
 		return
 	}
@@ -111,43 +121,49 @@ func (w *walk) actions() map[string]func(*rapid.T) {
 		"copy a key":    func(t *rapid.T) { w.put(w.aToken(t), w.aKey(t)) },
 		"destroy a key": func(t *rapid.T) { w.aToken(t).remove(w.aKey(t).ID) },
 		"go away":       func(t *rapid.T) { w.aToken(t).connect(0) },
-		"come back": func(t *rapid.T) {
-			token := w.aToken(t)
-			w.wakings++
-			token.connect(w.wakings)
-			w.connected[token.name] = map[KeyID]bool{}
-			for id := range token.held {
-				w.connected[token.name][id] = true
-			}
-		},
-		"refresh": func(t *rapid.T) { w.clock.move(time.Second); _ = w.ring.Refresh(t.Context()) },
-		"exercise": func(t *rapid.T) {
-			_ = w.ring.Exercise(t.Context())
-			w.becomes(t, w.ring.Floor()) // it may have become current on the way, before another token refused it
-		},
+		"come back":     func(t *rapid.T) { w.comeBack(w.aToken(t)) },
+		"refresh":       func(t *rapid.T) { w.clock.move(time.Second); _ = w.ring.Refresh(t.Context()) },
+		"exercise":      func(t *rapid.T) { w.exercise(t) },
 		"open": func(t *rapid.T) {
 			k := w.aKey(t)
+			if w.sealed[k.ID] == nil {
+				t.Skip("nothing is sealed under it")
+			}
 			w.open(t, k.ID)
 		},
 		"seal elsewhere": func(t *rapid.T) { // another node is ahead
-			k := w.aKey(t)
-			envelope, err := SealDEK(t.Context(), newSoftToken("another node", k), AESGCM, k.ID, []byte("dek"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.sealed[k.ID] = envelope
+			w.sealElsewhere(t, w.aKey(t))
 		},
 		"restart": func(*rapid.T) {
 			w.start(w.ring.Floor())
 		},
-		"": w.check,
+		"": func(t *rapid.T) { w.check(t) },
 	}
 }
 
-func (w *walk) open(t *rapid.T, id KeyID) {
-	if w.sealed[id] == nil {
-		t.Skip("nothing is sealed under it")
+func (w *walk) comeBack(token *softToken) {
+	w.wakings++
+	token.connect(w.wakings)
+	w.connected[token.name] = map[KeyID]bool{}
+	for id := range token.held {
+		w.connected[token.name][id] = true
 	}
+}
+
+func (w *walk) exercise(t teller) {
+	_ = w.ring.Exercise(t.Context())
+	w.becomes(t, w.ring.Floor()) // it may have become current on the way, before another token refused it
+}
+
+func (w *walk) sealElsewhere(t teller, k softKey) {
+	envelope, err := SealDEK(t.Context(), newSoftToken("another node", k), AESGCM, k.ID, []byte("dek"))
+	if err != nil {
+		t.Fatalf("sealing elsewhere: %v", err)
+	}
+	w.sealed[k.ID] = envelope
+}
+
+func (w *walk) open(t teller, id KeyID) {
 	dek, err := w.ring.Open(t.Context(), id.String(), w.sealed[id])
 	switch {
 	case err == nil && string(dek) != "dek":
@@ -167,7 +183,7 @@ func later(a, b KeyID) KeyID {
 }
 
 // check is what holds at all times.
-func (w *walk) check(t *rapid.T) {
+func (w *walk) check(t teller) {
 	v := w.ring.Advance()
 	defer func() {
 		for _, token := range w.tokens {
@@ -184,7 +200,7 @@ func (w *walk) check(t *rapid.T) {
 		served = len(v.Versions)
 	}
 	if !slices.IsSortedFunc(v.Versions[:served], func(a, b Version) int { return compareIDs(a.ID, b.ID) }) {
-		t.Fatal("the versions are not in order")
+		t.Fatalf("the versions are not in order")
 	}
 	current := 0
 	for _, version := range v.Versions[:served] {

@@ -200,8 +200,9 @@ func (p *plane) waitState(t *testing.T, state string, patience time.Duration, ok
 	}
 }
 
-// A rotation of three nodes whose clients write all the time, with an operate beside each, under the roles that are printed:
-// the leader is killed on the way, and its work goes on. Nobody does anything but rotate, and retire at the end.
+// A rotation of three nodes whose clients write all the time, with an operate beside each, under the roles that are printed.
+// On the way a plugin is away, the leader is killed, and admission refuses the canaries: its work goes on when the cause is
+// gone. Nobody does anything but rotate, and retire at the end.
 func TestOperate(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
@@ -222,6 +223,19 @@ func TestOperate(t *testing.T) {
 	operates := p.startOperates(t, dir, ca)
 	p.waitState(t, "Steady", 2*patience, func(s ringStatus) bool { return s.Nodes == "3/3" && s.CurrentKey == old.KeyID })
 
+	t.Log("a plugin is away, and comes back")
+	if err := p.nodes[2].plugin.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if s := p.waitState(t, "Blocked", patience, nil); !strings.Contains(s.Message, "n3") || s.Hint == "" {
+		t.Errorf("without a plugin on n3 the KeyRing says %+v", s)
+	}
+	if _, err := p.nodes[2].plugin.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.waitState(t, "Steady", patience, nil)
+
+	p.refuseCanaries(t)
 	key, err := p.nodes[1].plugin.RotateKey(t.Context(), 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -235,6 +249,10 @@ func TestOperate(t *testing.T) {
 	})
 	operates[leader].start(t)
 
+	p.waitState(t, "Proving", 4*patience, func(s ringStatus) bool { return strings.Contains(s.Message, "no canaries here") })
+	if err := p.nodes[0].cluster.Do(t.Context(), http.MethodDelete, policies+"ybindings/canaries", nil, nil); err != nil {
+		t.Fatal(err)
+	}
 	done := p.waitState(t, "Retirable", 6*patience, nil)
 	t.Logf("history: %+v", done.History)
 	if !slices.Equal(done.Retirable, []string{old.KeyID}) || done.CurrentKey != key.KeyID || done.ObjectsLeft != 0 {
@@ -260,6 +278,40 @@ func TestOperate(t *testing.T) {
 		if !o.proc.Running() {
 			t.Errorf("an operate ended: %s", o.proc.Tail(20))
 		}
+	}
+}
+
+const policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+
+// refuseCanaries has admission refuse what shows under which key an API server writes, on every API server.
+func (p *plane) refuseCanaries(t *testing.T) {
+	t.Helper()
+	policy := map[string]any{
+		"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": kube.Meta{Name: "canaries"},
+		"spec": map[string]any{
+			"matchConstraints": map[string]any{"resourceRules": []any{map[string]any{
+				"apiGroups": []string{""}, "apiVersions": []string{"v1"}, "operations": []string{"CREATE"}, "resources": []string{"secrets"},
+			}}},
+			"validations": []any{map[string]any{
+				"expression": "!has(object.metadata.labels) || !('hsm-kms/canary' in object.metadata.labels)", "message": "no canaries here",
+			}},
+		},
+	}
+	binding := map[string]any{
+		"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": kube.Meta{Name: "canaries"},
+		"spec": map[string]any{"policyName": "canaries", "validationActions": []string{"Deny"}},
+	}
+	for suffix, object := range map[string]any{"ies": policy, "ybindings": binding} {
+		if err := p.nodes[0].cluster.Do(t.Context(), http.MethodPost, policies+suffix, object, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, n := range p.nodes {
+		eventually(t, n.name+" refuses canaries", func() (bool, string) {
+			secret := kube.Secret{APIVersion: "v1", Kind: "Secret", Metadata: kube.Meta{Name: fmt.Sprintf("refused-%d-%d", i, time.Now().UnixNano()), Labels: map[string]string{"hsm-kms/canary": "true"}}}
+			err := n.cluster.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/"+namespace+"/secrets", secret, nil)
+			return err != nil && strings.Contains(err.Error(), "no canaries here"), fmt.Sprint(err)
+		})
 	}
 }
 

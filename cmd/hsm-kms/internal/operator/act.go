@@ -191,10 +191,17 @@ func unproven(out *migrate.Outcome, err error) error {
 		return err
 	}
 	for _, p := range out.Servers {
-		if !p.OK && !p.Skipped {
-			return hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, migrate.Describe(p)),
-				"see hsm-kms status and the EncryptionConfiguration on that node; docs/migration.md#what-does-each-api-server-write")
+		if p.OK || p.Skipped {
+			continue
 		}
+		advice := "see hsm-kms status and the EncryptionConfiguration on that node; docs/migration.md#what-does-each-api-server-write"
+		switch {
+		case p.Behind != "":
+			advice = "give --group-server for each of them, or leave the resource out of --resources; docs/evidence.md#aggregated-apis"
+		case p.Error != "":
+			advice = "check that the API server answers, that its admission and roles let hsm-kms:operators write, and that --endpoints and --prefix are this cluster's"
+		}
+		return hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, migrate.Describe(p)), advice)
 	}
 	return err
 }

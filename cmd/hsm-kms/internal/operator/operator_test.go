@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -331,5 +333,23 @@ func TestSights(t *testing.T) {
 	}
 	if got := see("2", now.Add(-time.Hour)); got.Changed || !got.At.Equal(now.Add(-time.Hour)) {
 		t.Errorf("after a step back: %+v", got)
+	}
+}
+
+func TestUnproven(t *testing.T) {
+	t.Parallel()
+	for hinted, proof := range map[string]migrate.Proof{
+		"EncryptionConfiguration on that node": {Server: "s2", Resource: "secrets", Writes: "kms:v2:hsm-kms", KeyID: "ring/x00/0011223344556677"},
+		"admission and roles":                  {Server: "s2", Resource: "secrets", Error: "no canaries here"},
+		"--group-server":                       {Server: "s2", Resource: "flunders.wardle.example.com", Error: "passed on", Behind: "wardle/api"},
+	} {
+		out := &migrate.Outcome{Servers: []migrate.Proof{{Server: "s1", OK: true}, {Server: "s1", Skipped: true}, proof}}
+		err := unproven(out, migrate.ErrUnproven)
+		if !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(err.Error(), "s2") || !strings.Contains(hint.Of(err), hinted) {
+			t.Errorf("%v (hint %q), want %q", err, hint.Of(err), hinted)
+		}
+	}
+	if other := errors.New("etcd is away"); !errors.Is(unproven(nil, other), other) {
+		t.Error("another error is lost")
 	}
 }

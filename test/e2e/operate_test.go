@@ -221,7 +221,7 @@ func TestOperate(t *testing.T) {
 	tr := startTraffic(t, p.nodes)
 	tr.waitMore(t, 60)
 	operates := p.startOperates(t, dir, ca)
-	p.waitState(t, "Steady", 2*patience, func(s ringStatus) bool { return s.Nodes == "3/3" && s.CurrentKey == old.KeyID })
+	p.waitState(t, "Active", 2*patience, func(s ringStatus) bool { return s.Nodes == "3/3" && s.CurrentKey == old.KeyID })
 
 	t.Log("a plugin is away, and comes back")
 	if err := p.nodes[2].plugin.Stop(); err != nil {
@@ -233,7 +233,7 @@ func TestOperate(t *testing.T) {
 	if _, err := p.nodes[2].plugin.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p.waitState(t, "Steady", patience, nil)
+	p.waitState(t, "Active", patience, nil)
 
 	p.refuseCanaries(t)
 	key, err := p.nodes[1].plugin.RotateKey(t.Context(), 20*time.Second)
@@ -258,7 +258,7 @@ func TestOperate(t *testing.T) {
 	if !slices.Equal(done.Retirable, []string{old.KeyID}) || done.CurrentKey != key.KeyID || done.ObjectsLeft != 0 {
 		t.Errorf("the KeyRing says %+v", done)
 	}
-	for _, state := range []string{"Steady", "Announced", "Active", "Settling", "Retirable"} {
+	for _, state := range []string{"Active", "Blocked", "Announced", "Proving", "Migrating", "Settling", "Retirable"} {
 		if !slices.ContainsFunc(done.History, func(c struct{ State, Message string }) bool { return c.State == state }) {
 			t.Errorf("the history has no %s", state)
 		}

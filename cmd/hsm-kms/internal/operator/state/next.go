@@ -160,7 +160,7 @@ func (w *World) step(current Key) Decision {
 		return w.attempt(Migrating, Migrate, fmt.Sprintf("%d objects are not under the current key: %s", read.Left, read.Findings))
 	}
 	if len(old) == 0 {
-		return Decision{State: Steady, Do: Wait, Next: read.At.Add(w.Recheck), Reason: "everything is under the current key, and there is no older one"}
+		return Decision{State: Steady, Do: Wait, Next: read.At.Add(w.Recheck), Reason: "everything is under the current key, and no plugin names an older one"}
 	}
 	return w.old(current, old)
 }

@@ -34,13 +34,15 @@ const namespace = "hsm-kms"
 type api struct {
 	http *httptest.Server
 
-	mu       sync.Mutex
-	version  int
-	objects  map[string]map[string]any
-	requests int
-	crd      bool // KeyRings are served
-	down     bool
-	conflict bool // every update comes too late
+	mu        sync.Mutex
+	version   int
+	objects   map[string]map[string]any
+	requests  int
+	crd       bool // KeyRings are served
+	down      bool
+	conflict  bool   // every update comes too late
+	noList    bool   // a list is answered with another object
+	forbidden string // end of the path of what may not be made
 }
 
 func newAPI(t *testing.T) *api {
@@ -64,6 +66,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch object := a.objects[strings.TrimSuffix(path, "/status")]; {
 	case a.down:
 		a.fail(w, http.StatusServiceUnavailable)
+	case a.noList && strings.HasSuffix(path, "/leases"):
+		fmt.Fprint(w, `{"status":"ok"}`)
+	case a.forbidden != "" && r.Method == http.MethodPost && strings.HasSuffix(fmt.Sprint(body["metadata"].(map[string]any)["name"]), a.forbidden): //nolint:forcetypeassert // ours
+		a.fail(w, http.StatusForbidden)
 	case path == "/readyz/kms-providers":
 		fmt.Fprint(w, "ok")
 	case !a.crd && strings.HasPrefix(path, keyRings):
@@ -89,7 +95,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			items = append(items, a.objects[key])
 		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"items": items})
+		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "items": items})
 	case object == nil:
 		a.fail(w, http.StatusNotFound)
 	case r.Method == http.MethodGet:

@@ -70,6 +70,8 @@ type shown struct {
 	at     time.Time
 	failed bool
 	ending string
+	told   string // message of the last Event and line of the log
+	toldAt time.Time
 }
 
 // show tells people: the log, the KeyRing and Events, each on a change. It returns what it shows.
@@ -81,12 +83,14 @@ func (o *Operator) show(ctx context.Context, d state.Decision) *Status {
 	}
 	was, now := o.shown.status, time.Now()
 	status := o.status(d, now)
-	changed := status.State != was.State || status.State == state.Blocked && status.Message != was.Message
+	// Some errors are worded differently each time, with the port of a connection for example.
+	changed := status.State != was.State || status.State == state.Blocked && status.Message != o.shown.told && now.Sub(o.shown.toldAt) >= state.RetryMost
 	if o.ending != "" && o.ending != o.shown.ending {
 		o.cfg.Log.Warn("a certificate ends soon", "problem", o.ending)
 	}
 	o.shown.ending = o.ending
 	if changed {
+		o.shown.told, o.shown.toldAt = status.Message, now
 		level := o.cfg.Log.Info
 		if status.State == state.Blocked {
 			level = o.cfg.Log.Warn
@@ -219,14 +223,14 @@ func (o *Operator) event(ctx context.Context, status *Status, now time.Time) err
 	if status.State == state.Blocked {
 		kind, text = "Warning", status.Message+"; "+status.Hint
 	}
-	if status.Command != "" {
-		text += "; on " + o.cfg.Node + ": " + status.Command
+	if more := "; on " + o.cfg.Node + ": " + status.Command; status.Command != "" && len(text)+len(more) <= maxMessage {
+		text += more // whole or not at all: without its last flags it would be another command
 	}
 	at := metav1.NewTime(now)
 	return o.kube.Create(ctx, eventsPath, map[string]any{
 		"apiVersion": "v1", "kind": "Event", "metadata": map[string]any{"generateName": o.cfg.Ring + "."},
 		"involvedObject": map[string]any{"apiVersion": apiVersion, "kind": "KeyRing", "name": o.cfg.Ring, "uid": o.shown.uid},
-		"type":           kind, "reason": status.State, "message": text[:min(len(text), maxMessage)],
+		"type":           kind, "reason": status.State, "message": strings.ToValidUTF8(text[:min(len(text), maxMessage)], ""),
 		"firstTimestamp": at, "lastTimestamp": at, "count": 1, "source": map[string]any{"component": "hsm-kms-operate", "host": o.cfg.Node},
 	}, nil)
 }

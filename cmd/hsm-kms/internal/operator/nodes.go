@@ -159,9 +159,9 @@ func (o *Operator) other(lease *coordinationv1.Lease, now time.Time) state.Node 
 	sight := o.sights.see(lease.Name, lease, now)
 	o.mu.Unlock()
 	validity := validityOf(lease, o.cfg.validity())
-	switch age := now.Sub(sight.At); {
-	case age > validity:
-		return state.Node{Name: name, Unknown: fmt.Sprintf("its Lease has not changed for %s", age.Round(time.Second))}
+	switch {
+	case now.Sub(sight.At) > validity:
+		return state.Node{Name: name, Unknown: fmt.Sprintf("its Lease has not changed for %s", validity)} // the same words at each pass
 	case !sight.Changed:
 		return state.Node{Name: name, Unknown: "its Lease was not seen to change yet", Until: sight.At.Add(validity)}
 	}

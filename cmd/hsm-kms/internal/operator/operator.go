@@ -153,7 +153,7 @@ func (o *Operator) pass(ctx context.Context) *Status {
 		if ctx.Err() == nil {
 			o.cfg.Log.Warn("the nodes' Leases cannot be read; nothing is done meanwhile", "error", err)
 		}
-		return o.show(ctx, state.Decision{State: state.Blocked, Reason: "the nodes' Leases cannot be read: " + err.Error(), Hint: "check that the API server answers, and that this identity may list leases: docs/operate.md"})
+		return o.show(ctx, state.Decision{State: state.Blocked, Reason: "the nodes' Leases cannot be read: " + evidence.Printable(err.Error()), Hint: "check that the API server answers, and that this identity may list leases: docs/operate.md"})
 	}
 	o.world.Nodes = nodes
 	var d state.Decision

@@ -2,12 +2,14 @@ package operator
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 
@@ -351,5 +353,67 @@ func TestUnproven(t *testing.T) {
 	}
 	if other := errors.New("etcd is away"); !errors.Is(unproven(nil, other), other) {
 		t.Error("another error is lost")
+	}
+}
+
+// A node that stays away is told once, however long it is away and however its error is worded each time.
+func TestEventsOfOneBlock(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	p := newPlugin(t, keyID(t, time.Now().Add(-time.Hour)))
+	one, two := newOperator(t, a, p, "n1"), newOperator(t, a, p, "n2")
+	one.look(t.Context())
+	for range 2 {
+		if err := two.publish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		one.pass(t.Context())
+	}
+	before := a.count("/api/v1/namespaces/default/events/")
+	for minutes := range 10 {
+		was := one.sights[nodeLease("n2")]
+		one.sights[nodeLease("n2")] = sight{Version: was.Version, At: time.Now().Add(-time.Duration(minutes+1) * time.Minute), Changed: true}
+		if got := one.pass(t.Context()); got.State != state.Blocked || !strings.Contains(got.Message, "n2") {
+			t.Fatalf("%+v", got)
+		}
+	}
+	for range 10 {
+		one.show(t.Context(), state.Decision{State: state.Blocked, Reason: "read tcp 127.0.0.1:" + rand.Text() + ": connection reset by peer"})
+	}
+	if n := a.count("/api/v1/namespaces/default/events/") - before; n > 2 {
+		t.Errorf("%d Events of one block", n)
+	}
+}
+
+// The command is whole in an Event, or not there: without its last flags it would say something else.
+func TestLongEvent(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	o.cfg.RetireFlags = "--settle 48h0m0s"
+	message := func(reason string) string {
+		t.Helper()
+		a.set(func() { clear(a.objects) })
+		o.shown = shown{}
+		o.show(t.Context(), state.Decision{State: state.Retirable, Reason: reason, Retirable: []string{"ring/x00/0011223344556677"}})
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for path, object := range a.objects {
+			if strings.HasPrefix(path, eventsPath) {
+				text, _ := object["message"].(string)
+				return text
+			}
+		}
+		t.Fatal("no Event")
+		return ""
+	}
+	if text := message("clean"); !strings.HasSuffix(text, "--settle 48h0m0s") {
+		t.Errorf("%q", text)
+	}
+	if text := message(strings.Repeat("\u00e9", 480)); strings.Contains(text, "keys retire") {
+		t.Errorf("a part of the command: %q", text)
+	}
+	if text := message("x" + strings.Repeat("\u00e9", 600)); len(text) > maxMessage || strings.ContainsRune(text, utf8.RuneError) {
+		t.Errorf("%d bytes: %q", len(text), text)
 	}
 }

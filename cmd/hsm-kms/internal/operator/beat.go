@@ -155,8 +155,11 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 		lease = nil // there is none
 	}
 	lease, err = o.renew(limited, leaderLease, lease, func(*coordinationv1.Lease) {})
-	if err != nil {
-		return "", nil //nolint:nilerr // another one was quicker
+	switch {
+	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):
+		return "", nil // another one was quicker
+	case err != nil:
+		return "", fmt.Errorf("taking the leadership: %w", err)
 	}
 	o.cfg.Log.Info("this node leads", "before", holder)
 	o.hold(ctx, lease, now)

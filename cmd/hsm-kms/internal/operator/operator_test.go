@@ -417,3 +417,21 @@ func TestLongEvent(t *testing.T) {
 		t.Errorf("%d bytes: %q", len(text), text)
 	}
 }
+
+// An identity that may not write the Lease of the leader is told so.
+func TestLeaseRefused(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	o.look(t.Context())
+	if err := o.publish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.set(func() { a.forbidden = leaderLease })
+	if leader, err := o.campaign(t.Context(), time.Now()); err == nil || leader != "" || o.leading() != nil {
+		t.Errorf("%q leads, %v", leader, err)
+	}
+	if _, err := o.Once(t.Context()); err == nil {
+		t.Error("one pass without a leader is no success")
+	}
+}

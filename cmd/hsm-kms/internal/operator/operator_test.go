@@ -435,3 +435,18 @@ func TestLeaseRefused(t *testing.T) {
 		t.Error("one pass without a leader is no success")
 	}
 }
+
+// An answer that is no list, from a proxy for example, does not mean that there are no other nodes.
+func TestNoList(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	o.look(t.Context())
+	a.set(func() { a.noList = true })
+	if nodes, err := o.nodes(t.Context()); !errors.Is(err, migrate.ErrBadAnswer) {
+		t.Errorf("%+v, %v", nodes, err)
+	}
+	if got := o.pass(t.Context()); got.State != state.Blocked {
+		t.Errorf("%+v", got)
+	}
+}

@@ -18,8 +18,6 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-const leases = "/apis/coordination.k8s.io/v1/namespaces/" + namespace + "/leases/"
-
 // A node publishes what its plugin says, and another one sees it as soon as its Lease has changed under its eyes.
 func TestNodesSeeEachOther(t *testing.T) {
 	t.Parallel()

@@ -143,7 +143,7 @@ func (d *doctor) process(p *process) {
 		d.warn(check, "", fmt.Sprintf("pid %d runs %s, which has been replaced on disk", p.pid, p.program), "restart the plugin to run what is installed")
 	case p.unsafe.Path != "":
 		d.fail(check, "", fmt.Sprintf("pid %d runs %s: %s", p.pid, p.program, p.unsafe.What), p.unsafe.Fix+": anyone who can change the program can read the PIN")
-	case p.config != "" && p.config != d.ConfigPath:
+	case p.config != "" && !sameFile(p.config, d.ConfigPath):
 		d.warn(check, "", fmt.Sprintf("pid %d runs with --config %s, and %s is looked at here", p.pid, p.config, d.ConfigPath),
 			"run doctor with --config "+p.config)
 	case p.changedSince(d.ConfigPath):
@@ -151,6 +151,19 @@ func (d *doctor) process(p *process) {
 	default:
 		d.pass(check, "", fmt.Sprintf("pid %d, %s, in %s", p.pid, p.program, cmp.Or(p.unit, "no unit")))
 	}
+}
+
+// sameFile reports whether two paths lead to one file. In a pod the file is another one, at the same path.
+func sameFile(a, b string) bool {
+	if a == b {
+		return true
+	}
+	first, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	second, err := os.Stat(b)
+	return err == nil && os.SameFile(first, second)
 }
 
 // process is what the system knows of the plugin's process.

@@ -51,7 +51,8 @@ func processOf(pid int) *process {
 	}
 	p.program, p.replaced = strings.CutSuffix(program, " (deleted)")
 	if args, err := proc.CmdLine(); err == nil {
-		p.config = configOf(args)
+		folder, _ := proc.Cwd() // "" for a process of another user
+		p.config = configOf(args, folder)
 	}
 	if stat, err := proc.Stat(); err == nil {
 		if seconds, err := stat.StartTime(); err == nil {
@@ -72,15 +73,20 @@ func processOf(pid int) *process {
 	return p
 }
 
-// configOf finds --config in a command line; "" when it is not there or not absolute.
-func configOf(args []string) string {
+// configOf finds --config in a command line that was run in folder; "" when it is not there, or relative to a folder that
+// is not known ("").
+func configOf(args []string, folder string) string {
 	for i, arg := range args {
 		value, inline := strings.CutPrefix(arg, "--config=")
 		if !inline && arg == "--config" && i+1 < len(args) {
 			value, inline = args[i+1], true
 		}
-		if inline && filepath.IsAbs(value) {
+		switch {
+		case !inline:
+		case filepath.IsAbs(value):
 			return value
+		case folder != "":
+			return filepath.Join(folder, value)
 		}
 	}
 	return ""

@@ -84,6 +84,28 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// TestDiagrams: a semicolon ends a statement in a sequence diagram of Mermaid, also within the words of a message. What
+// follows it is then no statement, and GitHub shows an error in the place of the diagram.
+func TestDiagrams(t *testing.T) {
+	t.Parallel()
+	diagrams := 0
+	for path, text := range documents(t) {
+		for _, after := range strings.Split(text, "```mermaid\n")[1:] {
+			diagram, _, closed := strings.Cut(after, "\n```")
+			diagrams++
+			if !closed {
+				t.Errorf("%s: a diagram has no end", path)
+			}
+			if strings.HasPrefix(diagram, "sequenceDiagram") && strings.ContainsAny(diagram, ";#") {
+				t.Errorf("%s: a sequence diagram has a semicolon or #:\n%s", path, diagram)
+			}
+		}
+	}
+	if diagrams == 0 {
+		t.Error("no document has a diagram: the search is broken")
+	}
+}
+
 // TestCommands runs the marked commands of every document. What they make in the folder of the source is nothing that git would
 // take for a part of it.
 func TestCommands(t *testing.T) {

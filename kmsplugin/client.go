@@ -45,7 +45,7 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 	if err != nil {
 		advice := "the plugin's log on this node has the cause, and what to do about it"
 		if conn.GetState() != connectivity.Ready { // nobody answered, or somebody hung up
-			advice = "check that hsm-kms serve runs, that --socket is its socket.path, and that its log has no refused peer"
+			advice = "check that hsm-kms serve runs, that --socket is its socket.path, that you are root or a user of socket.allowedUIDs, and that its log has no refused peer"
 		}
 		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}

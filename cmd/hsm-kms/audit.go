@@ -22,7 +22,7 @@ func (c *command) audit() *cobra.Command {
 describes what this shows and what it cannot. Exits 1 when the trail is not intact.`,
 		Example: `  hsm-kms audit verify /var/log/hsm-kms/audit.log*
   hsm-kms audit verify --last-hash 4f1c... /var/log/hsm-kms/audit.log`,
-		Args: cobra.MinimumNArgs(1),
+		Args: needs("FILE", "give the file of audit.path, and those that it was rotated into", cobra.MinimumNArgs(1)),
 		RunE: func(_ *cobra.Command, files []string) error { return c.auditVerify(anchor, files) },
 	})
 	verify.Flags().StringVar(&anchor, "last-hash", "", "a hash that was kept elsewhere, and must be in the trail: shows whether the end was cut off")

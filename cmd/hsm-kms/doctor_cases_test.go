@@ -24,7 +24,7 @@ type broken struct {
 
 func filesBroken() []broken {
 	return []broken{
-		{name: "no configuration", check: "configuration", hint: "docs/configuration.md has a sample",
+		{name: "no configuration", check: "configuration", hint: "hsm-kms config example prints a sample",
 			spoil: func(r *rig) { r.args = []string{"--config", filepath.Join(r.dir, "absent.yaml")} }},
 		{name: "unknown field", check: "configuration", hint: "fields here are",
 			spoil: func(r *rig) { r.extra = "keyRng: x\n" }},

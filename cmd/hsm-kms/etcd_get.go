@@ -36,7 +36,7 @@ requires a reason. Before it shows anything, it writes the user, the object and 
 beside audit.path. It refuses to write to a terminal, or to a file that others can read, unless you permit it.`,
 		Example: `  hsm-kms etcd get /registry/secrets/kube-system/ca --break-glass "INC-42: API server lost" --to ca.yaml
   hsm-kms etcd get /registry/secrets/shop/db --snapshot backup.db --break-glass "INC-43" | kubectl create -f -`,
-		Args: cobra.ExactArgs(1),
+		Args: needs("KEY", "give the object's key in etcd, such as /registry/secrets/NAMESPACE/NAME", cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.runGet(cmd.Context(), f, args[0]) },
 	})
 	f.add(cmd)

@@ -52,7 +52,7 @@ run it again then.`,
   hsm-kms etcd report -o json > report.json    # a day before
   hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db --dry-run -o json
   hsm-kms keys retire KEYID --evidence report.json --snapshot backup.db --plan HASH --yes`,
-		Args: cobra.ExactArgs(1),
+		Args: needs("KEYID", "hsm-kms keys list shows the keys", cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.runRetire(cmd.Context(), cmd.InOrStdin(), f, args[0])
 		},

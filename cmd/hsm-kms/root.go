@@ -105,6 +105,10 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.operate(), c.config(), c.doctor(), c.manifests(), c.bench(), c.conformance(), c.version())
 	root.AddCommand(c.packaging()...)
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		group(completion)
+	}
 	return root
 }
 
@@ -119,6 +123,16 @@ func group(cmd *cobra.Command) *cobra.Command {
 		return cmd.Help()
 	}
 	return cmd
+}
+
+// needs reports in words that an argument is missing, and what it is. check judges the arguments when there are some.
+func needs(name, advice string, check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return hint.Wrap(fmt.Errorf("%s needs an argument: %s", cmd.CommandPath(), name), advice+"; see "+cmd.CommandPath()+" -h")
+		}
+		return check(cmd, args)
+	}
 }
 
 // didYouMean names what among the subcommands of cmd resembles what was typed; "" for nothing.
@@ -169,6 +183,8 @@ const wide = "wide"
 func (c *command) withOutput(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table or wide for people, json or yaml for programs")
 	cmd.Flags().BoolVar(&c.noHeaders, "no-headers", false, "leave the headings of tables out")
+	// It fails only where there is no such flag.
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", wide, "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !c.structured() && c.output != "table" && c.output != wide {

@@ -36,7 +36,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		advice := "run as root, or as the user that owns it"
 		if errors.Is(err, fs.ErrNotExist) {
-			advice = "give its path with --config, or write one: docs/configuration.md has a sample"
+			advice = "give its path with --config, or write one: hsm-kms config example prints a sample"
 		}
 		return nil, hint.Wrap(fmt.Errorf("reading configuration: %w", err), advice)
 	}
@@ -104,7 +104,7 @@ func (s *schema) parse(data []byte) *yaml.Node {
 	var doc, next yaml.Node
 	switch err := decoder.Decode(&doc); {
 	case errors.Is(err, io.EOF):
-		s.reportAt(0, "", "is empty", "docs/configuration.md has a sample")
+		s.reportAt(0, "", "is empty", "hsm-kms config example prints a sample")
 		return nil
 	case err != nil:
 		s.reportYAML(err)

@@ -126,7 +126,7 @@ func (d *doctor) configuration() bool {
 				d.fail(check, "", whereAndWhat(problem), problem.Hint)
 				continue
 			}
-			d.failure(check, "", err, "write one: docs/configuration.md has a sample")
+			d.failure(check, "", err, "write one: hsm-kms config example prints a sample")
 		}
 		return false
 	}

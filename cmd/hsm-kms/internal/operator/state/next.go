@@ -57,7 +57,7 @@ func (w *World) warned(d Decision) Decision {
 			if p.Activates.After(w.Now) {
 				d.Next = p.Activates
 				d.Reason += fmt.Sprintf("; %s becomes current at %s all the same", p.ID, second(p.Activates))
-				if d.State == Blocked {
+				if d.State == Blocked && w.writer(p.ID) == "" {
 					d.Hint += "; if that cannot be in time, withdraw the key before then: hsm-kms keys retire " + p.ID
 				}
 				return d
@@ -122,7 +122,11 @@ func (w *World) coming(next Pending) Decision {
 			unready = append(unready, n.Name+" has not proven it on every token")
 		}
 	}
+	writer := w.writer(next.ID)
 	switch at := second(next.Activates); {
+	case writer != "" && w.Now.Add(Notice).Before(next.Activates):
+		return blocked(fmt.Sprintf("%s writes under %s, which becomes current at %s: a clock is wrong", writer, next.ID, at),
+			"set the clocks of all nodes right; keep the key: objects are under it, or soon will be")
 	case !w.Now.Before(next.Activates):
 		return w.late(next.Activates, fmt.Sprintf("%s is due since %s, and not current on every node", next.ID, at))
 	case len(unready) == 0:
@@ -131,10 +135,23 @@ func (w *World) coming(next Pending) Decision {
 		d := Decision{State: Converging, Do: Wait, Next: next.Activates, Reason: fmt.Sprintf("%s becomes current at %s, and not every node is ready: %s", next.ID, at, strings.Join(unready, "; "))}
 		if w.Now.Add(LastCall).After(next.Activates) {
 			d.State = Blocked
-			d.Hint = "copy the key to every token, or withdraw it before then: hsm-kms keys retire " + next.ID
+			d.Hint = "copy the key to every token"
+			if writer == "" {
+				d.Hint += ", or withdraw it before then: hsm-kms keys retire " + next.ID
+			}
 		}
 		return d
 	}
+}
+
+// writer is a node that writes under the key; empty: none is known. A key that is in use is not to be withdrawn.
+func (w *World) writer(key string) string {
+	for _, n := range w.Nodes {
+		if n.Current.ID == key {
+			return n.Name
+		}
+	}
+	return ""
 }
 
 func (w *World) deferred(node string, p Pending) Decision {

@@ -45,6 +45,18 @@ func TestNext(t *testing.T) {
 			w.pend(coming(time.Hour, true))
 			w.Nodes[1].Unknown = "silent"
 		}, Blocked, Wait, "hsm-kms keys retire ring/key3/3"},
+		"a clock is ahead": {func(w *World) {
+			p := coming(time.Hour, true)
+			w.Nodes[0].Pending, w.Nodes[1].Current = []Pending{p}, p.Key
+		}, Blocked, Wait, "n2 writes under ring/key3/3, which becomes current at"},
+		"a clock is ahead, and others are not ready": {func(w *World) {
+			p := coming(time.Minute, false)
+			w.Nodes[0].Pending, w.Nodes[1].Current = []Pending{p}, p.Key
+		}, Blocked, Wait, "copy the key to every token"},
+		"a clock is ahead, and a plugin is down": {func(w *World) {
+			p := coming(time.Hour, true)
+			w.Nodes[0].Pending, w.Nodes[0].Problem, w.Nodes[1].Current = []Pending{p}, "hsm unreachable", p.Key
+		}, Blocked, Wait, "hsm unreachable"},
 		"held back": {func(w *World) {
 			p := coming(-time.Minute, false)
 			p.Deferred, p.Why = true, "hsm-b lacks it"
@@ -101,6 +113,11 @@ func TestNext(t *testing.T) {
 		}
 		if d.State == Blocked && (d.Reason == "" || d.Hint == "") {
 			t.Errorf("%s: a block that does not say why or what to do: %+v", name, d)
+		}
+		for _, n := range w.Nodes {
+			if n.Current.ID != "" && strings.Contains(d.Hint, "keys retire "+n.Current.ID) {
+				t.Errorf("%s: a key that is in use is to be withdrawn: %+v", name, d)
+			}
 		}
 		if (d.State == Retirable) != (len(d.Retirable) > 0) || len(d.Retirable) > 0 && d.Retirable[0] == current.ID {
 			t.Errorf("%s: %+v", name, d)

@@ -18,7 +18,8 @@ func (j *judgement) retained() {
 		j.retainedOfReadRing()
 		return
 	}
-	j.plan.Successor = successor(j.View.Versions, j.KeyID, len(j.Tokens) > 1)
+	several := len(j.Tokens)+len(j.Accepted.TokensLost) > 1 // the nodes waited for a token that is lost, too
+	j.plan.Successor = successor(j.View.Versions, j.KeyID, several)
 	if j.NoEtcd {
 		j.refuse(hint.Wrap(fmt.Errorf("--no-etcd is for pending keys, and %s was current", j.KeyID), "leave --no-etcd out"))
 	}

@@ -154,3 +154,26 @@ func TestCurrentKeyOnEveryToken(t *testing.T) {
 		}
 	}
 }
+
+// A node waits for a token that is lost, until the end of the grace, and goes on under the old key.
+func TestSuccessorWithTokenLost(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	version := func(n byte, at time.Time, state envelope.State) envelope.Version {
+		return envelope.Version{
+			Key:   envelope.Key{ID: envelope.KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{n}}, Activation: at},
+			State: state, Tokens: []string{"a"}, Until: at.Add(24 * time.Hour),
+		}
+	}
+	old, current := version(1, time.Time{}, envelope.Retained), version(2, now.Add(-time.Hour), envelope.Current)
+	for lost, want := range map[string]time.Time{"": current.Activation, "b": current.Until} {
+		r := Request{KeyID: old.ID}
+		if lost != "" {
+			r.Accepted.TokensLost = []string{lost}
+		}
+		p := Judge(r, Facts{Now: now, Tokens: []Token{{Name: "a"}}, View: envelope.View{Versions: []envelope.Version{old, current}, Current: &current}})
+		if !p.Successor.Equal(want) {
+			t.Errorf("lost %q: the key that followed was current on every node from %s on, want %s", lost, p.Successor, want)
+		}
+	}
+}

@@ -67,35 +67,46 @@ func openRings(cfg *config.Config, refuse []envelope.KeyID, log *slog.Logger, co
 	return rings, nil
 }
 
-// startTokens starts to keep the tokens of all rings connected and waits for the first attempts. Only what a restart cannot
-// cure of the ring that is written under is an error: a read ring must not keep the plugin from serving the others.
+// startTokens starts to keep the tokens of all rings connected and waits for the first attempts of the ring that is written
+// under. Only what a restart cannot cure of that one is an error: a read ring must not keep the plugin from serving the others,
+// nor keep it waiting.
 func startTokens(ctx context.Context, rings []keyRing, log *slog.Logger) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var telling sync.WaitGroup
 	var stops []func()
 	for _, r := range rings {
 		stops = append(stops, r.set.Start(ctx))
+		if r.read != nil {
+			telling.Go(func() { tellUnusable(ctx, r, log) })
+		}
 	}
 	stop = func() {
+		cancel()
 		var stopping sync.WaitGroup
 		for _, end := range stops {
 			stopping.Go(end)
 		}
 		stopping.Wait()
+		telling.Wait()
 	}
 	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
 	defer cancelWait()
-	for _, r := range rings {
-		for _, problem := range r.set.Connected(waitCtx) {
-			if !errors.Is(problem, hsm.ErrConfiguration) {
-				continue
-			}
-			if r.read == nil {
-				stop()
-				return nil, problem
-			}
-			log.Error("a token of a read ring cannot be used before a person acts", "readRing", r.Name(), "error", problem, "hint", app.Hint(problem))
+	for _, problem := range rings[0].set.Connected(waitCtx) {
+		if errors.Is(problem, hsm.ErrConfiguration) {
+			stop()
+			return nil, problem
 		}
 	}
 	return stop, nil
+}
+
+// tellUnusable logs what a restart cannot cure of a read ring, when each of its tokens has been tried once.
+func tellUnusable(ctx context.Context, r keyRing, log *slog.Logger) {
+	for _, problem := range r.set.Connected(ctx) {
+		if errors.Is(problem, hsm.ErrConfiguration) {
+			log.Error("a token of a read ring cannot be used before a person acts", "readRing", r.Name(), "error", problem, "hint", app.Hint(problem))
+		}
+	}
 }
 
 func readersOf(read []keyRing, cfg *config.Config, log *slog.Logger) []*health.Reader {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
@@ -37,8 +38,8 @@ type Options struct {
 // Run holds the token against the suite. The report is nil if and only if the token could not be looked at at all; otherwise
 // the error is nil, and what went wrong is in the report.
 func Run(ctx context.Context, a *app.Context, o Options) (*Report, error) {
-	if o.Ring == a.Config.KeyRing {
-		return nil, hint.Wrap(fmt.Errorf("--ring is %s, which is the ring that the plugin serves", o.Ring), "name the label of keys that were made for this test alone")
+	if slices.Contains(a.File.RingNames(), o.Ring) {
+		return nil, hint.Wrap(fmt.Errorf("--ring is %s, which is a ring that the plugin serves", o.Ring), "name the label of keys that were made for this test alone")
 	}
 	common, tokens, err := a.HSM()
 	if err != nil {
@@ -198,14 +199,13 @@ func (r *run) cleanUp(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
-	if r.in == nil {
-		in, err := app.Connect(ctx, r.common, []hsm.TokenConfig{r.token}, envelope.RingConfig{})
-		if err != nil {
-			r.leave(r.made...)
-			return
-		}
-		r.in = in
+	r.disconnect() // a process of the module that reads its keys once may not show what was made since
+	in, err := app.Connect(ctx, r.common, []hsm.TokenConfig{r.token}, envelope.RingConfig{})
+	if err != nil {
+		r.leave(r.made...)
+		return
 	}
+	r.in = in
 	r.check(ctx, "every key that was made is destroyed again", func(ctx context.Context) (string, error) {
 		var failed []error
 		for _, id := range r.made {

@@ -52,8 +52,15 @@ func (p *process) newLane() (*lane, error) {
 		return nil, p.lost()
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.all[l] = struct{}{}
+	closed := p.closed
+	if !closed {
+		p.all[l] = struct{}{}
+	}
+	p.mu.Unlock()
+	if closed { // meanwhile, and nobody would close these; the worker's ends may be with a process that the library forked
+		l.close()
+		return nil, p.lost()
+	}
 	return l, nil
 }
 

@@ -18,7 +18,10 @@ import (
 
 // Client makes single requests, at the address that the kubeconfig has. Answers have the limits of this package. It is safe
 // for concurrent use. Errors are in package migrate's words: ErrGone, ErrPassing (which a conflict is too), ErrUnreachable.
-type Client struct{ client rest.Interface }
+type Client struct {
+	client rest.Interface
+	config *rest.Config
+}
 
 // Open makes a client; nothing is asked yet. The error has a hint.
 func Open(cfg Config) (*Client, error) {
@@ -30,15 +33,13 @@ func Open(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("using the kubeconfig: %w", err)
 	}
-	return &Client{client}, nil
+	return &Client{client, base}, nil
 }
 
-// Expires is when the client certificate of the kubeconfig ends; zero: it has none.
-func Expires(cfg Config) (time.Time, error) {
-	base, err := load(cfg)
-	if err != nil {
-		return time.Time{}, err
-	}
+// Expires is when the client certificate that is in use ends; zero: there is none. One that stands in the kubeconfig itself
+// is in use from Open on, whatever the file has later; one in a file of its own is read again.
+func (c *Client) Expires() (time.Time, error) {
+	base := rest.CopyConfig(c.config)
 	if err := rest.LoadTLSFiles(base); err != nil {
 		return time.Time{}, fmt.Errorf("reading the client certificate: %w", err)
 	}

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
-	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
 
@@ -69,7 +68,7 @@ func (o *Operator) look(ctx context.Context) (changed bool) {
 	defer cancel()
 	answer, err := kmsplugin.StatusOf(ctx, o.cfg.Socket)
 	self := nodeOf(&o.cfg, answer, err)
-	self.CertificateEnds, _ = kubeapi.Expires(o.cfg.Kube) // what is wrong with the kubeconfig is told by each request
+	self.CertificateEnds, _ = o.kube.Expires() // what is wrong with the certificate is told by each request
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	changed = !self.equal(o.self)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -133,17 +134,27 @@ func (c *command) fillOperate(f *operateFlags, cfg *config.Config) (err error) {
 	f.kube.UserAgent = "hsm-kms/" + version
 	f.Kube, f.Groups, f.Etcd, f.Migrate = f.kube, f.groups, f.Options, f.opts
 	f.Log = slog.New(slog.NewJSONHandler(c.errOut, nil))
-	f.RetireFlags = f.retireFlags()
-	return nil
+	if f.StateDir, err = filepath.Abs(f.StateDir); err != nil { // it stands in the command
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	f.RetireFlags, err = f.retireFlags(c.configPath)
+	return err
 }
 
 // retireFlags are what keys retire has to be told too.
-func (f *operateFlags) retireFlags() string {
+func (f *operateFlags) retireFlags(configPath string) (string, error) {
+	path, err := filepath.Abs(configPath)
+	if err != nil {
+		return "", fmt.Errorf("--config: %w", err)
+	}
 	var words []string
 	add := func(flag string, values ...string) {
 		for _, value := range values {
 			words = append(words, flag+" '"+strings.ReplaceAll(value, "'", `'\''`)+"'")
 		}
+	}
+	if path != config.DefaultPath {
+		add("--config", path)
 	}
 	if !slices.Equal(f.Endpoints, []string{sources.DefaultEndpoint}) {
 		add("--endpoints", strings.Join(f.Endpoints, ","))
@@ -163,7 +174,7 @@ func (f *operateFlags) retireFlags() string {
 	if f.Settle != gate.DefaultSettle {
 		add("--settle", f.Settle.String())
 	}
-	return strings.Join(words, " ")
+	return strings.Join(words, " "), nil
 }
 
 // printPass prints what a pass came to. A state that asks for a person is a finding.

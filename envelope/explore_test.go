@@ -54,6 +54,11 @@ func eventsOf(first, next softKey, b flaw) []event {
 			return true
 		}},
 	}
+	return append(events, tokenEvents(first, next)...)
+}
+
+// tokenEvents are about what each token holds, and whether it can be reached.
+func tokenEvents(first, next softKey) (events []event) {
 	for i, name := range []string{"a", "b"} {
 		events = append(events,
 			event{"next to " + name, func(w *walk, _ teller) bool {

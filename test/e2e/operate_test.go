@@ -223,18 +223,7 @@ func TestOperate(t *testing.T) {
 	operates := p.startOperates(t, dir, ca)
 	p.waitState(t, "Active", 2*patience, func(s ringStatus) bool { return s.Nodes == "3/3" && s.CurrentKey == old.KeyID })
 
-	t.Log("a plugin is away, and comes back")
-	if err := p.nodes[2].plugin.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if s := p.waitState(t, "Blocked", patience, nil); !strings.Contains(s.Message, "n3") || s.Hint == "" {
-		t.Errorf("without a plugin on n3 the KeyRing says %+v", s)
-	}
-	if _, err := p.nodes[2].plugin.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	p.waitState(t, "Active", patience, nil)
-
+	p.awayForAMoment(t)
 	p.refuseCanaries(t)
 	key, err := p.nodes[1].plugin.RotateKey(t.Context(), 20*time.Second)
 	if err != nil {
@@ -265,12 +254,7 @@ func TestOperate(t *testing.T) {
 	}
 	tr.check(t)
 
-	t.Log("a person runs the command that it names")
-	args := strings.Fields(strings.ReplaceAll(strings.TrimPrefix(done.Command, "hsm-kms "), "'", ""))
-	out, err := p.nodes[leader].plugin.Run(t.Context(), append(args, "--sole-cluster", "--yes")...)
-	if err != nil || !strings.Contains(string(out), "Destroyed "+old.KeyID) {
-		t.Errorf("%s: %v\n%s", done.Command, err, out)
-	}
+	p.retireAsTold(t, p.nodes[leader], done, old.KeyID)
 	p.waitState(t, "Steady", 2*patience, func(s ringStatus) bool { return len(s.Retirable) == 0 && s.Command == "" })
 	tr.check(t)
 	p.checkEvents(t)
@@ -279,6 +263,22 @@ func TestOperate(t *testing.T) {
 			t.Errorf("an operate ended: %s", o.proc.Tail(20))
 		}
 	}
+}
+
+// awayForAMoment takes the plugin of a node away, and brings it back.
+func (p *plane) awayForAMoment(t *testing.T) {
+	t.Helper()
+	n := p.nodes[2]
+	if err := n.plugin.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if s := p.waitState(t, "Blocked", patience, nil); !strings.Contains(s.Message, n.name) || s.Hint == "" {
+		t.Errorf("without a plugin on %s the KeyRing says %+v", n.name, s)
+	}
+	if _, err := n.plugin.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.waitState(t, "Active", patience, nil)
 }
 
 const policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
@@ -312,6 +312,16 @@ func (p *plane) refuseCanaries(t *testing.T) {
 			err := n.cluster.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/"+namespace+"/secrets", secret, nil)
 			return err != nil && strings.Contains(err.Error(), "no canaries here"), fmt.Sprint(err)
 		})
+	}
+}
+
+// retireAsTold runs the command that the KeyRing names, as a person does.
+func (p *plane) retireAsTold(t *testing.T, n *node, s ringStatus, keyID string) {
+	t.Helper()
+	args := strings.Fields(strings.ReplaceAll(strings.TrimPrefix(s.Command, "hsm-kms "), "'", ""))
+	out, err := n.plugin.Run(t.Context(), append(args, "--sole-cluster", "--yes")...)
+	if err != nil || !strings.Contains(string(out), "Destroyed "+keyID) {
+		t.Errorf("%s: %v\n%s", s.Command, err, out)
 	}
 }
 

@@ -121,7 +121,9 @@ func Judge(r Request, f Facts) *Plan {
 	default:
 		j.plan.Whole = f.Etcd != nil || r.NoEtcd
 		j.pending()
-		j.plugin()
+		if j.plan.Target.State != envelope.Current { // which is refused whatever the plugin says
+			j.plugin()
+		}
 	}
 	return j.plan
 }

@@ -31,6 +31,9 @@ func (d *doctor) owners() {
 	if err != nil || uid == 0 {
 		return // root reads everything; a stateDir that cannot be looked at is a finding of its own
 	}
+	if owner, err := ownedfile.FolderOwner(d.cfg.StateDir); err != nil || owner != uid {
+		return // doctor is not run as the plugin's user, whose files are nobody else's: that is a finding of state-dir
+	}
 	paths := []string{d.cfg.StateDir}
 	if usesSoftHSM(d.cfg.AllTokens()) {
 		paths = append(paths, softHSMTokens()...)
@@ -38,8 +41,9 @@ func (d *doctor) owners() {
 	if d.cfg.Audit.Path != "" {
 		paths = append(paths, d.cfg.Audit.Path)
 	}
+	slices.Sort(paths)
 	bad := 0
-	for _, path := range paths {
+	for _, path := range slices.Compact(paths) {
 		closed := closedTo(uid, path)
 		if len(closed) == 0 {
 			continue

@@ -191,6 +191,10 @@ func (c *command) deliver(name string, files []manifests.File, flags *manifestFl
 	if flags.output == "" {
 		return c.printFiles(files, flags.file)
 	}
+	if slices.Contains(outputs, flags.output) {
+		return hint.Wrap(fmt.Errorf("--output of manifests is a file, and %s is the name of a form elsewhere", flags.output),
+			"leave --output out to print; for a file of that name: --output ./"+flags.output)
+	}
 	var names []string
 	for _, f := range files {
 		if base := filepath.Base(f.Path); len(files) == 1 || base == flags.file {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -179,15 +180,18 @@ func (c *command) withRing(cmd *cobra.Command) *cobra.Command {
 // wide is the output with more columns, where a table has them; elsewhere it is the table.
 const wide = "wide"
 
+// outputs are what -o can be.
+var outputs = []string{"table", wide, "json", "yaml"}
+
 // withOutput adds -o and --no-headers.
 func (c *command) withOutput(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table or wide for people, json or yaml for programs")
 	cmd.Flags().BoolVar(&c.noHeaders, "no-headers", false, "leave the headings of tables out")
 	// It fails only where there is no such flag.
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", wide, "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !c.structured() && c.output != "table" && c.output != wide {
+		if !slices.Contains(outputs, c.output) {
 			return fmt.Errorf("unknown output %q: table, wide, json and yaml are known", c.output)
 		}
 		return run(cmd, args)

@@ -2,11 +2,14 @@ package hsm
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
@@ -39,6 +42,9 @@ func TestNextStep(t *testing.T) {
 		if mayBeLimit(errorOf(rv)) {
 			t.Errorf("%s is taken for a limit of sessions", rv)
 		}
+	}
+	if err := fmt.Errorf("making the pipes of a session: %w", os.NewSyscallError("pipe2", unix.EMFILE)); !mayBeLimit(err) {
+		t.Errorf("%v: is taken for no limit of sessions", err)
 	}
 }
 

@@ -2,8 +2,11 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
@@ -96,10 +99,10 @@ func (t *Token) tryPermit() bool {
 }
 
 // mayBeLimit reports whether C_OpenSession may have failed because the token has no more sessions: tokens say so by any
-// value, but not by those that say that library, slot or token are gone.
+// value, but not by those that say that library, slot or token are gone. This process may also have no more descriptors.
 func mayBeLimit(err error) bool {
 	_, isCKR := p11.RVOf(err)
-	return isCKR && classOf(err) < classToken
+	return isCKR && classOf(err) < classToken || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
 
 func (g *generation) takeIdle() (s p11.Session, ok bool) {

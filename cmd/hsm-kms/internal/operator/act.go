@@ -56,19 +56,25 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 	}
 }
 
-// read reads all of etcd, and holds it against the current key and the clean reading of each old one.
+// read reads all of etcd.
 func (o *Operator) read(ctx context.Context, current state.Key) error {
 	sources, closeAll, err := o.cfg.Etcd.Open(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = closeAll() }()
-	m := &o.cfg.Migrate
 	began := time.Now()
-	report, err := evidence.Build(ctx, sources, evidence.ReportOptions{Known: m.Known, AllowEmpty: m.AllowEmpty})
+	report, err := evidence.Build(ctx, sources, evidence.ReportOptions{Known: o.cfg.Migrate.Known, AllowEmpty: o.cfg.Migrate.AllowEmpty})
 	if err != nil {
 		return err
 	}
+	o.weigh(report, began, current)
+	return nil
+}
+
+// weigh holds a reading against the current key and the clean reading of each old one.
+func (o *Operator) weigh(report *evidence.Report, began time.Time, current state.Key) {
+	m := &o.cfg.Migrate
 	read := &state.Etcd{At: began, Key: current.ID, Under: map[string]int64{}, Against: map[string]string{}}
 	for _, resource := range report.Resources {
 		for _, key := range resource.Keys {
@@ -96,7 +102,6 @@ func (o *Operator) read(ctx context.Context, current state.Key) error {
 	o.mu.Lock()
 	o.left = read.Left
 	o.mu.Unlock()
-	return nil
 }
 
 // judge is what hsm-kms keys retire would say of etcd, but for the ring's cluster: that stands on the token.

@@ -41,6 +41,7 @@ type api struct {
 	crd       bool // KeyRings are served
 	down      bool
 	conflict  bool   // every update comes too late
+	notReady  bool   // its KMS providers are not
 	noList    bool   // a list is answered with another object
 	forbidden string // end of the path of what may not be made
 }
@@ -70,6 +71,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"status":"ok"}`)
 	case a.forbidden != "" && r.Method == http.MethodPost && strings.HasSuffix(fmt.Sprint(body["metadata"].(map[string]any)["name"]), a.forbidden): //nolint:forcetypeassert // ours
 		a.fail(w, http.StatusForbidden)
+	case a.notReady && path == "/readyz/kms-providers":
+		a.fail(w, http.StatusInternalServerError)
 	case path == "/readyz/kms-providers":
 		fmt.Fprint(w, "ok")
 	case !a.crd && strings.HasPrefix(path, keyRings):

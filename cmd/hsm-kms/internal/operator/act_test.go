@@ -1,0 +1,102 @@
+package operator
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/evidence"
+)
+
+// reading is a report of an etcd with two objects under the current key, and some under the old one.
+func reading(at time.Time, revision int64, current, old string, under int64) *evidence.Report {
+	keys := []evidence.Key{{Provider: "kms:v2:hsm-kms", KeyID: current, Objects: 2, DEKs: 1}}
+	if under > 0 {
+		keys = append(keys, evidence.Key{Provider: "kms:v2:hsm-kms", KeyID: old, Objects: under, DEKs: 1})
+	}
+	when := at.UTC().Format(time.RFC3339Nano)
+	return &evidence.Report{
+		Time: when, Revision: revision, Objects: 2 + under, Resources: []evidence.Resource{{Resource: "secrets", Total: 2 + under, Keys: keys}},
+		History: []evidence.Resource{}, Restricted: []string{}, UndecodableObjects: []evidence.Problem{}, Findings: []evidence.Finding{},
+		Sources: []evidence.Reading{{
+			Name: "http://etcd:2379", Revision: revision, Cluster: "cafe", Term: 5, Prefixes: []string{"/registry"}, Unreadable: []string{}, ClusterUIDs: []string{"uid-a"},
+			Clock: when, Members: []evidence.Member{{ID: "m1", Revision: revision, RaftIndex: uint64(revision) + 50, RaftTerm: 5}}, //nolint:gosec // small
+		}},
+	}
+}
+
+// A reading that has the old key is not kept as a clean one; one that has not is, for the next process too, and counts only
+// for the same etcd.
+func TestCleanReadings(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	old, current := keyID(t, now.Add(-100*time.Hour)), keyID(t, now.Add(-50*time.Hour))
+	a, p := newAPI(t), newPlugin(t, current, old)
+	o := newOperator(t, a, p, "n1")
+	o.look(t.Context())
+	node := o.self.state("n1", "ring")
+	o.world.Nodes = []state.Node{node}
+	weigh := func(at time.Time, revision, under int64) *state.Etcd {
+		t.Helper()
+		o.weigh(reading(at, revision, current, old, under), at, node.Current)
+		return o.world.Etcd
+	}
+	if read := weigh(now.Add(-41*time.Hour), 100, 3); read.Under[old] != 3 || read.Under[current] != 2 || read.Left != 3 || read.Findings == "" || read.Key != current {
+		t.Errorf("three objects under the old key: %+v", read)
+	}
+	if err := o.record([]string{old}); err == nil || len(o.kept.times()) != 0 {
+		t.Errorf("it was kept as clean: %v", err)
+	}
+	began := now.Add(-40 * time.Hour)
+	if read := weigh(began, 101, 0); read.Under[old] != 0 || read.Left != 0 || read.Findings != "" {
+		t.Errorf("nothing under the old key: %+v", read)
+	}
+	if err := o.record([]string{old}); err != nil {
+		t.Fatal(err)
+	}
+	again, err := openKept(o.cfg.StateDir)
+	if err != nil || !again.times()[old].Equal(began) {
+		t.Fatalf("after a restart: %v, %v", again.times(), err)
+	}
+	o.kept = again
+	if read := weigh(now, 120, 0); read.Against[old] != "" {
+		t.Errorf("a second clean reading: %s", read.Against[old])
+	}
+	if read := weigh(now, 120, 1); read.Against[old] == "" || read.Under[old] != 1 {
+		t.Errorf("an object under the old key later: %+v", read)
+	}
+	if read := weigh(now, 90, 0); read.Against[old] == "" {
+		t.Error("an etcd that was restored counts")
+	}
+	o.world.Trouble[state.Forget] = state.Trouble{InARow: 1}
+	o.do(t.Context(), state.Decision{Do: state.Forget, Keys: []string{old}})
+	if _, err := os.Stat(o.kept.path(old)); !errors.Is(err, os.ErrNotExist) || len(o.kept.times()) != 0 || len(o.world.Trouble) != 0 {
+		t.Errorf("not forgotten: %v, %v", err, o.world.Trouble)
+	}
+}
+
+// A proof and a migration are about the current key, and begin only when the API servers are ready.
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	if err := o.lookAtServers(t.Context()); err != nil || o.world.Servers.NotReady != "" {
+		t.Fatalf("%+v, %v", o.world.Servers, err)
+	}
+	opts, closeAll, err := o.options(t.Context(), state.Key{ID: "ring/x00/0011223344556677"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := closeAll(); err != nil {
+		t.Error(err)
+	}
+	if opts.RequiredKey != "ring/x00/0011223344556677" || !opts.Current || opts.ProofOnly || len(opts.Servers) != 1 || len(opts.Sources) != 1 {
+		t.Errorf("%+v", opts)
+	}
+	a.set(func() { a.notReady = true })
+	if err := o.lookAtServers(t.Context()); err != nil || o.world.Servers.NotReady == "" {
+		t.Errorf("one is not ready: %+v, %v", o.world.Servers, err)
+	}
+}

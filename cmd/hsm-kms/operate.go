@@ -37,6 +37,9 @@ const (
 	longestInterval  = time.Hour
 )
 
+// longestRecheck bounds how long ago the proof was made by which a key counts as retirable.
+const longestRecheck = 24 * time.Hour
+
 func (c *command) operate() *cobra.Command {
 	f := &operateFlags{migrateFlags: migrateFlags{opts: migrate.Defaults()}}
 	cmd := c.withConfig(c.withOutput(&cobra.Command{
@@ -110,8 +113,8 @@ func (c *command) fillOperate(f *operateFlags, cfg *config.Config) (err error) {
 		return fmt.Errorf("--interval %s: %s to %s", duration.String(f.Interval), duration.String(shortestInterval), duration.String(longestInterval))
 	case f.Settle < 0:
 		return fmt.Errorf("--settle %s is negative", duration.String(f.Settle))
-	case f.Recheck < state.Fresh:
-		return fmt.Errorf("--recheck %s: at least %s", duration.String(f.Recheck), duration.String(state.Fresh))
+	case f.Recheck < state.Fresh || f.Recheck > longestRecheck:
+		return fmt.Errorf("--recheck %s: %s to %s", duration.String(f.Recheck), duration.String(state.Fresh), duration.String(longestRecheck))
 	}
 	if f.Hostname, err = os.Hostname(); err != nil {
 		return fmt.Errorf("asking for the name of this machine: %w", err)

@@ -95,6 +95,9 @@ func load(cfg Config) (*rest.Config, error) {
 		rules.Precedence = append(rules.Precedence, AdminKubeconfig)
 	}
 	base, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: cfg.Context}).ClientConfig()
+	if clientcmd.IsEmptyConfig(err) { // its words advise to set a variable
+		return nil, errors.New("none of these names a cluster: " + strings.Join(rules.GetLoadingPrecedence(), ", "))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ byte, and destroys the keys again. No other object of the token is touched, no w
 removed is named. Ctrl-C ends the test and still removes the keys.
 
 What it prints can be sent in as it stands: it has no PIN, label, serial number or path. Exits 0 when the token conforms,
-1 when it does not or when a key may be left, 2 when the test could not be begun.`,
+1 when it does not or when a key may be left, 2 when the test could not be begun or was interrupted.`,
 		Example: `  hsm-kms conformance --config test.yaml > report.txt
   hsm-kms conformance --config test.yaml --ring made-by-vendor-tool   # where hsm-kms cannot make the key`,
 		Args: cobra.NoArgs,

@@ -35,8 +35,8 @@ type Options struct {
 	Progress func(Check)
 }
 
-// Run holds the token against the suite. The report is nil if and only if the token could not be looked at at all; otherwise
-// the error is nil, and what went wrong is in the report.
+// Run holds the token against the suite. The report is nil if and only if the token could not be looked at at all, or ctx ended
+// and nothing is left; otherwise the error is nil, and what went wrong is in the report.
 func Run(ctx context.Context, a *app.Context, o Options) (*Report, error) {
 	if slices.Contains(a.File.RingNames(), o.Ring) {
 		return nil, hint.Wrap(fmt.Errorf("--ring is %s, which is a ring that the plugin serves", o.Ring), "name the label of keys that were made for this test alone")
@@ -57,6 +57,9 @@ func Run(ctx context.Context, a *app.Context, o Options) (*Report, error) {
 	}
 	r.checks(ctx)
 	r.cleanUp(ctx)
+	if ctx.Err() != nil && len(r.report.Left) == 0 {
+		return nil, hint.Wrap(fmt.Errorf("the test was interrupted, and says nothing about the token; nothing is left on it: %w", context.Cause(ctx)), "run it again")
+	}
 	r.report.Calls, r.report.Conforms = r.calls.rows(), r.report.conforms()
 	return r.report, nil
 }

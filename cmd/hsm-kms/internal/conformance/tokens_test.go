@@ -2,6 +2,8 @@ package conformance
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/hsm/hsmtest"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
 	"github.com/hsm-kms/hsm-kms/test/testworker"
 	"github.com/hsm-kms/hsm-kms/test/tokens"
@@ -29,8 +32,8 @@ func (r runner) Run() int { return testworker.Run(r.M) }
 // ringOfTool is the label of keys that another program makes here.
 const ringOfTool = "made-by-a-tool"
 
-// report runs the suite over a token; with a ring, over keys that are there.
-func report(t *testing.T, token *tokens.Token, ring, more string) *Report {
+// load is the context of a run over a token; more is more of its configuration.
+func load(t *testing.T, token *tokens.Token, more string) *app.Context {
 	t.Helper()
 	dir := t.TempDir()
 	text := fmt.Sprintf(`apiVersion: hsm-kms/v1
@@ -51,7 +54,13 @@ stateDir: %q
 		t.Fatal(err)
 	}
 	a.Process, a.Warn = &app.Process{}, func(err error) { t.Log(err) }
-	r, err := Run(t.Context(), a, Options{Program: "test", Ring: ring, Progress: func(c Check) { t.Log(c.Result, c.Name, c.Detail) }})
+	return a
+}
+
+// report runs the suite over a token; with a ring, over keys that are there.
+func report(t *testing.T, token *tokens.Token, ring, more string) *Report {
+	t.Helper()
+	r, err := Run(t.Context(), load(t, token, more), Options{Program: "test", Ring: ring, Progress: func(c Check) { t.Log(c.Result, c.Name, c.Detail) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,5 +149,24 @@ func TestSoftHSM(t *testing.T) {
 	}
 	for _, profile := range []string{"aes-gcm", "hmac-kdf"} {
 		conforms(t, report(t, &tokens.Token{Module: store.Module, Label: store.Label, PINFile: store.PINFile, Profile: profile}, "", ""), 0)
+	}
+	for _, last := range []int{1, 2} {
+		interrupted(t, load(t, &tokens.Token{Module: store.Module, Label: store.Label, PINFile: store.PINFile, Profile: "aes-gcm"}, ""), last)
+	}
+}
+
+// interrupted ends a run after a check: what was not tested is not held against the token.
+func interrupted(t *testing.T, a *app.Context, last int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	checks := 0
+	r, err := Run(ctx, a, Options{Program: "test", Progress: func(Check) {
+		if checks++; checks == last {
+			cancel()
+		}
+	}})
+	if r != nil || !errors.Is(err, context.Canceled) || hint.Of(err) != "run it again" {
+		t.Errorf("interrupted after check %d: %+v, %v", last, r, err)
 	}
 }

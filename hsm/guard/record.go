@@ -20,18 +20,18 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 )
 
-// A record is a file of two slots, which has its whole length from the beginning: a disk that is full later does not keep
-// it from being written. The slots are written in turns, so that one is whole whenever the machine stops. A slot is a line
-// of JSON, a line with its SHA-256, and zeros.
+// Unless the disk was full (makeEmpty), a record is a file of two halves, which has its whole length from the beginning: a disk
+// that is full later does not keep it from being written. The halves are written in turns, so that one is whole whenever the
+// machine stops. A half is a line of JSON, a line with its SHA-256, and zeros.
 const (
-	slotSize = 4096
-	slots    = 2
+	halfSize = 4096
+	halves   = 2
 	maxTries = 16 // PINs; the oldest goes first
 	keySize  = 16
 )
 
 type record struct {
-	Sequence uint64 `json:"sequence"` // the slot with the higher one counts
+	Sequence uint64 `json:"sequence"` // the half with the higher one counts
 	Token    string `json:"token"`
 	Key      []byte `json:"key"`   // of the tags
 	Tries    []try  `json:"tries"` // the newest is the last
@@ -64,11 +64,11 @@ func (g *Guard) openOrMake(token Token) (*file, error) {
 	}
 	first := record{Token: token.Name, Key: make([]byte, keySize)}
 	_, _ = rand.Read(first.Key) // it never fails
-	slot, err := first.encode()
+	half, err := first.encode()
 	if err != nil {
 		return nil, err
 	}
-	if err := atomicfile.WriteState(g.path(token), append(slot, make([]byte, slotSize*(slots-1))...)); err != nil {
+	if err := atomicfile.WriteState(g.path(token), append(half, make([]byte, halfSize*(halves-1))...)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return g.open(token)
@@ -88,7 +88,7 @@ func (g *Guard) open(token Token) (_ *file, err error) {
 			_ = opened.Close()
 		}
 	}()
-	data, err := io.ReadAll(io.LimitReader(opened, slotSize*slots+1))
+	data, err := io.ReadAll(io.LimitReader(opened, halfSize*halves+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrState, err)
@@ -97,9 +97,9 @@ func (g *Guard) open(token Token) (_ *file, err error) {
 	}
 	f := &file{File: opened, path: path}
 	found := false
-	for i := 0; len(data) == slotSize*slots && i < slots; i++ {
+	for i := 0; len(data) == halfSize*halves && i < halves; i++ {
 		var r record
-		if r.decode(data[i*slotSize:(i+1)*slotSize]) && r.Token == token.Name && (!found || r.Sequence > f.record.Sequence) {
+		if r.decode(data[i*halfSize:(i+1)*halfSize]) && r.Token == token.Name && (!found || r.Sequence > f.record.Sequence) {
 			f.record, found = r, true
 		}
 	}
@@ -115,11 +115,11 @@ func (f *file) put(t try) error {
 	r.Sequence++
 	r.Tries = append(slices.DeleteFunc(slices.Clone(r.Tries), func(old try) bool { return old.Tag == t.Tag }), t)
 	r.Tries = r.Tries[max(0, len(r.Tries)-maxTries):]
-	slot, err := r.encode()
+	half, err := r.encode()
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(slot, int64(r.Sequence%slots)*slotSize)
+	_, err = f.WriteAt(half, int64(r.Sequence%halves)*halfSize)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -133,22 +133,23 @@ func (f *file) put(t try) error {
 func (r *record) encode() ([]byte, error) {
 	line, err := json.Marshal(r)
 	sum := sha256.Sum256(line)
-	slot := append(append(line, '\n'), hex.EncodeToString(sum[:])+"\n"...)
-	if err != nil || len(slot) > slotSize {
-		return nil, fmt.Errorf("%w: the record has %d bytes (%v)", ErrState, len(slot), err)
+	half := append(append(line, '\n'), hex.EncodeToString(sum[:])+"\n"...)
+	if err != nil || len(half) > halfSize {
+		return nil, fmt.Errorf("%w: the record has %d bytes (%v)", ErrState, len(half), err)
 	}
-	return append(slot, make([]byte, slotSize-len(slot))...), nil
+	return append(half, make([]byte, halfSize-len(half))...), nil
 }
 
-// decode reports whether the slot is whole.
-func (r *record) decode(slot []byte) bool {
-	line, rest, found := bytes.Cut(slot, []byte("\n"))
+// decode fills r from one half of the file and reports whether that half is whole; if not, r is of no use.
+func (r *record) decode(half []byte) bool {
+	line, rest, found := bytes.Cut(half, []byte("\n"))
 	sum := sha256.Sum256(line)
 	return found && bytes.HasPrefix(rest, []byte(hex.EncodeToString(sum[:])+"\n")) &&
 		json.Unmarshal(line, r) == nil && len(r.Key) == keySize
 }
 
-// makeEmpty makes an empty file, which needs no space, and returns when it is on the disk.
+// makeEmpty makes the empty file that stands for a record on a full disk (attemptOnFullDisk): open refuses every PIN while it is
+// there. It returns when the file is on the disk.
 func makeEmpty(path string) error {
 	made, err := ownedfile.Make(path, os.O_RDWR, 0o600)
 	if err == nil {

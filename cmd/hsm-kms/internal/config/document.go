@@ -10,8 +10,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// schema holds a parsed file against the structs, before they are filled, and notes where each field stands. The
-// decoder itself would stop at less, name no field, and take a field without a value for one that is not there.
+// schema parses a file, compares it with the structs before they are filled, and notes the line of each field. The decoder
+// itself would stop at less, name no field, and take a field without a value for one that is not there.
 type schema struct {
 	*problems
 	broken bool // something that makes a reading of the rest pointless

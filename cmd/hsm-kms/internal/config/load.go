@@ -9,8 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
-	"regexp"
-	"strconv"
 
 	"go.yaml.in/yaml/v3"
 
@@ -119,20 +117,4 @@ func (s *schema) parse(data []byte) *yaml.Node {
 		return nil
 	}
 	return doc.Content[0]
-}
-
-var yamlLine = regexp.MustCompile(`(?s)^(?:yaml: )?(?:line (\d+): )?(.*)$`)
-
-// reportYAML notes an error of the YAML library, which has the line in its text, if at all; of some errors it is the
-// line before.
-func (s *schema) reportYAML(err error) {
-	texts := []string{err.Error()}
-	if typeError, ok := errors.AsType[*yaml.TypeError](err); ok {
-		texts = typeError.Errors
-	}
-	for _, text := range texts {
-		m := yamlLine.FindStringSubmatch(text)
-		line, _ := strconv.Atoi(m[1]) // no digits: 0, the file as a whole
-		s.reportAt(line, "", "is not valid YAML: "+m[2], "look for indentation, quotes, brackets and tabs in this line and the next")
-	}
 }

@@ -4,8 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -60,6 +64,21 @@ func (p *problems) reportAt(line int, field, what, advice string) {
 		return
 	}
 	p.found = append(p.found, &Problem{File: p.file, Line: line, Field: field, What: what, Hint: advice})
+}
+
+var yamlLine = regexp.MustCompile(`(?s)^(?:yaml: )?(?:line (\d+): )?(.*)$`)
+
+// reportYAML notes an error of the YAML library. The line is in its text, or nowhere. For some errors it is one too low.
+func (p *problems) reportYAML(err error) {
+	texts := []string{err.Error()}
+	if typeError, ok := errors.AsType[*yaml.TypeError](err); ok {
+		texts = typeError.Errors
+	}
+	for _, text := range texts {
+		m := yamlLine.FindStringSubmatch(text)
+		line, _ := strconv.Atoi(m[1]) // no digits: 0, the file as a whole
+		p.reportAt(line, "", "is not valid YAML: "+m[2], "look for indentation, quotes, brackets and tabs in this line and the next")
+	}
 }
 
 // has reports whether the file has the field.

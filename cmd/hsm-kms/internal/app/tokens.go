@@ -74,7 +74,7 @@ func (a *Context) HSM() (hsm.Config, []hsm.TokenConfig, error) {
 type Tokens struct {
 	Set      *hsm.Set
 	Ring     *envelope.Ring
-	Problems []error // by token; nil for one that can be used
+	Problems []error // by token, nil for one that can be used; of a read ring whose files fail the check: that one error
 	Stop     func()
 }
 
@@ -129,8 +129,9 @@ func open(ctx context.Context, common hsm.Config, tokens []hsm.TokenConfig, know
 	return t
 }
 
-// ConnectAll opens the tokens of every ring of the configuration. A ring that is only read and cannot be used is a warning, and
-// what is opened under its keys then fails with envelope.ErrUnavailable. The caller stops.
+// ConnectAll opens the tokens of every ring of the configuration. A read ring whose files or tokens cannot be used is a
+// warning, and what is opened under its keys then fails with envelope.ErrUnavailable; a mistake in its configuration is an error.
+// The caller stops.
 func (a *Context) ConnectAll(ctx context.Context) (rings *envelope.Rings, stop func(), err error) {
 	written, err := a.Connect(ctx)
 	if err != nil {
@@ -144,21 +145,21 @@ func (a *Context) ConnectAll(ctx context.Context) (rings *envelope.Rings, stop f
 	}
 	var read []*envelope.Ring
 	for _, name := range a.File.RingNames()[1:] {
-		t, err := a.openRead(ctx, name)
+		t, err := a.openReadRing(ctx, name)
 		if err != nil {
 			stop()
 			return nil, nil, err
 		}
 		stops, read = append(stops, t.Stop), append(read, t.Ring)
 		if err := errors.Join(t.Problems...); err != nil {
-			a.Warn(fmt.Errorf("not every token of the read ring %s can be used: %w", name, err))
+			a.Warn(fmt.Errorf("the read ring %s: some or all of its tokens cannot be used: %w", name, err))
 		}
 	}
 	return envelope.NewRings(written.Ring, read...), stop, nil
 }
 
-// openRead opens a read ring. What its files say against it is in Problems, and then it has no token.
-func (a *Context) openRead(ctx context.Context, name string) (*Tokens, error) {
+// openReadRing opens a read ring. What its files say against it is in Problems, and then it has no token.
+func (a *Context) openReadRing(ctx context.Context, name string) (*Tokens, error) {
 	of := *a
 	var err error
 	if of.Config, of.Read, err = a.File.ForRing(name); err != nil {

@@ -37,7 +37,7 @@ const (
 	longestInterval  = time.Hour
 )
 
-// longestRecheck bounds how long ago the proof was made by which a key counts as retirable.
+// longestRecheck is the upper bound of --recheck: how old the proof for a retirable key may become.
 const longestRecheck = 24 * time.Hour
 
 func (c *command) operate() *cobra.Command {
@@ -106,15 +106,15 @@ func (c *command) runOperate(ctx context.Context, f *operateFlags) error {
 	return c.printPass(f, result)
 }
 
-// fillOperate completes what flags and configuration say, and refuses what cannot be.
+// fillOperate checks the flags and completes f from them, the configuration, the host name and the EncryptionConfiguration file.
 func (c *command) fillOperate(f *operateFlags, cfg *config.Config) (err error) {
 	switch {
 	case f.Interval < shortestInterval || f.Interval > longestInterval:
 		return fmt.Errorf("--interval %s: %s to %s", duration.String(f.Interval), duration.String(shortestInterval), duration.String(longestInterval))
 	case f.Settle < 0:
 		return fmt.Errorf("--settle %s is negative", duration.String(f.Settle))
-	case f.Recheck < state.Fresh || f.Recheck > longestRecheck:
-		return fmt.Errorf("--recheck %s: %s to %s", duration.String(f.Recheck), duration.String(state.Fresh), duration.String(longestRecheck))
+	case f.Recheck < state.FreshFor || f.Recheck > longestRecheck:
+		return fmt.Errorf("--recheck %s: %s to %s", duration.String(f.Recheck), duration.String(state.FreshFor), duration.String(longestRecheck))
 	}
 	if f.Hostname, err = os.Hostname(); err != nil {
 		return fmt.Errorf("asking for the name of this machine: %w", err)

@@ -171,7 +171,7 @@ func (w *World) step(current Key) Decision {
 		return Decision{State: Migrating, Do: Forget, Keys: gone, Reason: "etcd holds again what was clean before"}
 	}
 	if read.Left > 0 || read.Findings != "" {
-		if d, ok := w.proven(current, Fresh); !ok {
+		if d, ok := w.proven(current, FreshFor); !ok {
 			return d
 		}
 		return w.attempt(Migrating, Migrate, fmt.Sprintf("%d objects are not under the current key: %s", read.Left, read.Findings))
@@ -248,7 +248,7 @@ func (w *World) retirable(current Key, due []string) Decision {
 		return d
 	}
 	late := slices.ContainsFunc(due, func(key string) bool { return w.Etcd.At.Before(w.Clean[key].Add(w.Settle)) })
-	if late || w.Etcd.At.Before(w.Proof.At) || w.Etcd.At.Sub(w.Proof.At) > Fresh {
+	if late || w.Etcd.At.Before(w.Proof.At) || w.Etcd.At.Sub(w.Proof.At) > FreshFor {
 		if d, ok := w.provenAndRead(current); !ok {
 			return d
 		}
@@ -268,10 +268,10 @@ func (w *World) retirable(current Key, due []string) Decision {
 
 // provenAndRead: a proof that is recent, and after it a reading.
 func (w *World) provenAndRead(current Key) (Decision, bool) {
-	if d, ok := w.proven(current, Fresh); !ok {
+	if d, ok := w.proven(current, FreshFor); !ok {
 		return d, false
 	}
-	if w.Etcd.At.Before(w.Proof.At) || w.Now.Sub(w.Etcd.At) > Fresh {
+	if w.Etcd.At.Before(w.Proof.At) || w.Now.Sub(w.Etcd.At) > FreshFor {
 		return w.attempt(Proving, Read, "every API server writes under the key; etcd is read once more"), false
 	}
 	return Decision{}, true
@@ -279,7 +279,7 @@ func (w *World) provenAndRead(current Key) (Decision, bool) {
 
 // proven: the API servers that there are now have written under the key within the time.
 func (w *World) proven(current Key, within time.Duration) (Decision, bool) {
-	if w.Servers == nil || w.Now.Sub(w.Servers.At) > Fresh {
+	if w.Servers == nil || w.Now.Sub(w.Servers.At) > FreshFor {
 		return w.attempt(Active, Look, "the API servers are looked at"), false
 	}
 	if w.Servers.Missing != "" || w.Servers.NotReady != "" {

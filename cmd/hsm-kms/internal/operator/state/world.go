@@ -1,6 +1,6 @@
 // Package state decides what follows a rotation: from what was seen of nodes, API servers and etcd, [Next] says in which
 // state the rotation is, what to do next, and why. It is pure: it asks nobody, reads no clock and keeps nothing. Every pass
-// begins with what is seen then, so nothing has to be repaired after a crash.
+// begins with what is seen then, so nothing has to be repaired after a crash. It depends on no other package.
 //
 // The rules:
 //   - What nodes publish can delay, and never proves. A node or API server that is expected and not known blocks.
@@ -57,8 +57,9 @@ const (
 	Grace = 5 * time.Minute
 	// LastCall is how long before the activation a key that is not ready everywhere calls a person.
 	LastCall = 5 * time.Minute
-	// Fresh is how old a proof, a look at the API servers and a reading may be for what cannot be taken back.
-	Fresh = 10 * time.Minute
+	// FreshFor is how old a proof, a look at the API servers and a reading may be for a migration, and when a key is named for
+	// retirement.
+	FreshFor = 10 * time.Minute
 	// RetryFirst and RetryMost bound the pause after an action that failed. It is doubled each time.
 	RetryFirst = 30 * time.Second
 	RetryMost  = 5 * time.Minute

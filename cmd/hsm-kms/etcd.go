@@ -16,9 +16,9 @@ func (c *command) etcd() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "etcd",
 		Short: "What etcd or a snapshot holds under which key, and whether it can be opened",
-		Long: `report lists what etcd or a snapshot holds under which key and in plain text; it does not use the HSM. verify opens every
-DEK with the HSM and authenticates every object: the restore drill. get recovers one object without an API server.
-migrate has the API servers rewrite what is not under the current key.`,
+		Long: `report lists what etcd or a snapshot holds under which key and in plain text; it does not use the HSM, unless
+--require-key needs it. verify opens every DEK with the HSM and authenticates every object: the restore drill. get
+recovers one object without an API server. migrate has the API servers rewrite what is not under the current key.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db --require-key current
   hsm-kms etcd verify --snapshot backup.db`,

@@ -38,8 +38,9 @@ func (c *command) etcdReport() *cobra.Command {
 		Short: "Report what etcd or a snapshot holds under which key, and in plain text",
 		Long: `Reads every object below /registry at one revision. For each resource it reports how many objects are in plain text, under
 another provider, and under each key_id with how many DEKs. It uses no HSM and needs no configuration file, except that
---require-key current asks the token which key is current. Exits 1 on a finding: a requirement that is not met, a named
-resource or prefix without any object, an encrypted object of no known resource. Exits 2 when it could not be found out.`,
+--require-key current, or with a fingerprint, logs in to the token to find the key. Exits 1 on a finding: a requirement that
+is not met, a named resource or prefix without any object, an encrypted object of no known resource. Exits 2 when it could
+not be found out.`,
 		Example: `  hsm-kms etcd report
   hsm-kms etcd report --snapshot backup.db -o json
   hsm-kms etcd report --require-key current --resources secrets,widgets.example.com
@@ -51,7 +52,7 @@ resource or prefix without any object, an encrypted object of no known resource.
 	}))
 	f.add(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, \"current\", or the key of the ring whose fingerprint begins so (8 digits or more)")
+	flags.StringVar(&f.requireKey, "require-key", "", "exit 1 unless all objects of --resources are under this `KEYID`, \"current\", or at least the first 8 digits of the fingerprint of a key of the ring")
 	flags.StringSliceVar(&f.resources, "resources", nil, "which resources --require-key is about (default secrets); without it, what to report on (default all)")
 	flags.BoolVar(&f.allowEmpty, "allow-empty", false, "a resource or --prefix without any object is no finding")
 	acceptUnreadable(cmd, &f.accepted)
@@ -160,8 +161,8 @@ func (c *command) require(ctx context.Context, key string, required *evidence.Re
 // fingerprintBegin is what a command that only reads takes for a key_id: the beginning of its fingerprint.
 var fingerprintBegin = regexp.MustCompile(`^[0-9a-f]{8,16}$`)
 
-// wholeKeyID is the key_id of the ring whose fingerprint begins so; anything else is given back as it is. Commands that make or
-// destroy something take whole key_ids alone.
+// wholeKeyID connects to the tokens and returns the key_id whose fingerprint begins with text; a text that is not the beginning of
+// a fingerprint is given back as it is. Commands that make or destroy something take whole key_ids alone.
 func (c *command) wholeKeyID(ctx context.Context, text string) (string, error) {
 	if !fingerprintBegin.MatchString(text) {
 		return text, nil

@@ -165,7 +165,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// withConfig adds --config to a command that needs the token.
+// withConfig adds --config to a command that reads the configuration.
 func (c *command) withConfig(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration file")
 	return cmd

@@ -151,24 +151,25 @@ func (t *Token) reader(api p11.API, slot uint, session p11.Session) *keyReader {
 	}
 }
 
-// readGeneration makes the session that is logged in into a generation.
+// readGeneration reads the ring on the session that is logged in, tests the profile with a key of it, and makes a generation of
+// the session and the ring. It does HSM operations; it publishes nothing.
 func (t *Token) readGeneration(ctx context.Context, reader *keyReader, info pkcs11.TokenInfo, isNew bool) (*generation, error) {
 	t.mu.Lock()
 	reader.lenient, reader.known = true, t.shown
 	t.mu.Unlock()
 	reader.room = t.roomToRead()
-	keys, err := reader.readAndTest(ctx)
+	read, err := reader.readAndTest(ctx)
 	if err != nil {
 		return nil, t.explainNoLogin(err)
 	}
-	if t.cfg.Login == LoginNone && len(keys.keys) == 0 && info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
+	if t.cfg.Login == LoginNone && len(read.keys) == 0 && info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
 		return nil, t.requiresLogin(errors.New("it shows no key of the ring"))
 	}
-	if len(keys.byID) == 0 && t.hadKeysBefore() && !isNew {
+	if len(read.byID) == 0 && t.hadKeysBefore() && !isNew {
 		return nil, errVanished
 	}
 	gen := &generation{slot: reader.slot, serial: trim(info.SerialNumber), admin: reader.session, idle: reader.beside}
-	gen.table.Store(keys)
+	gen.table.Store(read)
 	gen.madeAt = time.Now()
 	return gen, nil
 }

@@ -66,7 +66,7 @@ func (v *Values) Volumes() []Volume {
 	return all
 }
 
-// systemFolder tells the folders that the image has its own libraries in: mounted over, nothing would start.
+// systemFolder reports whether the image needs its own files in this folder: with the host's mounted over it, nothing would start.
 func systemFolder(folder string) bool {
 	switch folder {
 	case "/", "/lib", "/lib64", "/usr", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt", "/etc",

@@ -145,7 +145,7 @@ func (r *reader) access(ctx context.Context) error {
 	return nil
 }
 
-// accessParts does so for a span that may not be read as a whole.
+// accessParts does what access does, for a span that may not be read as a whole.
 func (r *reader) accessParts(ctx context.Context, s span, permitted []keyRange) error {
 	var readable []keyRange
 	for _, allowed := range permitted {
@@ -193,7 +193,7 @@ func (r *reader) count(ctx context.Context, s *span) error {
 }
 
 // permitted are the ranges that the roles of this client's user let it read, in order. Where etcd does not say, there are
-// none: what is not known to be readable is told as not read.
+// none: the reading then names the whole span as unreadable.
 func (e *Etcd) permitted(ctx context.Context) []keyRange {
 	if e.user == "" {
 		return nil

@@ -1,5 +1,6 @@
 // Package live reads a running etcd as an evidence.Source, as gently as it reads it completely: in pages sized by bytes,
-// with nothing held back but the page at hand and the next one. It depends on evidence and etcd's client, and writes nothing.
+// with nothing held back but the page at hand and the next one. It asks etcd for keys, the status of each endpoint and the roles
+// of its own user, and writes nothing. It depends on evidence, envelope/stored, hint and etcd's client.
 //
 // # One state
 //

@@ -21,7 +21,7 @@ type Outcome struct {
 	Failures    []Failure `json:"failures"`
 	Interrupted bool      `json:"interrupted"` // it ended before it was through
 	DryRun      bool      `json:"dryRun"`
-	Seconds     float64   `json:"seconds"` // that it took; of a dry run: that the rewriting would take at this rate, at least
+	Seconds     float64   `json:"seconds"` // how long the run took; for a dry run, the least time that rewriting would take at Options.Rate
 	// Report is what etcd held at the end, held against the requirement; nil when it did not come to that.
 	Report *evidence.Report `json:"report"`
 }

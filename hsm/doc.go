@@ -43,7 +43,7 @@
 //
 // # Concurrency
 //
-// It depends on envelope, worker, guard and what they use. All methods of a Set and a Token may be called from any number of
-// goroutines; Token's fields say which lock guards them. Each token has one supervisor, and what belongs to its attempt needs no
-// lock.
+// It depends on envelope, worker, p11, pinfile, guard and noncememory, and on filelock, growmap, hint and throttle. All methods of
+// a Set and a Token may be called from any number of goroutines; Token's fields say which lock guards them. Each token has one
+// supervisor, and what belongs to its attempt needs no lock.
 package hsm

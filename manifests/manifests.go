@@ -3,7 +3,7 @@
 // scraping, a dashboard. The files are templates of text, so that nothing of Kubernetes is linked into the program for
 // them. Tests check them with the programs that read them.
 //
-// It depends on no other package of the program. Functions keep nothing and are safe for concurrent use.
+// It depends on hint alone. Functions keep nothing and are safe for concurrent use.
 package manifests
 
 import (

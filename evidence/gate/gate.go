@@ -7,7 +7,7 @@
 // revision in it is under the key. Destruction is forever, so whatever is unclear is a reason against it, and all
 // reasons are told at once.
 //
-// It depends on evidence for the reports. Functions keep nothing and may be called from any number of goroutines.
+// It depends on evidence for the reports and on evidence/migrate for the outcomes. Functions keep nothing and may be called from any number of goroutines.
 package gate
 
 import (

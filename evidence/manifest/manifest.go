@@ -1,6 +1,5 @@
-// Package manifest turns an object, as the API server serialised it for etcd, into YAML. The
-// types it knows are those of k8s.io/api, on which it depends. They are registered when they are needed and not when the
-// program starts. It keeps nothing else, and may be called from any number of goroutines.
+// Package manifest turns an object, as the API server serialised it for etcd, into YAML. It depends on k8s.io/api, whose types it
+// knows. They are registered when they are needed and not when the program starts. It keeps nothing else, and may be called from any number of goroutines.
 package manifest
 
 import (

@@ -1,5 +1,6 @@
 // Package snapshot reads what etcdctl and etcdutl save, and etcd's own member/snap/db, as an evidence.Source. It
-// depends on evidence and on package boltfile, which reads the pages. A File is used by one goroutine at a time.
+// depends on evidence, on boltfile, which reads the pages, and on envelope/stored, filelock and hint. A File is used by one
+// goroutine at a time.
 //
 // A saved snapshot is the database followed by its SHA-256; the file's length modulo 512 tells (etcdutl, snapshot
 // package). member/snap/db has none. In the bucket "key" every revision since the last compaction is one item:

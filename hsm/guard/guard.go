@@ -13,7 +13,8 @@
 //	                        1 h, three times within 24 hours; never while the token counts a failed login
 //	another failure         at once, twice; then after 2 s, 4 s ... 30 s. At a PIN pad after 30 s, 1 min, 2 min ... 10 min
 //
-// It depends on filelock and atomicfile. Every method holds the lock of the token's file, so goroutines and processes may share one.
+// It depends on filelock, atomicfile and ownedfile. Every method holds the lock of the token's file, so goroutines and processes
+// may share one.
 package guard
 
 import (

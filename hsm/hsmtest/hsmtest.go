@@ -1,6 +1,7 @@
 // Package hsmtest is what any PKCS#11 module must do for hsm-kms: one suite, run here over every token that can be
 // had, and by anyone over hardware of their own (CONTRIBUTING.md). It goes through package hsm alone, as the
 // program does. It has the suite and what drives a token for it; faults that a test provokes itself are in the tests.
+// It depends on envelope, hsm, p11test, worker and atomicfile.
 package hsmtest
 
 import (

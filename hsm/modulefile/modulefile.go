@@ -2,7 +2,7 @@
 // way of a folder or a link on the path to it, runs code in the token's worker process and has the PIN; and a module for another
 // processor fails in the dynamic linker with a message that helps nobody. hsm/p11 loads it.
 //
-// It depends on ownedfile for who may write where. Functions keep nothing and are safe for concurrent use.
+// It depends on ownedfile for who may write where, and on hint. Functions keep nothing and are safe for concurrent use.
 package modulefile
 
 import (

@@ -12,8 +12,8 @@
 // anything leaves the process that was sealed under it. It is not synced to the disk: after a power failure of this node
 // the last few may be missing.
 //
-// It depends on envelope for the names of keys, and on filelock, atomicfile and ownedfile. All methods may be called from any
-// number of goroutines.
+// It depends on envelope for the names of keys, and on filelock, atomicfile, ownedfile and hint. All methods may be called
+// from any number of goroutines.
 package noncememory
 
 import (

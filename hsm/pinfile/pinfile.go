@@ -4,8 +4,8 @@
 // file's identity; package guard remembers which PIN was refused by which token.
 //
 // Links are followed, because Kubernetes mounts secrets behind links; the owner, mode and content that count are those
-// of the opened file. The package depends on ownedfile. Functions are safe for concurrent use and keep nothing: each call reads the file again, so a file
-// that was corrected is noticed.
+// of the opened file. It depends on ownedfile and hint. Functions are safe for concurrent use and keep nothing: each call reads
+// the file again, so a file that was corrected is noticed.
 package pinfile
 
 import (

@@ -4,7 +4,7 @@
 // The file of a lock is never removed: two processes could then hold "the" lock on two files of one name. One that root
 // makes belongs to the owner of its folder, so that a command run by root does not lock out the plugin's own user.
 //
-// It depends on ownedfile for the owner. Functions may be called from any number of goroutines, and two of them that lock one
+// It depends on ownedfile for the owner and on hint. Functions may be called from any number of goroutines, and two of them that lock one
 // file exclude each other as two processes do; a Lock belongs to one goroutine at a time.
 package filelock
 

@@ -1,6 +1,6 @@
 // Package hint carries what to do next beside an error and not in its text, so that the command line prints it on a line
 // of its own and a log has it in a field of its own. It also finds the name that was meant (Nearest). It depends on no
-// other package and has no state: all functions may be called from any number of goroutines.
+// other package. It keeps nothing: all functions may be called from any number of goroutines.
 package hint
 
 import "errors"

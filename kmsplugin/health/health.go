@@ -6,7 +6,7 @@
 // WriteContinuation, not ok, so that API servers can keep writing with the DEK seed they have. When the current key is
 // missing or does not open what it sealed, there is no key_id at once.
 //
-// It depends on envelope, on problem for what an error means, and on atomicfile. Health documents its locks.
+// It depends on envelope, on problem for what an error means, and on atomicfile and hint. Health documents its locks.
 package health
 
 import (

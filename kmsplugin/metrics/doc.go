@@ -9,6 +9,6 @@
 // Files: metrics (the registry), calls (HSM calls), requests (operations, probes, peers), collect (what is
 // asked for at a scrape: ring, tokens, audit trail), http.
 //
-// It depends on envelope, on the audit trail for its numbers and on Prometheus. All methods may be called from any number of
-// goroutines.
+// It depends on envelope, on audit and health for their numbers, on growmap, hint and Prometheus. All methods may be called from
+// any number of goroutines.
 package metrics

@@ -5,7 +5,8 @@
 //
 // Across user namespaces a peer has the overflow uid (65534), across pid namespaces pid 0: unknown.
 //
-// It depends on gRPC, whose credentials it is. A Policy is not changed; everything may be called from any number of goroutines.
+// It depends on throttle and on gRPC, whose credentials it is. A Policy is not changed; everything may be called from any number
+// of goroutines.
 package peers
 
 import (

@@ -1,5 +1,5 @@
 // Package socket makes the Unix socket that kube-apiserver connects to, and takes it away again. It depends
-// on filelock and ownedfile alone. One goroutine runs Keep and then Release; Listening may be called by any.
+// on filelock, ownedfile and hint. One goroutine runs Keep and then Release; Listening may be called by any.
 //
 // The order is what makes it safe. The folder must be one in which only root and we can rename or remove, so that
 // nobody races with what follows. A lock beside the socket is held until Release, so that of two plugins one wins. What

@@ -1,5 +1,5 @@
 // Package systemd speaks to the service manager: it takes an activated socket over and tells readiness and life
-// (sd_listen_fds(3), sd_notify(3)). It depends on go-systemd. Without systemd all of it does nothing. A Notifier may be used by
+// (sd_listen_fds(3), sd_notify(3)). It depends on go-systemd and hint. Without systemd all of it does nothing. A Notifier may be used by
 // any number of goroutines; Listener is called once, before any of them.
 package systemd
 

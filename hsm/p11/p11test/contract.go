@@ -1,5 +1,6 @@
 // Package p11test is what every implementation of p11.API must do. One suite runs over the library in process, the
-// client of a worker, and any fake, so that what is tested on one holds for the others.
+// client of a worker, and any fake, so that what is tested on one holds for the others. It depends on p11
+// and pinfile.
 package p11test
 
 import (

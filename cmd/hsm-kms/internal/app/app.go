@@ -1,6 +1,7 @@
 // Package app is what the commands of hsm-kms share below the command line: the Context that each use case gets, the
-// tokens of the configuration, the folder and lock of their state, and which errors are findings. It depends on package
-// config, on hsm and its helpers, and on envelope. A use case imports it; it imports no use case.
+// tokens of the configuration, the folder and lock of their state, and which errors are findings. A use case imports it; it
+// imports no use case. It depends on config, envelope, hsm, modulefile, pinfile and worker, on kmsplugin/audit and
+// kmsplugin/health, on evidence/migrate for its errors, and on filelock, hint and ownedfile.
 //
 // A Context is read only. A Process and the tokens that were connected are safe for concurrent use.
 package app

@@ -1,6 +1,7 @@
 // Package breakglass recovers one object from etcd or a snapshot with the HSM and without an API server, and puts that on
-// record before anybody sees it. It depends on package app for the tokens and the trail, and on evidence, which finds and
-// decrypts the object. It runs in one goroutine.
+// record before anybody sees it. It depends on app for the tokens, retire and kmsplugin/audit for the trail,
+// evidence, which finds and decrypts the object, evidence/manifest, envelope, envelope/stored, kmsplugin/problem and hint. It
+// runs in one goroutine.
 package breakglass
 
 import (

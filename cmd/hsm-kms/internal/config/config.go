@@ -2,7 +2,7 @@
 // the defaults. The file is read strictly, and judged by all rules that need nothing else. The package touches no token, PIN, module, socket or user database (Socket.GID apart), so that a file written on
 // another machine can be checked; what the machine has to say is asked by doctor and serve.
 //
-// It depends on hint and ownedfile. A Config is not changed after Load, and is then safe for concurrent use.
+// It depends on hint, ownedfile and duration. A Config is not changed after Load, and is then safe for concurrent use.
 package config
 
 import "time"

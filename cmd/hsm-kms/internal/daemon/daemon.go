@@ -1,6 +1,9 @@
 // Package daemon runs the plugin: it makes of the configuration the tokens, the ring, the socket, the audit trail, the metrics
-// and the service, starts them in their order and ends them in the opposite one. It depends on kmsplugin, hsm and envelope,
-// which know nothing of each other. Each part runs its own goroutines; Run returns when all of them have ended.
+// and the service, starts them in their order and ends them in the opposite one. Packages kmsplugin and hsm know nothing of each
+// other. Each part runs its own goroutines; Run returns when all of them have ended.
+//
+// It depends on app, config, envelope, hsm, hsm/worker, kmsplugin, its parts audit, health, metrics, socket and systemd, and on
+// harden, hint and ownedfile.
 package daemon
 
 import (

@@ -1,6 +1,8 @@
-// Package keyops makes, lists, rotates and binds the keys of the ring. It depends on package app for the tokens, the lock
-// and the findings, on hsm for what is made on a token, and on envelope for what the ring says. It prints nothing: what was
-// done is returned, also beside an error where something was done or may have been.
+// Package keyops makes, lists, rotates and binds the keys of the ring. It prints nothing: what was done is returned, also beside
+// an error where something was done or may have been.
+//
+// It depends on app for the tokens, the lock and the findings, on doctor for whether this user may make objects, on hsm for what is
+// made on a token, on envelope for what the ring says, and on config and hint.
 //
 // Only one command at a time changes the ring from one machine: each function that does takes the lock of stateDir. The
 // functions hold nothing else that is shared.

@@ -4,8 +4,9 @@
 // etcd until nothing is under the old key, twice, [Config.Settle] apart. It then names the command with which a person
 // retires the key.
 //
-// It reads no PIN, opens no token, handles no DEK, and makes and destroys no key. It depends on kmsplugin (the Status of the
-// plugin), evidence and envelope. Nothing depends on it: the plugin serves without it.
+// It reads no PIN, opens no token, handles no DEK, and makes and destroys no key. It depends on operator/state,
+// kmsplugin (the Status of the plugin), sources, evidence, evidence/gate, evidence/migrate, evidence/migrate/kubeapi, envelope,
+// envelope/stored, atomicfile, hint and ownedfile. The plugin serves without it.
 //
 // What it remembers is in Config.StateDir: for each old key, the first clean report of etcd. All else is seen again by the
 // next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.

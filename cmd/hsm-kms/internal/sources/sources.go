@@ -1,5 +1,6 @@
-// Package sources opens what the commands on etcd read: the etcds of a cluster, or snapshots of one. It depends on evidence,
-// whose readers it opens, and on nothing of the HSM. Options are set once, and used by one goroutine.
+// Package sources opens what the commands on etcd read: the etcds of a cluster, or snapshots of one. It depends on evidence, on
+// evidence/live and evidence/snapshot, which it opens, on envelope/stored and on hint, and on nothing of the HSM. Options are set
+// once, and used by one goroutine.
 package sources
 
 import (

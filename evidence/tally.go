@@ -141,7 +141,8 @@ func (t *tally) bounded() error {
 	return nil
 }
 
-// into writes the sums.
+// into puts the sums into the report: newest revisions into Resources, others into History. It replaces the findings, so
+// it comes before anything that adds one.
 func (t *tally) into(report *Report) {
 	now, past := map[string]*Resource{}, map[string]*Resource{}
 	of := func(at place) *Resource {

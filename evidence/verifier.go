@@ -17,7 +17,7 @@ type keyName struct{ provider, keyID string }
 // read.
 type openedDEK struct {
 	once  sync.Once
-	dek   []byte
+	dek   []byte // set by once; wipe clears it
 	err   error
 	fatal bool
 }

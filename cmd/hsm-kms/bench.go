@@ -140,7 +140,8 @@ func (c *command) announce(b *benched, f *benchFlags) {
 	}
 }
 
-// benched is a token that is measured, connected while it is.
+// benched is a token that is measured, connected while it is. It is here because internal/bench opens no token: it gets a
+// Ring that is open.
 type benched struct {
 	cfg   *config.Config
 	at    int // in cfg.Tokens

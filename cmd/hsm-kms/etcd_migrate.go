@@ -16,6 +16,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
+// migrateFlags are those of etcd migrate and of operate.
 type migrateFlags struct {
 	etcdFlags
 	kube       kubeapi.Config

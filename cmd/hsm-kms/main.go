@@ -1,6 +1,6 @@
 // Command hsm-kms is a Kubernetes KMS v2 plugin whose master key never leaves a PKCS#11 HSM. This package has the command
 // line: flags, questions and output. What a command does is in the packages below internal, one for each use case; they share
-// package app. See README.md.
+// package app. The etcd commands call evidence and its parts from here. See README.md.
 package main
 
 import (

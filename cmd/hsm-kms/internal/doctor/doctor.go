@@ -118,7 +118,8 @@ func Run(ctx context.Context, options Options) []Finding {
 	return d.found
 }
 
-// configuration loads the file; each mistake in it is a finding of its own.
+// configuration loads the file; each mistake in it is a finding of its own. It reports whether the other checks can be
+// made.
 func (d *doctor) configuration() bool {
 	const check = "configuration"
 	cfg, err := config.Load(d.ConfigPath)

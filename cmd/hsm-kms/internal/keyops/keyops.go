@@ -51,7 +51,8 @@ func lockToMake(a *app.Context) (unlock func(), err error) {
 	return app.LockKeys(a.Config.StateDir)
 }
 
-// makeKey makes a key in the first token and says what became of it. Without a key nothing was made.
+// makeKey makes a key in the first token and says what became of it. Without a key nothing was made. The caller holds the
+// lock of stateDir.
 func makeKey(ctx context.Context, a *app.Context, id []byte) (*Made, error) {
 	common, tokens, err := a.HSM()
 	if err != nil {

@@ -16,7 +16,7 @@ type Listing struct {
 	Cluster string // that the ring belongs to; empty: none says it
 }
 
-// List reads the ring from every token. A listing also comes with a finding; without one the ring could not be read.
+// List reads the ring from every token. A listing may have a finding beside it; without a listing the ring could not be read.
 func List(ctx context.Context, a *app.Context) (*Listing, error) {
 	in, err := a.Connect(ctx)
 	if err != nil {

@@ -44,7 +44,7 @@ func (r *retirement) gather(ctx context.Context, earlier Facts) (Facts, error) {
 	for _, token := range r.in.Set.Members() {
 		f.Tokens = append(f.Tokens, Token{Name: token.Name(), Serial: serials[token.Name()]})
 	}
-	switch TargetState(f.View, r.KeyID) {
+	switch targetState(f.View, r.KeyID) {
 	case "":
 		known, err := Destructions(r.app.Config.Audit.Path)
 		f.Destruction, f.DestructionErr = known[r.KeyID.String()], err

@@ -34,7 +34,7 @@ type Request struct {
 	RefreshInterval time.Duration
 }
 
-// Facts are what the command has found out.
+// Facts are what Run has gathered.
 type Facts struct {
 	Now      time.Time
 	Problems []error // of tokens that cannot be used: nothing that the ring says can be relied on then
@@ -75,8 +75,8 @@ type judgement struct {
 	plan *Plan
 }
 
-// TargetState says which state the key has, so that the command knows what to find out: empty when no token holds it.
-func TargetState(view envelope.View, id envelope.KeyID) envelope.State {
+// targetState says which state the key has, so that gather knows what to find out: empty when no token holds it.
+func targetState(view envelope.View, id envelope.KeyID) envelope.State {
 	if i := target(view, id); i >= 0 {
 		return view.Versions[i].State
 	}

@@ -199,7 +199,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 var documents = map[string]string{
 	"/api/v1": `{"resources":[{"name":"secrets","namespaced":true},{"name":"secrets/status","namespaced":true},{"name":"configmaps","namespaced":true},{"name":"nodes","namespaced":false}]}`,
-	"/apis/apiregistration.k8s.io/v1/apiservices": `{"items":[{"spec":{"group":"apps","version":"v1"}}]}`,
+	"/apis/apiregistration.k8s.io/v1/apiservices": `{"kind":"List","items":[{"spec":{"group":"apps","version":"v1"}}]}`,
 	"/apis/example.com":                           `{"versions":[{"groupVersion":"example.com/v2"},{"groupVersion":"example.com/v1"}],"preferredVersion":{"groupVersion":"example.com/v2"}}`,
 	"/apis/example.com/v2":                        `{"resources":[{"name":"others","namespaced":true}]}`,
 	"/apis/example.com/v1":                        `{"resources":[{"name":"widgets","namespaced":true}]}`,
@@ -212,7 +212,7 @@ func (a *api) list(w http.ResponseWriter, path string) {
 			items = append(items, map[string]any{"metadata": map[string]any{"name": "hsm-kms-canary-" + name}})
 		}
 	}
-	_ = json.NewEncoder(w).Encode(map[string]any{"items": items})
+	_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "items": items})
 }
 
 func (a *api) create(w http.ResponseWriter, r *http.Request, path string) {

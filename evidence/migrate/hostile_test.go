@@ -31,7 +31,7 @@ func flood(w http.ResponseWriter, head, part string) bool {
 
 // page answers with a list of canaries that goes on at token.
 func page(w http.ResponseWriter, token, name string) bool {
-	_ = json.NewEncoder(w).Encode(map[string]any{"metadata": map[string]any{"continue": token}, "items": []any{map[string]any{"metadata": map[string]any{"name": name}}}})
+	_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "metadata": map[string]any{"continue": token}, "items": []any{map[string]any{"metadata": map[string]any{"name": name}}}})
 	return true
 }
 
@@ -58,7 +58,7 @@ func hostileServers() map[string]hostileServer {
 			return is(r, "GET", secrets) && page(w, fmt.Sprint(n), "other")
 		}, "more than 200 pages", 203},
 		"a page of 64 MiB": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
-			return is(r, "GET", secrets) && flood(w, `{"items":[{"metadata":{"name":"x"}}`, `,{"metadata":{"name":"hsm-kms-canary-x"}}`)
+			return is(r, "GET", secrets) && flood(w, `{"kind":"List","items":[{"metadata":{"name":"x"}}`, `,{"metadata":{"name":"hsm-kms-canary-x"}}`)
 		}, "has more than 8388608 bytes", 3},
 		"discovery without an end": {func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			return is(r, "GET", "/api/v1") && flood(w, `{"resources":[{"name":"x"}`, `,{"name":"x"}`)

@@ -109,11 +109,11 @@ func TestRenamedProvider(t *testing.T) {
 // passedOn answers that the group example.com is behind a Service.
 func passedOn(w http.ResponseWriter, r *http.Request, _ int) bool {
 	if r.URL.Path == "/apis/apiregistration.k8s.io/v1/apiservices" {
-		_, _ = w.Write([]byte(`{"items":[{"spec":{"group":"apps"}},{"spec":{"group":"example.com","service":{"namespace":"wardle","name":"api"}}}]}`))
+		_, _ = w.Write([]byte(`{"kind":"List","items":[{"spec":{"group":"apps"}},{"spec":{"group":"example.com","service":{"namespace":"wardle","name":"api"}}}]}`))
 		return true
 	}
 	if r.URL.Path == "/apis/discovery.k8s.io/v1/namespaces/wardle/endpointslices" {
-		_, _ = w.Write([]byte(`{"items":[{"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.1"]},{"addresses":["10.0.0.2"]}]},{"addressType":"IPv6","endpoints":[{"addresses":["fd00::1"]}]}]}`))
+		_, _ = w.Write([]byte(`{"kind":"List","items":[{"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.1"]},{"addresses":["10.0.0.2"]}]},{"addressType":"IPv6","endpoints":[{"addresses":["fd00::1"]}]}]}`))
 		return true
 	}
 	if r.URL.Path == "/apis/apiregistration.k8s.io" {

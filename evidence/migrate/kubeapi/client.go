@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -85,7 +84,6 @@ func (c *Client) List(ctx context.Context, path, selector string, each func(item
 	}
 	return classify(pages(ctx, list, func(page []byte) (string, error) {
 		var list struct {
-			Kind     string `json:"kind"`
 			Metadata struct {
 				Continue string `json:"continue"`
 			} `json:"metadata"`
@@ -93,9 +91,6 @@ func (c *Client) List(ctx context.Context, path, selector string, each func(item
 		}
 		if err := json.Unmarshal(page, &list); err != nil {
 			return "", fmt.Errorf("%w: decoding the list at %s: %w", migrate.ErrBadAnswer, path, err)
-		}
-		if !strings.HasSuffix(list.Kind, "List") { // {}, for example, would be an empty one
-			return "", fmt.Errorf("%w: no list at %s", migrate.ErrBadAnswer, path)
 		}
 		for _, item := range list.Items {
 			if err := each(item); err != nil {

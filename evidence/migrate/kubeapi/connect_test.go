@@ -158,12 +158,29 @@ func TestHostileWords(t *testing.T) {
 	}
 }
 
+// {} from a proxy is no empty list: canaries of an earlier run, API servers or groups might be there.
+func TestNoList(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{}`)
+	}))
+	t.Cleanup(server.Close)
+	servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", server.URL), Servers: []string{server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if planted, err := servers[0].Planted(t.Context(), "secrets", "default"); !errors.Is(err, migrate.ErrBadAnswer) {
+		t.Errorf("planted: %+v, %v", planted, err)
+	}
+}
+
 // What has our label and not our name is somebody else's, and is not deleted.
 func TestPlanted(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprint(w, `{"items":[{"metadata":{"name":"precious"}},{"metadata":{"name":"hsm-kms-canary-x2x"}}]}`)
+		fmt.Fprint(w, `{"kind":"List","items":[{"metadata":{"name":"precious"}},{"metadata":{"name":"hsm-kms-canary-x2x"}}]}`)
 	}))
 	t.Cleanup(server.Close)
 	servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", server.URL), Servers: []string{server.URL}})

@@ -61,7 +61,7 @@ func TestGroupServerIsWhoItSays(t *testing.T) {
 					http.NotFound(w, r)
 					return
 				}
-				fmt.Fprintf(w, `{"items":[{"spec":{"group":"example.com","service":{"namespace":"wardle","name":"api"},"caBundle":%q}}]}`, base64.StdEncoding.EncodeToString(tc.ca))
+				fmt.Fprintf(w, `{"kind":"List","items":[{"spec":{"group":"example.com","service":{"namespace":"wardle","name":"api"},"caBundle":%q}}]}`, base64.StdEncoding.EncodeToString(tc.ca))
 			}))
 			t.Cleanup(front.Close)
 			cfg := kubeapi.Config{Kubeconfig: kubeconfig(t, "x", front.URL), Servers: []string{front.URL}}

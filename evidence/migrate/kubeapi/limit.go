@@ -2,10 +2,12 @@ package kubeapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -108,7 +110,8 @@ func shortened(err error) error {
 }
 
 // pages asks for a list, page by page, until it ends. each gets the text of one page and returns where it goes on. A list that
-// comes back to where it was, or has no end, is ErrBadAnswer.
+// comes back to where it was, or has no end, is ErrBadAnswer, and so is an answer that is no list: {} from a proxy would be
+// an empty one.
 func pages(ctx context.Context, request func() *rest.Request, each func(page []byte) (token string, err error)) error {
 	seen := map[string]bool{}
 	token := ""
@@ -120,6 +123,10 @@ func pages(ctx context.Context, request func() *rest.Request, each func(page []b
 		answer, err := do(ctx, r)
 		if err != nil {
 			return err
+		}
+		var list metav1.TypeMeta
+		if err := json.Unmarshal(answer, &list); err != nil || !strings.HasSuffix(list.Kind, "List") {
+			return fmt.Errorf("%w: no list at %s", migrate.ErrBadAnswer, r.URL().Path)
 		}
 		if token, err = each(answer); err != nil || token == "" {
 			return err

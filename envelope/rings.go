@@ -21,8 +21,11 @@ func NewRings(written *Ring, read ...*Ring) *Rings { return &Rings{written, read
 
 // Open is Ring.Open of the ring that keyID names. ErrUnknownKey says which rings there are when it names another.
 func (r *Rings) Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error) {
+	if len(r.read) == 0 {
+		return r.Ring.Open(ctx, keyID, envelope) // which parses the key_id, once
+	}
 	id, err := ParseKeyID(keyID)
-	if err != nil || id.Ring == r.Name() || len(r.read) == 0 {
+	if err != nil || id.Ring == r.Name() {
 		return r.Ring.Open(ctx, keyID, envelope)
 	}
 	i := slices.IndexFunc(r.read, func(ring *Ring) bool { return ring.Name() == id.Ring })

@@ -101,9 +101,14 @@ func (o *Operator) publish(ctx context.Context) error {
 	return nil
 }
 
+// leases is the path of operate's own: one of each node, and the leader's.
+func (o *Operator) leases() string {
+	return "/apis/coordination.k8s.io/v1/namespaces/" + o.cfg.Migrate.Namespace + "/leases"
+}
+
 // renew makes a Lease this node's, if it is still as it was seen; seen nil: whatever it is.
 func (o *Operator) renew(ctx context.Context, name string, seen *coordinationv1.Lease, fill func(*coordinationv1.Lease)) (*coordinationv1.Lease, error) {
-	folder := "/apis/coordination.k8s.io/v1/namespaces/" + o.cfg.Migrate.Namespace + "/leases"
+	folder := o.leases()
 	lease := &coordinationv1.Lease{}
 	if seen != nil {
 		seen.DeepCopyInto(lease)
@@ -142,7 +147,7 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 		o.step(ctx) // somebody else wrote it, or has a right to soon
 	}
 	lease := &coordinationv1.Lease{}
-	err = o.kube.Get(limited, "/apis/coordination.k8s.io/v1/namespaces/"+o.cfg.Migrate.Namespace+"/leases/"+leaderLease, lease)
+	err = o.kube.Get(limited, o.leases()+"/"+leaderLease, lease)
 	if err != nil && !errors.Is(err, migrate.ErrGone) {
 		return "", fmt.Errorf("asking who leads: %w", err)
 	}

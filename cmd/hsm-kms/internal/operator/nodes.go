@@ -134,7 +134,7 @@ func (o *Operator) nodes(ctx context.Context) ([]state.Node, error) {
 	o.hostnames, o.ending = map[string]bool{strings.ToLower(self.Hostname): true}, ""
 	o.ends(o.cfg.Node, self.CertificateEnds)
 	now := time.Now()
-	err := o.kube.List(ctx, "/apis/coordination.k8s.io/v1/namespaces/"+o.cfg.Migrate.Namespace+"/leases", nodeLabel+"=true", func(item []byte) error {
+	err := o.kube.List(ctx, o.leases(), nodeLabel+"=true", func(item []byte) error {
 		var lease coordinationv1.Lease
 		if err := json.Unmarshal(item, &lease); err != nil {
 			return fmt.Errorf("decoding the Lease of a node: %w", err)

@@ -43,7 +43,7 @@ func TestReadRingAway(t *testing.T) {
 	if words, _, _ := p.Health(); words != "ok" {
 		t.Errorf("Health: %s", words)
 	}
-	eventually(t, "the read ring is told of", func() bool {
+	eventually(t, "the read ring is reported", func() bool {
 		answer, err = StatusOf(t.Context(), p.path)
 		return err == nil && len(answer.ReadRings) == 1 && answer.ReadRings[0].Problem.Error() == "the HSM is unavailable"
 	})

@@ -47,11 +47,11 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 		o.cfg.Log.Info("done", "action", d.Do, "took", time.Since(began).Round(time.Millisecond))
 		return
 	}
-	was := o.world.Trouble[d.Do]
+	was, reason := o.world.Trouble[d.Do], evidence.Printable(err.Error())
 	o.world.Trouble[d.Do] = state.Trouble{
-		At: time.Now(), InARow: was.InARow + 1, Reason: evidence.Printable(err.Error()), Hint: cmp.Or(hint.Of(err), "see the log of hsm-kms operate on "+o.cfg.Node),
+		At: time.Now(), InARow: was.InARow + 1, Reason: reason, Hint: cmp.Or(hint.Of(err), "see the log of hsm-kms operate on "+o.cfg.Node),
 	}
-	if was.Reason != err.Error() {
+	if was.Reason != reason {
 		o.cfg.Log.Warn("not done; it is tried again", "action", d.Do, "error", err, "hint", hint.Of(err))
 	}
 }

@@ -17,8 +17,17 @@ type ringView struct {
 	table *table
 }
 
-// viewRing reads the ring on a new session, whatever the admin session is stuck in.
+// viewRing reads the ring on a new session, whatever the admin session is stuck in. A worker that was replaced, or died,
+// meanwhile says nothing of the ring: it is read once more then, through its successor.
 func (t *Token) viewRing(ctx context.Context) (*ringView, error) {
+	seen, err := t.viewOnce(ctx)
+	if errors.Is(err, errStale) || errors.Is(err, p11.ErrEnded) {
+		return t.viewOnce(ctx)
+	}
+	return seen, err
+}
+
+func (t *Token) viewOnce(ctx context.Context) (*ringView, error) {
 	result := make(chan *ringView, 1)
 	err := t.onOwnSession(ctx, "looking at the ring", false, func(api p11.API, gen *generation, s *p11.Session) error {
 		reader := t.reader(api, gen.slot, *s)
@@ -40,7 +49,7 @@ func (t *Token) onOwnSession(ctx context.Context, what string, readWrite bool, f
 	t.mu.Lock()
 	gen := t.gen
 	t.mu.Unlock()
-	if gen == nil {
+	if gen == nil || hasEnded(gen.worker) {
 		var err error
 		if gen, err = t.ready(ctx); err != nil {
 			return err

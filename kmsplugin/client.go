@@ -15,6 +15,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
 )
 
 // StatusTimeout is kube-apiserver's own default for a call.
@@ -30,6 +31,8 @@ type StatusAnswer struct {
 	ReadRings []health.ReadRing
 	// Retained are the keys that were current and are still served, the oldest first; at most maxRetainedTold.
 	Retained []envelope.KeyID
+	// Hold is what the outage hold has; nil: it is off.
+	Hold *holdfile.State
 }
 
 // StatusOf asks the plugin at socketPath for its Status over the connection that kube-apiserver would make, but does not
@@ -49,7 +52,10 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 		}
 		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}
-	return StatusAnswer{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer), Retained: retainedIn(trailer), ReadRings: readRingsIn(trailer)}, nil
+	return StatusAnswer{
+		Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer), Retained: retainedIn(trailer),
+		ReadRings: readRingsIn(trailer), Hold: holdIn(trailer),
+	}, nil
 }
 
 // Dial prepares a connection to the plugin at socketPath as kube-apiserver does (k8s.io/apiserver,

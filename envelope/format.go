@@ -17,8 +17,7 @@ const (
 	formatVersion = 1
 )
 
-// Profile says how a ring's keys wrap a DEK. Its number is the envelope's second byte. 4 is reserved for a local key
-// hierarchy.
+// Profile says how a ring's keys wrap a DEK. Its number is the envelope's second byte.
 type Profile byte
 
 const (
@@ -30,6 +29,9 @@ const (
 	// AESGCMHSMIV: AES-256-GCM in the token, under a nonce that the token makes: for tokens that take none (AWS CloudHSM,
 	// Luna in FIPS mode).
 	AESGCMHSMIV Profile = 3
+	// Hold is no profile of a ring: envelopes have it that were sealed in an outage hold, without the HSM, under a key that
+	// was derived in it. Every ring opens them.
+	Hold Profile = 4
 	// HMACKDFNonce is no profile of a ring: envelopes of a ring of HMACKDF have it that were sealed with Go's FIPS 140-3
 	// module, which approves AES-GCM with random nonces of its own alone. As HMACKDF, and that nonce follows the salt.
 	HMACKDFNonce Profile = 5
@@ -47,6 +49,8 @@ func (p Profile) String() string {
 		return "hmac-kdf"
 	case AESGCMHSMIV:
 		return "aes-gcm-hsm-iv"
+	case Hold:
+		return "hold"
 	case HMACKDFNonce:
 		return "hmac-kdf with a random nonce"
 	}
@@ -69,7 +73,7 @@ func (p Profile) UsesAES() bool { return p == AESGCM || p == AESGCMHSMIV }
 
 // opens reports whether a ring of profile p opens envelopes of the other.
 func (p Profile) opens(other Profile) bool {
-	return p == other || p.UsesAES() && other.UsesAES() || p == HMACKDF && other == HMACKDFNonce
+	return p == other || other == Hold || p.UsesAES() && other.UsesAES() || p == HMACKDF && other == HMACKDFNonce
 }
 
 // uniqueSize is the length of what makes each envelope of the profile unique, nonce or salt, where the profile fixes it.
@@ -79,6 +83,8 @@ func (p Profile) uniqueSize() int {
 		return SaltSize
 	case HMACKDFNonce:
 		return SaltSize + NonceSize
+	case Hold:
+		return daySize + SaltSize + NonceSize
 	}
 	return NonceSize
 }
@@ -115,7 +121,7 @@ func isZero(nonce []byte) bool {
 // Envelope is a wrapped DEK, parsed. Its slices share the memory it was parsed from.
 type Envelope struct {
 	Profile Profile
-	Unique  []byte // the nonce; hmac-kdf: the salt, and HMACKDFNonce: the nonce after it
+	Unique  []byte // the nonce; hmac-kdf: the salt, and HMACKDFNonce: the nonce after it; Hold: the day, the salt and the nonce
 	Sealed  []byte // ciphertext, as long as the DEK, and the 16-byte tag
 }
 
@@ -129,17 +135,22 @@ func Parse(b []byte) (Envelope, error) {
 		return Envelope{}, fmt.Errorf("%w: format version %d, only %d is known", ErrMalformed, b[0], formatVersion)
 	}
 	profile := Profile(b[1])
-	if !slices.Contains(Profiles(), profile) && profile != HMACKDFNonce {
+	if !slices.Contains(Profiles(), profile) && profile != HMACKDFNonce && profile != Hold {
 		return Envelope{}, fmt.Errorf("%w: %s is not known", ErrMalformed, profile)
 	}
 	unique, sealed := profile.uniqueOf(b[headerSize:])
 	if n := len(sealed) - TagSize; n < 1 || n > MaxDEK {
 		return Envelope{}, fmt.Errorf("%w: %d bytes cannot hold a DEK of 1 to %d bytes in %s", ErrMalformed, len(b), MaxDEK, profile)
 	}
-	if profile.UsesAES() && isReserved(unique) || profile == AESGCMHSMIV && isZero(unique) {
+	e := Envelope{Profile: profile, Unique: unique, Sealed: sealed}
+	switch {
+	case profile.UsesAES() && isReserved(unique), profile == AESGCMHSMIV && isZero(unique),
+		profile == Hold && isReserved(unique[daySize+SaltSize:]):
 		return Envelope{}, fmt.Errorf("%w: its nonce is one that no envelope has", ErrMalformed)
+	case profile == Hold && e.day() > MaxDay:
+		return Envelope{}, fmt.Errorf("%w: day %d, the last is %d", ErrMalformed, e.day(), MaxDay)
 	}
-	return Envelope{Profile: profile, Unique: unique, Sealed: sealed}, nil
+	return e, nil
 }
 
 // Marshal is the inverse of Parse.
@@ -163,13 +174,16 @@ const (
 // associatedData binds every header field and the key_id. The header fixes the length of the nonce or
 // salt, so the key_id is all that follows and no two (header, key_id) give the same bytes.
 func associatedData(profile Profile, unique []byte, id KeyID) []byte {
+	text := id.String()
 	switch profile {
 	case AESGCMHSMIV:
 		return associatedDataHSMIV(len(unique), id)
 	case HMACKDFNonce:
 		unique = unique[:SaltSize] // the nonce is not known before Go has sealed; GCM makes the tag with it
+	case Hold:
+		unique = unique[:daySize+SaltSize] // the same
+		text = id.HoldString()
 	}
-	text := id.String()
 	b := make([]byte, 0, len(associatedDomain)+headerSize+len(unique)+len(text))
 	b = append(b, associatedDomain...)
 	b = append(b, formatVersion, byte(profile))

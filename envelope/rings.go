@@ -24,7 +24,7 @@ func (r *Rings) Open(ctx context.Context, keyID string, envelope []byte) ([]byte
 	if len(r.read) == 0 {
 		return r.Ring.Open(ctx, keyID, envelope) // which parses the key_id, once
 	}
-	id, err := ParseKeyID(keyID)
+	id, _, err := ParseUsedKeyID(keyID)
 	if err != nil || id.Ring == r.Name() {
 		return r.Ring.Open(ctx, keyID, envelope)
 	}

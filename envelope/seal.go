@@ -128,19 +128,20 @@ func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelo
 	case AESGCM, AESGCMHSMIV:
 		dek, err = token.DecryptGCM(ctx, id, e.Unique, associated, e.Sealed)
 	case HMACKDF, HMACKDFNonce:
-		// NewGCMWithRandomNonce takes the nonce from before the ciphertext. Where FIPS is enforced NewGCM does not even open.
 		salt, nonce := e.Unique[:SaltSize], e.Unique[SaltSize:]
 		if e.Profile == HMACKDF {
 			nonce = make([]byte, NonceSize)
 		}
-		err = withOneTimeKey(ctx, token, id, kdfInput(e.Profile, salt), cipher.NewGCMWithRandomNonce, func(aead cipher.AEAD) error {
-			var openErr error
-			dek, openErr = aead.Open(nil, nil, slices.Concat(nonce, e.Sealed), associated)
-			if openErr != nil {
-				return fmt.Errorf("opening under the derived key: %w", ErrUnauthentic)
-			}
-			return nil
-		})
+		var key [MACSize]byte
+		if key, err = token.MAC(ctx, id, kdfInput(e.Profile, salt)); err == nil {
+			dek, err = openOneTime(&key, nonce, associated, e.Sealed)
+		}
+	case Hold:
+		var key HoldKey
+		defer clear(key[:])
+		if key, err = deriveHoldKey(ctx, token, profile, id, e.day()); err == nil {
+			dek, err = openHold(&key, id, e)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -152,13 +153,29 @@ func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelo
 	return dek, nil
 }
 
-// withOneTimeKey derives the key of one envelope in the token from input, makes an AEAD of it with mode, and wipes the key after use. The
-// key seals one message only.
+// openOneTime opens an envelope under its one-time key, and wipes that. NewGCMWithRandomNonce takes the nonce from before the
+// ciphertext. Where FIPS is enforced NewGCM does not even open.
+func openOneTime(key *[MACSize]byte, nonce, associated, sealed []byte) (dek []byte, err error) {
+	err = underOneTimeKey(key, cipher.NewGCMWithRandomNonce, func(aead cipher.AEAD) error {
+		if dek, err = aead.Open(nil, nil, slices.Concat(nonce, sealed), associated); err != nil {
+			return fmt.Errorf("opening under the derived key: %w", ErrUnauthentic)
+		}
+		return nil
+	})
+	return dek, err
+}
+
+// withOneTimeKey derives the key of one envelope in the token from input, for underOneTimeKey.
 func withOneTimeKey(ctx context.Context, token Token, id KeyID, input []byte, mode func(cipher.Block) (cipher.AEAD, error), use func(cipher.AEAD) error) error {
 	key, err := token.MAC(ctx, id, input)
 	if err != nil {
 		return err
 	}
+	return underOneTimeKey(&key, mode, use)
+}
+
+// underOneTimeKey makes an AEAD of the key with mode, and wipes the key after use. The key seals one message only.
+func underOneTimeKey(key *[MACSize]byte, mode func(cipher.Block) (cipher.AEAD, error), use func(cipher.AEAD) error) error {
 	defer clear(key[:])
 	block, err := aes.NewCipher(key[:])
 	if err != nil {

@@ -22,17 +22,21 @@ func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
 	return envelope, nil
 }
 
-// Open unwraps an envelope under the key that keyID names: that one and no other is tried. The caller
-// wipes the DEK. An unknown key_id causes one re-read of the ring, at most one a second, and then has tokens look again
+// Open unwraps an envelope under the key that keyID names: that one and no other is tried. What was sealed in a hold has the
+// profile Hold and K/hold, and nothing else has either. The caller wipes the DEK. An unknown key_id causes one re-read of the ring, at most one a second, and then has tokens look again
 // whose library may not show it (Seeker). Errors:
 // ErrMalformed, ErrUnauthentic, ErrUnknownKey with what the ring does hold, and those of Token.
 func (r *Ring) Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error) {
-	if _, err := Parse(envelope); err != nil {
-		return nil, err
-	}
-	id, err := ParseKeyID(keyID)
+	e, err := Parse(envelope)
 	if err != nil {
 		return nil, err
+	}
+	id, hold, err := ParseUsedKeyID(keyID)
+	if err != nil {
+		return nil, err
+	}
+	if hold != (e.Profile == Hold) {
+		return nil, fmt.Errorf("%w: its profile is %s; key_ids that end in %s, and no others, are for %s", ErrMalformed, e.Profile, holdSuffix, Hold)
 	}
 	if id.Ring != r.cfg.Name {
 		return nil, fmt.Errorf("%w: it names the ring %s, this one is %s", ErrUnknownKey, id.Ring, r.cfg.Name)

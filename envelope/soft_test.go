@@ -21,6 +21,7 @@ type softToken struct {
 	encrypt func(aead cipher.AEAD, nonce, associated, plaintext []byte) ([]byte, error)
 	decrypt func(aead cipher.AEAD, nonce, associated, sealed []byte) ([]byte, error)
 	mac     func(key, data []byte) [MACSize]byte
+	blocks  func(in []byte) []byte
 	nonce   func() []byte // makes the nonces of EncryptOwnNonce; nil: 12 random bytes
 	onKeys  func()        // called by Keys before it answers, outside the lock
 
@@ -67,12 +68,7 @@ func softFingerprint(profile Profile, material []byte) (fp [FingerprintSize]byte
 	case HMACKDF:
 		fp, err = FingerprintMAC(softMAC(material, FingerprintMessage()))
 	case AESGCMHSMIV:
-		block, _ := aes.NewCipher(material)
-		blocks := FingerprintBlocks()
-		for at := 0; at < len(blocks); at += aes.BlockSize {
-			block.Encrypt(blocks[at:], blocks[at:])
-		}
-		fp, err = FingerprintECB(blocks)
+		fp, err = FingerprintECB(softECB(material, FingerprintBlocks()))
 	default:
 		probe := NewFingerprintProbe()
 		fp, err = FingerprintGCM(softGCM(material, NonceSize).Seal(nil, probe.Nonce[:], probe.Plaintext, probe.Associated))
@@ -246,6 +242,29 @@ func (t *softToken) DecryptGCM(ctx context.Context, id KeyID, nonce, associated,
 		return nil, ErrUnauthentic
 	}
 	return plaintext, nil
+}
+
+func (t *softToken) EncryptBlocks(ctx context.Context, id KeyID, blocks []byte) ([]byte, error) {
+	key, err := t.material(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if t.blocks != nil {
+		return t.blocks(blocks), nil
+	}
+	return softECB(key, blocks), nil
+}
+
+func softECB(key, blocks []byte) []byte {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		panic(err)
+	}
+	out := make([]byte, len(blocks))
+	for at := 0; at < len(out); at += aes.BlockSize {
+		block.Encrypt(out[at:], blocks[at:])
+	}
+	return out
 }
 
 func (t *softToken) MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error) {

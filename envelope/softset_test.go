@@ -54,6 +54,10 @@ func (s softTokens) EncryptOwnNonce(ctx context.Context, id KeyID, associated fu
 	return nonce, sealed, err
 }
 
+func (s softTokens) EncryptBlocks(ctx context.Context, id KeyID, blocks []byte) ([]byte, error) {
+	return onFirstSoft(s, func(t *softToken) ([]byte, error) { return t.EncryptBlocks(ctx, id, blocks) })
+}
+
 func (s softTokens) MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error) {
 	return onFirstSoft(s, func(t *softToken) ([MACSize]byte, error) { return t.MAC(ctx, id, data) })
 }

@@ -45,6 +45,8 @@ type Token interface {
 	EncryptOwnNonce(ctx context.Context, id KeyID, associated func(nonceSize int) []byte, plaintext []byte) (nonce, sealed []byte, err error)
 	// DecryptGCM is the inverse of both; sealed is ciphertext and tag.
 	DecryptGCM(ctx context.Context, id KeyID, nonce, associated, sealed []byte) ([]byte, error)
+	// EncryptBlocks returns AES-ECB of whole blocks (CKM_AES_ECB). It is asked for the blocks of hold keys only.
+	EncryptBlocks(ctx context.Context, id KeyID, blocks []byte) ([]byte, error)
 	// MAC returns HMAC-SHA-256 of data (CKM_SHA256_HMAC).
 	MAC(ctx context.Context, id KeyID, data []byte) ([MACSize]byte, error)
 }

@@ -36,6 +36,13 @@ func (t *Token) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associ
 	}})
 }
 
+// EncryptBlocks implements envelope.Token.
+func (t *Token) EncryptBlocks(ctx context.Context, id envelope.KeyID, blocks []byte) ([]byte, error) {
+	return t.operate(ctx, id, operation{name: "C_Encrypt", in: [3][]byte{blocks}, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {
+		return api.EncryptECB(until, s, key, blocks)
+	}})
+}
+
 // MAC implements envelope.Token.
 func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [envelope.MACSize]byte, err error) {
 	out, err := t.operate(ctx, id, operation{name: "C_Sign", in: [3][]byte{data}, run: func(api p11.API, until time.Time, s p11.Session, key p11.Object) ([]byte, error) {

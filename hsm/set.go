@@ -162,6 +162,11 @@ func (s *Set) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associat
 	})
 }
 
+// EncryptBlocks implements envelope.Token.
+func (s *Set) EncryptBlocks(ctx context.Context, id envelope.KeyID, blocks []byte) ([]byte, error) {
+	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) { return t.EncryptBlocks(ctx, id, blocks) })
+}
+
 // MAC implements envelope.Token.
 func (s *Set) MAC(ctx context.Context, id envelope.KeyID, data []byte) ([envelope.MACSize]byte, error) {
 	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([envelope.MACSize]byte, error) { return t.MAC(ctx, id, data) })

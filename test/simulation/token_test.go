@@ -219,6 +219,10 @@ func (l *link) EncryptOwnNonce(context.Context, envelope.KeyID, func(int) []byte
 	return nil, nil, errors.New("the tokens of the simulation take the nonce that they are given")
 }
 
+func (l *link) EncryptBlocks(context.Context, envelope.KeyID, []byte) ([]byte, error) {
+	return nil, errors.New("the tokens of the simulation take the nonce that they are given")
+}
+
 func (l *link) MAC(context.Context, envelope.KeyID, []byte) (mac [envelope.MACSize]byte, err error) {
 	return mac, errors.New("the simulation has no HMAC keys")
 }
@@ -267,6 +271,10 @@ func (s links) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associa
 
 func (s links) EncryptOwnNonce(ctx context.Context, id envelope.KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
 	return s[0].EncryptOwnNonce(ctx, id, associated, plaintext)
+}
+
+func (s links) EncryptBlocks(ctx context.Context, id envelope.KeyID, blocks []byte) ([]byte, error) {
+	return s[0].EncryptBlocks(ctx, id, blocks)
 }
 
 func (s links) MAC(ctx context.Context, id envelope.KeyID, data []byte) ([envelope.MACSize]byte, error) {

@@ -24,7 +24,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -196,7 +195,7 @@ func (c *content) check(hasID bool) error {
 
 // Check reports why the entry cannot be in a list. It does not find out whether the DEK can be opened.
 func (e Entry) Check() error {
-	if _, err := envelope.ParseKeyID(strings.TrimSuffix(e.KeyID, "/hold")); err != nil {
+	if _, _, err := envelope.ParseUsedKeyID(e.KeyID); err != nil {
 		return err
 	}
 	if n := len(e.Envelope); n == 0 || n > envelope.MaxEnvelope {

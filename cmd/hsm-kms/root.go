@@ -104,7 +104,7 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
 		Version:       version,
 	})
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.operate(), c.config(), c.doctor(), c.manifests(), c.bench(), c.conformance(), c.version())
+	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.hold(), c.operate(), c.config(), c.doctor(), c.manifests(), c.bench(), c.conformance(), c.version())
 	root.AddCommand(c.packaging()...)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {

@@ -29,7 +29,8 @@ when nothing answers. Without --socket, it takes the socket from the configurati
 answer is ok, and prints the last one.
 
 A read ring that cannot be used is shown, and does not change the exit code: Status does not depend on it. With --ring
-NAME the command also exits 1 unless the plugin has proven every key of that ring.`,
+NAME the command also exits 1 unless the plugin has proven every key of that ring. The outage hold is shown if the plugin
+has one, and does not change the exit code either.`,
 		Example: `  hsm-kms status
   hsm-kms status --wait 1m
   hsm-kms status --ring kube-old
@@ -60,6 +61,8 @@ type statusJSON struct {
 	Pending []pendingJSON `json:"pending,omitempty"`
 	// ReadRings are the rings that the plugin only reads.
 	ReadRings []readRingJSON `json:"readRings,omitempty"`
+	// Hold is the outage hold, if the plugin has one.
+	Hold *holdJSON `json:"hold,omitempty"`
 }
 
 // readRingJSON is a ring that is only read.
@@ -104,7 +107,7 @@ func statusWithin(ctx context.Context, socket, ring string, wait time.Duration) 
 
 // statusSaid is the answer for programs.
 func statusSaid(answer kmsplugin.StatusAnswer) statusJSON {
-	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID}
+	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID, Hold: holdOf(answer.Hold)}
 	for _, p := range answer.Pending {
 		pending := pendingJSON{KeyID: p.Key.String(), Activates: p.Activates.UTC().Format(rfc3339Milli), Ready: p.Ready, Deferred: p.Deferred, Reason: p.Why}
 		if !p.Until.IsZero() {
@@ -186,6 +189,9 @@ func (s statusJSON) rows() [][]string {
 			state += "; " + r.Problem + ": do not restart kube-apiserver here while etcd holds its key_ids"
 		}
 		rows = append(rows, []string{"read ring", state + ")"})
+	}
+	if s.Hold != nil {
+		rows = append(rows, []string{"outage hold", s.Hold.words()})
 	}
 	return rows
 }

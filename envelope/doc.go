@@ -9,7 +9,7 @@
 //
 //	version (1) | profile (1) | nonce (12) or salt (32) | ciphertext (as long as the DEK) | tag (16)
 //
-// (with the length of the nonce before it where the HSM makes it)
+// (with the length of the nonce before it where the HSM makes it; in an outage hold the day and a salt before it)
 //
 // and its associated data is a domain string, every header field and the key_id, so that an envelope
 // opens under the one key it names and as the one thing it is, or not at all.

@@ -124,7 +124,9 @@ func FuzzParse(f *testing.F) {
 	f.Add(sized(1, byte(HMACKDFNonce), 94))
 	f.Add(append([]byte{1, 3, 12, 1}, make([]byte, 59)...))
 	f.Add(append([]byte{1, 3, 16, 1}, make([]byte, 63)...))
-	f.Add(sized(1, 4, 62))
+	f.Add(sized(1, byte(Hold), 98))
+	f.Add(append([]byte{1, byte(Hold), 1, 0, 0, 0}, make([]byte, 92)...))
+	f.Add(sized(1, 6, 62))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
 		e, err := Parse(b)
@@ -147,7 +149,9 @@ func FuzzParse(f *testing.F) {
 		if e.Profile == AESGCMHSMIV && (len(e.Unique) == 12 || len(e.Unique) == 16) && len(e.Unique) == int(b[2]) && !isZero(e.Unique) {
 			return
 		}
-		switch want := map[Profile]int{AESGCM: 12, HMACKDF: 32, HMACKDFNonce: 44}[e.Profile]; {
+		switch want := map[Profile]int{AESGCM: 12, HMACKDF: 32, HMACKDFNonce: 44, Hold: 48}[e.Profile]; {
+		case e.Profile == Hold && (b[2] != 0 || string(b[38:46]) == "hsm-kms/"):
+			t.Fatalf("%x was accepted with its day or nonce", b)
 		case want == 0, len(e.Unique) != want:
 			t.Fatalf("%x was accepted with %d bytes of nonce or salt", b, len(e.Unique))
 		}

@@ -17,7 +17,7 @@ import (
 // Day counts days since 1970-01-01 UTC.
 type Day uint32
 
-// MaxDay is the last day that an envelope can name: in the year 47903.
+// MaxDay is the last day that an envelope can name: in the year 47904.
 const MaxDay Day = 0x00ffffff
 
 // DayOf is the day of t. A clock before 1970 or after MaxDay gives the first or the last.

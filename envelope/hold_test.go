@@ -63,7 +63,9 @@ func TestHoldKeyOfAFaultyToken(t *testing.T) {
 		spoil   func(*softToken)
 	}{
 		"GCM returns the plaintext": {AESGCM, func(s *softToken) {
-			s.encrypt = func(_ cipher.AEAD, _, _, in []byte) ([]byte, error) { return append(bytes.Clone(in), make([]byte, TagSize)...), nil }
+			s.encrypt = func(_ cipher.AEAD, _, _, in []byte) ([]byte, error) {
+				return append(bytes.Clone(in), make([]byte, TagSize)...), nil
+			}
 		}},
 		"ECB returns the plaintext": {AESGCMHSMIV, func(s *softToken) { s.blocks = bytes.Clone }},
 		"ECB is short":              {AESGCMHSMIV, func(s *softToken) { s.blocks = func(in []byte) []byte { return in[:16] } }},
@@ -249,4 +251,32 @@ func TestParseUsedKeyID(t *testing.T) {
 	if _, err := ParseKeyID(k.HoldString()); !errors.Is(err, ErrUnknownKey) {
 		t.Errorf("ParseKeyID takes the key_id of a hold: %v", err)
 	}
+}
+
+// FuzzOpenHold: what is not sealed does not open. The seeds are an envelope, and what is nearly one. It is a vector, because
+// the processes of a fuzz test must agree on it.
+func FuzzOpenHold(f *testing.F) {
+	all := readVectors(f).Envelopes
+	v := all[slices.IndexFunc(all, func(v envelopeVector) bool { return v.HoldKey != nil && len(v.DEK) == 32 })]
+	key, sealed := HoldKey(v.HoldKey), []byte(v.Envelope)
+	id, _, err := ParseUsedKeyID(v.KeyID)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(sealed)
+	f.Add(sealed[:len(sealed)-1])
+	f.Add(append(bytes.Clone(sealed), 0))
+	f.Add(slices.Concat(sealed[:5], []byte{9}, sealed[6:]))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dek, err := OpenHold(&key, id, b)
+		switch {
+		case bytes.Equal(b, sealed) && (err != nil || len(dek) != 32):
+			t.Fatalf("OpenHold = %x, %v", dek, err)
+		case !bytes.Equal(b, sealed) && (dek != nil || !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrUnauthentic)):
+			t.Fatalf("OpenHold(%x) = %x, %v", b, dek, err)
+		}
+		if _, ok := HoldDay(b); ok == errors.Is(err, ErrMalformed) {
+			t.Fatalf("HoldDay(%x): %v, and OpenHold: %v", b, ok, err)
+		}
+	})
 }

@@ -27,8 +27,17 @@ func FuzzParseKeyID(f *testing.F) {
 	f.Add("r/x/0123456789abcdef")
 	f.Add("r/x0/0123456789ABCDEF")
 	f.Add("\xff/x/0123456789abcdef")
+	f.Add(anyKeyID + "/hold")
+	f.Add("r/x/hold")
 	f.Fuzz(func(t *testing.T, text string) {
 		id, err := ParseKeyID(text)
+		of, hold, usedErr := ParseUsedKeyID(text)
+		switch {
+		case usedErr != nil && (err == nil || hold || !of.IsZero() || !errors.Is(usedErr, ErrUnknownKey)),
+			usedErr == nil && hold && (err == nil || of.HoldString() != text),
+			usedErr == nil && !hold && (err != nil || of != id):
+			t.Fatalf("ParseUsedKeyID(%q) = %v, %v, %v, and ParseKeyID %v, %v", text, of, hold, usedErr, id, err)
+		}
 		if err != nil {
 			if !errors.Is(err, ErrUnknownKey) || !id.IsZero() {
 				t.Fatalf("ParseKeyID(%q) = %v, %v", text, id, err)

@@ -11,11 +11,14 @@ import sys
 
 NONCE, SALT = 12, 32
 LONG_NONCE = 16
-AES_GCM, HMAC_KDF, HSM_IV, HMAC_NONCE = 1, 2, 3, 5
+AES_GCM, HMAC_KDF, HSM_IV, HOLD, HMAC_NONCE = 1, 2, 3, 4, 5
 RESERVED = b"hsm-kms/"
 FINGERPRINT = b"hsm-kms/fp/1"
 ENVELOPE = b"hsm-kms/envelope/1\x00"
 KDF = b"hsm-kms/kdf/1\x00"
+OUTAGE = b"hsm-kms/outage/1\x00"
+OUTAGE_KDF = b"hsm-kms/outage-kdf/1\x00"
+DAY, LAST_DAY = 4, 0x00FFFFFF
 
 
 # AES-256, FIPS 197 ---------------------------------------------------------------------------------------------------
@@ -192,6 +195,31 @@ def seal(profile, key, key_id, unique, dek, aad=None):
     return header(profile) + unique + gcm(mac(key, kdf_input(unique, profile)), nonce, aad, dek)
 
 
+def hold_key(ring, key, day):
+    head = OUTAGE + day.to_bytes(DAY, "big")
+    if ring in DERIVED:
+        return mac(key, head)
+    nonce = RESERVED + day.to_bytes(DAY, "big")
+    blocks = bytes(aes(key, nonce + b"\x00\x00\x00\x02")) + bytes(aes(key, nonce + b"\x00\x00\x00\x03"))
+    assert gcm(key, nonce, OUTAGE, bytes(32))[:32] == blocks
+    return hashlib.sha256(head + blocks).digest()
+
+
+def hold_kdf_input(unique):
+    return OUTAGE_KDF + header(HOLD) + unique[:DAY + SALT]
+
+
+def hold_associated(unique, used):
+    return ENVELOPE + header(HOLD) + unique[:DAY + SALT] + used.encode()
+
+
+def seal_hold(ring, key, used, unique, dek, aad=None, one_time=None):
+    day = int.from_bytes(unique[:DAY], "big")
+    one_time = one_time or mac(hold_key(ring, key, day), hold_kdf_input(unique))
+    aad = hold_associated(unique, used) if aad is None else aad
+    return header(HOLD) + unique + gcm(one_time, unique[DAY + SALT:], aad, dek)
+
+
 def octets(label, n):
     """n bytes that look random and are the same in every run."""
     return b"".join(hashlib.sha256(b"%s/%d" % (label.encode(), i)).digest() for i in range(n // 32 + 1))[:n]
@@ -252,7 +280,9 @@ def key_ids():
     for name, ring, version in (
             ("ours", "kube-secrets", OWN), ("foreign", "kube-secrets", "x01"), ("foreign, empty CKA_ID", "r", "x"),
             ("longest", "a" * 63, "x" + octets("id", 64).hex()), ("every character of a ring", "abc.xyz-019", OWN)):
-        yield {"name": name, "key_id": "/".join((ring, version, fp)), "ring": ring, "version": version, "fingerprint": fp, "expect": "accept"}
+        k = {"name": name, "key_id": "/".join((ring, version, fp)), "hold": False, "ring": ring, "version": version, "fingerprint": fp, "expect": "accept"}
+        yield k
+        yield dict(k, name=name + ", in a hold", key_id=k["key_id"] + "/hold", hold=True)
     bad_sum = OWN[:-1] + ("0" if OWN[-1] != "0" else "1")
     for name, text in (
             ("empty", ""), ("two parts", "r/x01"), ("four parts", "r/x01/%s/" % fp), ("no ring", "/x01/" + fp),
@@ -264,7 +294,9 @@ def key_ids():
             ("foreign version of half a byte", "r/x0/" + fp), ("foreign version without x", "r/01/" + fp),
             ("foreign version of 65 bytes", "r/x%s/%s" % ("00" * 65, fp)), ("fingerprint in capitals", "r/x01/0123456789ABCDEF"),
             ("fingerprint of 7 bytes", "r/x01/0123456789abcd"), ("fingerprint of 9 bytes", "r/x01/0123456789abcdef00"),
-            ("fingerprint not hex", "r/x01/0123456789abcdeg"), ("257 bytes", "r/x01/" + fp + "0" * 235)):
+            ("fingerprint not hex", "r/x01/0123456789abcdeg"), ("257 bytes", "r/x01/" + fp + "0" * 235),
+            ("hold alone", "/hold"), ("hold for a fingerprint", "r/x01/hold"), ("hold twice", "r/x01/%s/hold/hold" % fp),
+            ("hold in capitals", "r/x01/%s/HOLD" % fp), ("slash after hold", "r/x01/%s/hold/" % fp), ("another word than hold", "r/x01/%s/held" % fp)):
         yield {"name": name, "key_id": text, "expect": "reject", "reason": "unknown key_id"}
 
 
@@ -308,7 +340,7 @@ def rejected_envelopes():
                 ("cut before the ciphertext", good[:at + size]), ("tag only", good[:at + size] + good[-16:]),
                 ("DEK of 513 bytes", seal(profile, KEY, kid, unique, octets("dek", 513))), ("1025 bytes", good + bytes(1025 - len(good))),
                 ("format version 0", b"\x00" + good[1:]), ("format version 2", b"\x02" + good[1:]),
-                ("profile 0", good[:1] + b"\x00" + good[2:]), ("reserved profile 4", good[:1] + b"\x04" + good[2:]),
+                ("profile 0", good[:1] + b"\x00" + good[2:]), ("made one of a hold", good[:1] + b"\x04" + good[2:]),
                 ("profile 255", good[:1] + b"\xff" + good[2:])):
             yield reject(name, envelope, "malformed")
         if profile == HMAC_NONCE:
@@ -362,6 +394,73 @@ def rejected_envelopes():
             yield reject("opened as of " + name, good, "unauthentic", asked)
 
 
+def hold_keys():
+    for ring in NAMES:
+        for name, key, day in (("1970-01-01", KEY, 0), ("2026-01-01", KEY, 20454), ("the day after", KEY, 20455),
+                               ("the last day", KEY, LAST_DAY), ("a key of zeros", bytes(32), 20454)):
+            yield {"name": "%s: %s" % (NAMES[ring], name), "profile": NAMES[ring], "key": key.hex(), "day": day,
+                   "hold_key": hold_key(ring, key, day).hex(), "expect": "accept"}
+
+
+def accepted_holds():
+    for ring in NAMES:
+        for name, n, day, version in (("a DEK seed of 32 bytes", 32, 20454, OWN), ("one byte", 1, 0, OWN),
+                                      ("512 bytes, the most, on the last day", 512, LAST_DAY, OWN), ("a foreign key", 32, 1, "x01")):
+            unique = day.to_bytes(DAY, "big") + octets(name + "/hold", SALT + NONCE)
+            used, dek = key_id(ring, version=version) + "/hold", octets(name + "/dek", n)
+            yield {"name": "hold, %s: %s" % (NAMES[ring], name), "profile": NAMES[ring], "key": KEY.hex(), "key_id": used,
+                   "unique": unique.hex(), "dek": dek.hex(), "associated": hold_associated(unique, used).hex(),
+                   "hold_key": hold_key(ring, KEY, day).hex(), "kdf_input": hold_kdf_input(unique).hex(),
+                   "one_time_key": mac(hold_key(ring, KEY, day), hold_kdf_input(unique)).hex(),
+                   "envelope": seal_hold(ring, KEY, used, unique, dek).hex(), "expect": "accept"}
+
+
+def rejected_holds():
+    for ring, size in ((AES_GCM, NONCE), (HMAC_KDF, SALT), (HSM_IV, NONCE)):
+        kid, dek, day = key_id(ring), octets("dek", 32), (20454).to_bytes(DAY, "big")
+        used, unique = kid + "/hold", day + octets("hold", SALT + NONCE)
+        salt_end = DAY + SALT
+        good, normal = seal_hold(ring, KEY, used, unique, dek), seal(ring, KEY, kid, octets("unique", size), dek)
+        right = hold_key(ring, KEY, 20454)
+        late = (LAST_DAY + 1).to_bytes(DAY, "big") + unique[DAY:]
+        reserved = unique[:salt_end] + RESERVED + bytes(4)
+
+        def sealed(aad=None, one_time=None, key=KEY, in_ring=ring):
+            return seal_hold(in_ring, key, used, unique, dek, aad, one_time)
+
+        for name, envelope, asked, reason in (
+                ("as of the key itself", good, kid, "malformed"), ("a normal envelope as of a hold", normal, used, "malformed"),
+                ("a normal envelope sealed for the text of a hold", seal(ring, KEY, used, octets("unique", size), dek), used, "malformed"),
+                ("sealed for the text of the key", sealed(hold_associated(unique, kid)), used, "unauthentic"),
+                ("the same, as of the key", sealed(hold_associated(unique, kid)), kid, "malformed"),
+                ("day after the last", seal_hold(ring, KEY, used, late, dek), used, "malformed"),
+                ("reserved nonce", seal_hold(ring, KEY, used, reserved, dek), used, "malformed"),
+                ("header only", good[:2], used, "malformed"), ("half a day", good[:4], used, "malformed"),
+                ("cut in the salt", good[:20], used, "malformed"), ("cut in the nonce", good[:40], used, "malformed"),
+                ("tag only", good[:50] + good[-16:], used, "malformed"),
+                ("DEK of 513 bytes", seal_hold(ring, KEY, used, unique, octets("dek", 513)), used, "malformed"),
+                ("cut by one byte", good[:-1], used, "unauthentic"), ("one byte more", good + b"\x00", used, "unauthentic"),
+                ("another day", good[:2] + (20455).to_bytes(DAY, "big") + good[6:], used, "unauthentic"),
+                ("salt changed", good[:6] + bytes([good[6] ^ 1]) + good[7:], used, "unauthentic"),
+                ("nonce changed", good[:49] + bytes([good[49] ^ 1]) + good[50:], used, "unauthentic"),
+                ("ciphertext changed", good[:50] + bytes([good[50] ^ 1]) + good[51:], used, "unauthentic"),
+                ("tag changed", good[:-1] + bytes([good[-1] ^ 1]), used, "unauthentic"),
+                ("sealed under another key", sealed(key=OTHER_KEY), used, "unauthentic"),
+                ("hold key of the other kind of ring", sealed(in_ring=AES_GCM + HMAC_KDF - ring if ring != HSM_IV else HMAC_KDF), used, "unauthentic"),
+                ("hold key itself instead of a one-time key", sealed(one_time=right), used, "unauthentic"),
+                ("one-time key derived from the KEK", sealed(one_time=mac(KEY, hold_kdf_input(unique))), used, "unauthentic"),
+                ("one-time key without the day", sealed(one_time=mac(right, OUTAGE_KDF + header(HOLD) + unique[DAY:salt_end])), used, "unauthentic"),
+                ("one-time key in the domain of hmac-kdf", sealed(one_time=mac(right, KDF + header(HOLD) + unique[:salt_end])), used, "unauthentic"),
+                ("associated data with the nonce", sealed(ENVELOPE + header(HOLD) + unique + used.encode()), used, "unauthentic"),
+                ("associated data without the day", sealed(ENVELOPE + header(HOLD) + unique[DAY:salt_end] + used.encode()), used, "unauthentic"),
+                ("sealed under a nonce of zeros", good[:50] + gcm(mac(right, hold_kdf_input(unique)), bytes(NONCE), hold_associated(unique, used), dek), used, "unauthentic"),
+                ("opened as of another ring", good, key_id(ring, ring="kube-secret") + "/hold", "unauthentic"),
+                ("opened as of another version", good, key_id(ring, version="x01") + "/hold", "unauthentic"),
+                ("opened as of another fingerprint", good, key_id(ring, key=OTHER_KEY) + "/hold", "unauthentic")):
+            yield {"name": "hold, %s: %s" % (NAMES[ring], name), "profile": NAMES[ring], "key": KEY.hex(), "key_id": asked,
+                   "envelope": envelope.hex(), "expect": "reject", "reason": reason}
+
+
 def main():
     check_primitives()
     out = {
@@ -369,7 +468,8 @@ def main():
         "fingerprints": list(fingerprints()),
         "ckaIDs": list(cka_ids()),
         "keyIDs": list(key_ids()),
-        "envelopes": list(accepted_envelopes()) + list(rejected_envelopes()),
+        "holdKeys": list(hold_keys()),
+        "envelopes": list(accepted_envelopes()) + list(accepted_holds()) + list(rejected_envelopes()) + list(rejected_holds()),
     }
     sys.stdout.buffer.write((json.dumps(out, indent=1, ensure_ascii=True) + "\n").encode())
 

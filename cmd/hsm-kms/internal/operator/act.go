@@ -42,6 +42,10 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 	if ctx.Err() != nil {
 		return // what was cut short says nothing
 	}
+	o.failed = err
+	if _, found := errors.AsType[*finding](err); found {
+		o.failed = nil
+	}
 	if err == nil {
 		delete(o.world.Trouble, d.Do)
 		o.cfg.Log.Info("done", "action", d.Do, "took", time.Since(began).Round(time.Millisecond))
@@ -55,6 +59,11 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 		o.cfg.Log.Warn("not done; it is tried again", "action", d.Do, "error", err, "hint", hint.Of(err))
 	}
 }
+
+// finding is an error of an action that was done: what it found is for a person to see to.
+type finding struct{ error }
+
+func (f *finding) Unwrap() error { return f.error }
 
 // read reads all of etcd.
 func (o *Operator) read(ctx context.Context, current state.Key) error {
@@ -81,6 +90,7 @@ func (o *Operator) weigh(report *evidence.Report, began time.Time, current state
 			read.Under[key.KeyID] += key.Objects
 		}
 	}
+	o.soil(report, read.Under)
 	for key, file := range o.kept.files {
 		read.Against[key] = against(o.judge(key, file, report, o.cfg.Settle))
 	}
@@ -146,7 +156,7 @@ func (o *Operator) record(keys []string) error {
 	}
 	for _, key := range keys {
 		if refusals := o.judge(key, &gate.File{Report: o.report, Time: began}, o.report, 0); len(refusals) > 0 {
-			return hint.Wrap(errors.New(refusals[0].Reason), refusals[0].Hint)
+			return &finding{hint.Wrap(errors.New(refusals[0].Reason), refusals[0].Hint)}
 		}
 		if err := o.kept.keep(key, text.Bytes()); err != nil {
 			return err
@@ -206,7 +216,7 @@ func unproven(out *migrate.Outcome, err error) error {
 		case p.Error != "":
 			advice = "check that the API server answers, that its admission and roles let hsm-kms:operators write, and that --endpoints and --prefix are this cluster's"
 		}
-		return hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, migrate.Describe(p)), advice)
+		return &finding{hint.Wrap(fmt.Errorf("%w: %s", migrate.ErrUnproven, migrate.Describe(p)), advice)}
 	}
 	return err
 }
@@ -230,10 +240,10 @@ func (o *Operator) migrate(ctx context.Context, current state.Key) error {
 	case err != nil:
 		return unproven(out, err)
 	case out.Failed > 0:
-		return hint.Wrap(fmt.Errorf("%d objects could not be rewritten, the first: %s: %s", out.Failed, evidence.Printable(out.Failures[0].Key), evidence.Printable(out.Failures[0].Reason)),
-			"see to that object; hsm-kms etcd migrate names all of them")
+		return &finding{hint.Wrap(fmt.Errorf("%d objects could not be rewritten, the first: %s: %s", out.Failed, evidence.Printable(out.Failures[0].Key), evidence.Printable(out.Failures[0].Reason)),
+			"see to that object; hsm-kms etcd migrate names all of them")}
 	case !out.Clean():
-		return hint.Wrap(fmt.Errorf("after the rewriting: %s", describe(out.Report.Findings[0])), "docs/evidence.md says what each finding means and what to do about it")
+		return &finding{hint.Wrap(fmt.Errorf("after the rewriting: %s", describe(out.Report.Findings[0])), "docs/evidence.md says what each finding means and what to do about it")}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
@@ -27,32 +28,29 @@ type leadership struct {
 	end     context.CancelFunc
 }
 
-// beat publishes what the plugin says, on change and at each interval, and keeps the leadership or tries to get it.
+// beat publishes what the plugin says, on change and at each interval, and keeps the leadership or tries to get it. While that
+// fails it is tried ever more rarely: see pause.
 func (o *Operator) beat(ctx context.Context) {
-	tick := time.NewTicker(o.cfg.Interval / 3)
+	look := o.cfg.Interval / 3
+	tick := time.NewTicker(look)
 	defer tick.Stop()
 	defer o.step(ctx)
-	var published, campaigned time.Time
-	failed := false
+	var due time.Time
+	failures, failed := 0, false // in a row, and whether the last attempt failed
 	for {
 		changed, now := o.look(ctx), time.Now()
-		var err error
-		if changed || now.Sub(published) >= o.cfg.Interval {
-			if err = o.publish(ctx); err == nil {
-				published = now
-			}
-		}
-		if now.Sub(campaigned) >= o.cfg.Interval {
-			campaigned = now
+		switch {
+		case !now.Add(look / 2).Before(due): // half a tick early rather than a whole one late
+			err := o.publish(ctx)
 			_, leadErr := o.campaign(ctx, now)
 			err = errors.Join(err, leadErr)
-		}
-		if (err != nil) != failed && ctx.Err() == nil {
-			if failed = err != nil; failed {
-				o.cfg.Log.Warn("the Leases of this node cannot be written; it is tried again", "error", err)
-			} else {
-				o.cfg.Log.Info("the Leases of this node are written again")
+			if failures++; err == nil || o.leading() != nil { // a leader tries until it has to step down
+				failures = 0
 			}
+			due = now.Add(pause(o.cfg.Interval, failures))
+			failed = o.told(ctx, failed, err)
+		case changed && failures == 0:
+			failed = o.told(ctx, failed, o.publish(ctx))
 		}
 		select {
 		case <-ctx.Done():
@@ -60,6 +58,25 @@ func (o *Operator) beat(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// pause is how long to wait for the next attempt after so many failures in a row: an interval, doubled each time, up to ten
+// (5 minutes by default). A cluster whose API servers are away is not asked all the time by all of its nodes.
+func pause(interval time.Duration, failures int) time.Duration {
+	return min(max(state.RetryMost, interval), 10*interval, interval<<min(max(failures-1, 0), 10))
+}
+
+// told logs when writing begins to fail, and when it works again. It returns whether it fails.
+func (o *Operator) told(ctx context.Context, failed bool, err error) bool {
+	if (err != nil) == failed || ctx.Err() != nil {
+		return failed
+	}
+	if err != nil {
+		o.cfg.Log.Warn("the Leases of this node cannot be written; it is tried again", "error", err)
+		return true
+	}
+	o.cfg.Log.Info("the Leases of this node are written again")
+	return false
 }
 
 // look asks the plugin, and reports whether it says something else than before.
@@ -136,7 +153,7 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 	held, renewed := o.lead.lease, o.lead.renewed
 	o.mu.Unlock()
 	if held != nil {
-		lease, err := o.renew(limited, leaderLease, held, func(*coordinationv1.Lease) {})
+		lease, err := o.renew(limited, leaderLease, held, o.share)
 		if err == nil {
 			o.hold(ctx, lease, now)
 			return o.cfg.Node, nil
@@ -158,7 +175,7 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 	if err != nil {
 		lease = nil // there is none
 	}
-	lease, err = o.renew(limited, leaderLease, lease, func(*coordinationv1.Lease) {})
+	lease, err = o.renew(limited, leaderLease, lease, o.share)
 	switch {
 	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):
 		return "", nil // another one was quicker

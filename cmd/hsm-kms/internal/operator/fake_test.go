@@ -44,6 +44,7 @@ type api struct {
 	notReady  bool   // its KMS providers are not
 	noList    bool   // a list is answered with another object
 	forbidden string // end of the path of what may not be made
+	ready     func() // called when the KMS providers are asked about, with the lock held; nil: nothing
 }
 
 func newAPI(t *testing.T) *api {
@@ -71,6 +72,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"status":"ok"}`)
 	case a.forbidden != "" && r.Method == http.MethodPost && strings.HasSuffix(fmt.Sprint(body["metadata"].(map[string]any)["name"]), a.forbidden): //nolint:forcetypeassert // ours
 		a.fail(w, http.StatusForbidden)
+	case a.ready != nil && path == "/readyz/kms-providers":
+		a.ready()
+		fmt.Fprint(w, "ok")
 	case a.notReady && path == "/readyz/kms-providers":
 		a.fail(w, http.StatusInternalServerError)
 	case path == "/readyz/kms-providers":

@@ -12,11 +12,13 @@
 // next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.
 //
 // Files: operator (the loop), beat (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is
-// done), kept (clean reports), keyring (what people see).
+// done), kept (clean reports), dirty (what leaders tell each other), keyring (what people see).
 package operator
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -28,6 +30,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // Config says what to operate on. All fields are required, save those of Migrate that its Defaults give.
@@ -71,11 +74,14 @@ type Operator struct {
 	hostnames map[string]bool // of the nodes that are known, in lower case
 	ending    string          // a node whose certificate ends soon; empty: none
 
+	failed error // of the last action, unless it found what a person has to see to; nil: it was done
+
 	mu     sync.Mutex // guards all below
 	sights sights
 	own    *coordinationv1.Lease // of this node, as it was written last; nil: it is asked for first
 	self   node                  // what the plugin of this node said last
 	lead   leadership
+	dirty  dirty
 	left   int64 // objects not under the key yet, while they are rewritten
 }
 
@@ -85,7 +91,7 @@ func New(cfg Config) (*Operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Operator{cfg: cfg, kube: kube, sights: sights{}}
+	o := &Operator{cfg: cfg, kube: kube, sights: sights{}, dirty: dirty{}}
 	o.world = state.World{Settle: cfg.Settle, Recheck: cfg.Recheck, Trouble: map[state.Action]state.Trouble{}}
 	if o.kept, err = openKept(cfg.StateDir); err != nil {
 		return nil, err
@@ -107,7 +113,7 @@ func (o *Operator) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		if leading := o.leading(); leading != nil {
-			o.pass(leading)
+			_, _ = o.pass(leading) // it was shown
 			continue
 		}
 		o.forget()
@@ -128,8 +134,8 @@ type Result struct {
 	Status *Status `json:"status"`
 }
 
-// Once makes one pass: publishes what the plugin says, and does what is due if this node leads. The error is why this node
-// could not publish or see the others.
+// Once makes one pass: publishes what the plugin says, and does what is due if this node leads. The error is why something
+// could not be asked, read or written; what a person has to see to is in the result. With an error the result may be nil.
 func (o *Operator) Once(ctx context.Context) (*Result, error) {
 	o.sights = loadSights(o.cfg.StateDir)
 	o.look(ctx)
@@ -142,23 +148,30 @@ func (o *Operator) Once(ctx context.Context) (*Result, error) {
 	}
 	result := &Result{Leader: leader}
 	if leading := o.leading(); leading != nil {
-		result.Status = o.pass(leading)
+		result.Status, err = o.pass(leading)
+		if len(o.dirty) > 0 { // the next one is another process
+			_, again := o.campaign(ctx, time.Now())
+			err = errors.Join(err, again)
+		}
 	}
-	return result, o.sights.save(o.cfg.StateDir)
+	return result, errors.Join(err, o.sights.save(o.cfg.StateDir))
 }
 
-// pass sees the nodes again, and does what is due until there is nothing to do but wait.
-func (o *Operator) pass(ctx context.Context) *Status {
-	nodes, err := o.nodes(ctx)
-	if err != nil {
-		if ctx.Err() == nil {
-			o.cfg.Log.Warn("the nodes' Leases cannot be read; nothing is done meanwhile", "error", err)
-		}
-		return o.show(ctx, state.Decision{State: state.Blocked, Reason: "the nodes' Leases cannot be read: " + evidence.Printable(err.Error()), Hint: "check that the API server answers, and that this identity may list leases: docs/operate.md"})
-	}
-	o.world.Nodes = nodes
+// pass sees the nodes again, and does what is due until there is nothing to do but wait. The error is why the nodes could not
+// be seen or the last action could not be done; the status says it too. Status nil: ctx ended.
+func (o *Operator) pass(ctx context.Context) (*Status, error) {
+	o.failed = nil
 	var d state.Decision
+	var seen time.Time
 	for range maxSteps {
+		if time.Since(seen) >= o.cfg.Interval { // an action may take hours, and what nodes say decides on the next one
+			seen = time.Now()
+			if err := o.see(ctx); err != nil {
+				o.failed = err
+				d = state.Decision{State: state.Blocked, Reason: evidence.Printable(err.Error()), Hint: hint.Of(err)}
+				break
+			}
+		}
 		o.world.Now, o.world.Clean = time.Now(), o.kept.times()
 		d = state.Next(o.world)
 		if d.Do == state.Wait || ctx.Err() != nil {
@@ -170,9 +183,23 @@ func (o *Operator) pass(ctx context.Context) *Status {
 		o.do(ctx, d)
 	}
 	if ctx.Err() != nil {
-		return nil // it ends, or leads no more
+		return nil, nil // it ends, or leads no more
 	}
-	return o.show(ctx, d)
+	return o.show(ctx, d), o.failed
+}
+
+// see looks at the nodes again.
+func (o *Operator) see(ctx context.Context) error {
+	nodes, err := o.nodes(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			o.cfg.Log.Warn("the nodes' Leases cannot be read; nothing is done meanwhile", "error", err)
+		}
+		return hint.Wrap(fmt.Errorf("the nodes' Leases cannot be read: %w", err), "check that the API server answers, and that this identity may list leases: docs/operate.md")
+	}
+	o.world.Nodes = nodes
+	o.dropStale()
+	return nil
 }
 
 // maxSteps bounds the actions of one pass. The longest way has about ten.

@@ -169,6 +169,81 @@ func TestEverythingAway(t *testing.T) {
 	<-ended
 }
 
+// While API servers are away each node asks ever more rarely, and comes back by itself.
+func TestBackoff(t *testing.T) {
+	t.Parallel()
+	for failures, want := range map[int]time.Duration{0: 30 * time.Second, 1: 30 * time.Second, 2: time.Minute, 4: 4 * time.Minute, 5: 5 * time.Minute, 1000: 5 * time.Minute} {
+		if got := pause(30*time.Second, failures); got != want {
+			t.Errorf("after %d failures: %s, want %s", failures, got, want)
+		}
+	}
+	for interval, want := range map[time.Duration]time.Duration{time.Second: 10 * time.Second, time.Hour: time.Hour} {
+		if got := pause(interval, 100); got != want {
+			t.Errorf("with --interval %s at most %s, want %s", interval, got, want)
+		}
+	}
+	a := newAPI(t)
+	a.down = true
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	o.cfg.Interval = 15 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	began := time.Now()
+	go func() { defer close(ended); o.beat(ctx) }()
+	for asked := 0; asked < 2*7; time.Sleep(time.Millisecond) { // seven attempts: the pauses between them are of 1, 2, 4, 8, 10 and 10 intervals
+		a.set(func() { asked = a.requests })
+	}
+	if took := time.Since(began); took < 30*o.cfg.Interval {
+		t.Errorf("seven attempts within %s", took)
+	}
+	a.set(func() { a.down = false })
+	for deadline := time.Now().Add(30 * time.Second); a.count("/apis/coordination.k8s.io") < 2; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is published when the API server is back")
+		}
+	}
+	cancel()
+	<-ended
+}
+
+// What one pass could not read is no state that a person has to see to.
+func TestOnceCannotRead(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now().Add(-time.Hour))), "n1")
+	result, err := o.Once(t.Context()) // there is no etcd
+	if err == nil || hint.Of(err) == "" || result == nil || result.Status == nil || result.Status.State != state.Blocked {
+		t.Errorf("without etcd: %+v, %v", result, err)
+	}
+	a.set(func() { a.noList = true })
+	if result, err = o.Once(t.Context()); !errors.Is(err, migrate.ErrBadAnswer) || result.Status.State != state.Blocked {
+		t.Errorf("without the Leases: %+v, %v", result, err)
+	}
+}
+
+// An action takes as long as it takes: what nodes say is looked at again before the next one is decided.
+func TestNodesSeenAgain(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	current := keyID(t, time.Now().Add(-time.Hour))
+	p := newPlugin(t, current)
+	o := newOperator(t, a, p, "n1")
+	o.look(t.Context())
+	o.world.Etcd = &state.Etcd{At: time.Now(), Key: current, Left: 1, Findings: "1 object"} // so it looks at the API servers next
+	a.set(func() {
+		a.ready = func() { // longer than an interval
+			time.Sleep(o.cfg.Interval)
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.self.Problem = "the HSM is away"
+		}
+	})
+	got, err := o.pass(t.Context())
+	if err != nil || !strings.Contains(got.Message, "the HSM is away") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // Without the CRD the state stands in the log and in the result.
 func TestWithoutCRD(t *testing.T) {
 	t.Parallel()
@@ -252,7 +327,9 @@ func TestRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 		if lead {
-			o.pass(t.Context())
+			if _, err := o.pass(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 		return a.requests
 	}
@@ -345,7 +422,7 @@ func TestUnproven(t *testing.T) {
 	} {
 		out := &migrate.Outcome{Servers: []migrate.Proof{{Server: "s1", OK: true}, {Server: "s1", Skipped: true}, proof}}
 		err := unproven(out, migrate.ErrUnproven)
-		if !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(err.Error(), "s2") || !strings.Contains(hint.Of(err), hinted) {
+		if _, found := errors.AsType[*finding](err); !found || !errors.Is(err, migrate.ErrUnproven) || !strings.Contains(err.Error(), "s2") || !strings.Contains(hint.Of(err), hinted) {
 			t.Errorf("%v (hint %q), want %q", err, hint.Of(err), hinted)
 		}
 	}
@@ -365,14 +442,16 @@ func TestEventsOfOneBlock(t *testing.T) {
 		if err := two.publish(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		one.pass(t.Context())
+		if _, err := one.pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	before := a.count("/api/v1/namespaces/default/events/")
 	for minutes := range 10 {
 		was := one.sights[nodeLease("n2")]
 		one.sights[nodeLease("n2")] = sight{Version: was.Version, At: time.Now().Add(-time.Duration(minutes+1) * time.Minute), Changed: true}
-		if got := one.pass(t.Context()); got.State != state.Blocked || !strings.Contains(got.Message, "n2") {
-			t.Fatalf("%+v", got)
+		if got, err := one.pass(t.Context()); err != nil || got.State != state.Blocked || !strings.Contains(got.Message, "n2") {
+			t.Fatalf("%+v, %v", got, err)
 		}
 	}
 	for range 10 {
@@ -444,7 +523,7 @@ func TestNoList(t *testing.T) {
 	if nodes, err := o.nodes(t.Context()); !errors.Is(err, migrate.ErrBadAnswer) {
 		t.Errorf("%+v, %v", nodes, err)
 	}
-	if got := o.pass(t.Context()); got.State != state.Blocked {
-		t.Errorf("%+v", got)
+	if got, err := o.pass(t.Context()); !errors.Is(err, migrate.ErrBadAnswer) || got.State != state.Blocked {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,13 +98,13 @@ func (c *command) runOperate(ctx context.Context, f *operateFlags) error {
 		return nil
 	}
 	result, err := o.Once(ctx)
-	if err != nil {
-		return hint.Wrap(err, "check that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints")
-	}
 	if ctx.Err() != nil {
 		return app.Finding(hint.Wrap(errors.New("stopped in the middle of the pass"), "run it again: it does what is left"))
 	}
-	return c.printPass(f, result)
+	if err != nil {
+		err = hint.Wrap(err, cmp.Or(hint.Of(err), "check that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints"))
+	}
+	return c.printPass(f, result, err)
 }
 
 // fillOperate checks the flags and completes f from them, the configuration, the host name and the EncryptionConfiguration file.
@@ -180,8 +181,12 @@ func (f *operateFlags) retireFlags(configPath string) (string, error) {
 	return strings.Join(words, " "), nil
 }
 
-// printPass prints what a pass came to. A state that asks for a person is a finding.
-func (c *command) printPass(f *operateFlags, result *operator.Result) error {
+// printPass prints what a pass came to; failed: why something could not be asked, read or written. A state that asks for a
+// person is a finding.
+func (c *command) printPass(f *operateFlags, result *operator.Result, failed error) error {
+	if result == nil {
+		return failed
+	}
 	status := result.Status
 	if c.output == "json" {
 		if err := c.json(result); err != nil {
@@ -189,6 +194,9 @@ func (c *command) printPass(f *operateFlags, result *operator.Result) error {
 		}
 	} else if err := c.table(passRows(f, result)); err != nil {
 		return err
+	}
+	if failed != nil {
+		return failed
 	}
 	if status != nil && status.State == state.Blocked {
 		return app.Finding(hint.Wrap(errors.New(status.Message), status.Hint))

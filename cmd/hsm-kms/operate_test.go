@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
@@ -42,5 +46,35 @@ func TestRetireFlags(t *testing.T) {
 	}
 	if !strings.HasPrefix(f.RetireFlags, "--config '/") {
 		t.Errorf("%q", f.RetireFlags)
+	}
+}
+
+// One pass exits 1 when a person has to see to something, and 2 when it could not do its work; the state is printed in any case.
+func TestPrintPass(t *testing.T) {
+	t.Parallel()
+	away := errors.New("etcd is away")
+	blocked := &operator.Result{Leader: "n1", Status: &operator.Status{State: state.Blocked, Message: "the HSM is away"}}
+	for name, c := range map[string]struct {
+		result  *operator.Result
+		failed  error
+		finding bool
+		want    error
+	}{
+		"blocked":        {blocked, nil, true, nil},
+		"could not read": {blocked, away, false, away},
+		"nothing known":  {nil, away, false, away},
+	} {
+		var out bytes.Buffer
+		cmd := &command{out: &out, errOut: io.Discard, output: "json"}
+		err := cmd.printPass(&operateFlags{}, c.result, c.failed)
+		if err == nil || app.IsFinding(err) != c.finding || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if printed := strings.Contains(out.String(), "the HSM is away"); printed != (c.result != nil) {
+			t.Errorf("%s: %s", name, out.String())
+		}
+	}
+	if err := (&command{out: io.Discard}).printPass(&operateFlags{}, &operator.Result{Leader: "n2"}, nil); err != nil {
+		t.Error(err)
 	}
 }

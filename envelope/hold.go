@@ -187,3 +187,12 @@ func ParseUsedKeyID(text string) (id KeyID, hold bool, err error) {
 	id, err = ParseKeyID(name)
 	return id, hold && err == nil, err
 }
+
+// KeyOf is the key_id of the key that is needed for what is stored under the text: K for K/hold. Every other text is returned
+// as it is.
+func KeyOf(text string) string {
+	if id, hold, err := ParseUsedKeyID(text); err == nil && hold {
+		return id.String()
+	}
+	return text
+}

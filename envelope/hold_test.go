@@ -235,6 +235,9 @@ func TestParseUsedKeyID(t *testing.T) {
 	t.Parallel()
 	k := foreignKey("one", "one").ID
 	for text, want := range map[string]bool{k.String(): false, k.HoldString(): true} {
+		if got := KeyOf(text); got != k.String() {
+			t.Errorf("KeyOf(%q) = %q", text, got)
+		}
 		id, hold, err := ParseUsedKeyID(text)
 		if id != k || hold != want || err != nil {
 			t.Errorf("ParseUsedKeyID(%q) = %v, %v, %v", text, id, hold, err)
@@ -244,6 +247,9 @@ func TestParseUsedKeyID(t *testing.T) {
 		"", "/hold", "r/hold", k.Ring + "/" + k.Version + "/hold", k.String() + "/", k.String() + "/Hold", k.String() + "/hold/",
 		k.String() + "//hold", k.String() + "/hold/hold", k.String() + "/held", "/hold" + k.String(),
 	} {
+		if got := KeyOf(text); got != text {
+			t.Errorf("KeyOf(%q) = %q", text, got)
+		}
 		if id, hold, err := ParseUsedKeyID(text); !id.IsZero() || hold || !errors.Is(err, ErrUnknownKey) {
 			t.Errorf("ParseUsedKeyID(%q) = %v, %v, %v", text, id, hold, err)
 		}

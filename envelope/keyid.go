@@ -52,6 +52,9 @@ func ParseKeyID(text string) (KeyID, error) {
 	if len(text) == 0 || len(text) > MaxKeyID {
 		return refuse(fmt.Sprintf("%d bytes, 1 to %d are possible", len(text), MaxKeyID))
 	}
+	if strings.HasSuffix(text, holdSuffix) {
+		return refuse("it ends in " + holdSuffix + ", and names an outage hold, not a key")
+	}
 	parts := strings.Split(text, "/")
 	if len(parts) != 3 {
 		return refuse("the form is RING/VERSION/FINGERPRINT")

@@ -44,7 +44,7 @@ func plain(text string) string {
 // held says what the ring holds in place of keyID. The same version with another fingerprint is said plainly: this
 // node's token and the one that sealed hold different keys under one label and CKA_ID.
 func held(keyID string, view envelope.View) string {
-	asked, err := envelope.ParseKeyID(keyID)
+	asked, _, err := envelope.ParseUsedKeyID(keyID)
 	if err != nil {
 		return "not a key_id of this plugin"
 	}

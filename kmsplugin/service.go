@@ -88,7 +88,7 @@ func (s *service) Encrypt(ctx context.Context, req *kmsapi.EncryptRequest) (*kms
 
 // viewFor is the ring that a key_id names, or, if there is none, the one that is written under.
 func (s *service) viewFor(keyID string) envelope.View {
-	if id, err := envelope.ParseKeyID(keyID); err == nil {
+	if id, _, err := envelope.ParseUsedKeyID(keyID); err == nil {
 		for _, reader := range s.read {
 			if reader.Name() == id.Ring {
 				return reader.View()

@@ -7,7 +7,7 @@
 // revision in it is under the key. Destruction is forever, so whatever is unclear is a reason against it, and all
 // reasons are told at once.
 //
-// It depends on evidence for the reports and on evidence/migrate for the outcomes. Functions keep nothing and may be called from any number of goroutines.
+// It depends on envelope for key_ids, on evidence for the reports and on evidence/migrate for the outcomes. Functions keep nothing and may be called from any number of goroutines.
 package gate
 
 import (
@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
@@ -204,20 +205,29 @@ func (v *verdict) ours(name string, r *evidence.Report, others []string, more st
 	}
 }
 
-// under counts the objects under a key_id, by whichever provider, and says of which resources.
+// under counts the objects that need the key, by whichever provider, and says of which resources. What was written in an
+// outage hold stands under another text and needs the key all the same.
 func under(resources []evidence.Resource, keyID string) (n int64, where string) {
 	var parts []string
 	for _, resource := range resources {
-		of := int64(0)
+		of, held := int64(0), int64(0)
 		for _, key := range resource.Keys {
-			if key.KeyID == keyID {
-				of += key.Objects
+			if envelope.KeyOf(key.KeyID) != keyID {
+				continue
+			}
+			if of += key.Objects; key.KeyID != keyID {
+				held += key.Objects
 			}
 		}
-		if of > 0 {
-			n += of
-			parts = append(parts, fmt.Sprintf("%s %d", evidence.Printable(resource.Resource), of))
+		if of == 0 {
+			continue
 		}
+		n += of
+		part := fmt.Sprintf("%s %d", evidence.Printable(resource.Resource), of)
+		if held > 0 {
+			part += fmt.Sprintf(", of which %d under %s/hold", held, keyID)
+		}
+		parts = append(parts, part)
 	}
 	const shown = 5
 	if more := len(parts) - shown; more > 0 {

@@ -77,6 +77,25 @@ func TestJudge(t *testing.T) {
 
 		"under it in the file": {func(c *gate.Case) { add(c.File.Report, oldKey, 3) }, []string{"report.json: 3 objects under " + oldKey + " (widgets.example.com 3)"}},
 		"under it now":         {func(c *gate.Case) { add(c.Own, oldKey, 1) }, []string{"etcd now: 1 object under " + oldKey + " (widgets.example.com 1)"}},
+		"under its hold in the file": {func(c *gate.Case) { add(c.File.Report, oldKey+"/hold", 3) }, []string{
+			"report.json: 3 objects under " + oldKey + " (widgets.example.com 3, of which 3 under " + oldKey + "/hold)",
+		}},
+		"under it and its hold now": {func(c *gate.Case) {
+			add(c.Own, oldKey, 1)
+			keys := &c.Own.Resources[len(c.Own.Resources)-1].Keys
+			*keys = append(*keys, evidence.Key{Provider: "kms:v2:hsm-kms", KeyID: oldKey + "/hold", Objects: 2})
+		}, []string{"etcd now: 3 objects under " + oldKey + " (widgets.example.com 3, of which 2 under " + oldKey + "/hold)"}},
+		"a snapshot needs its hold": {func(c *gate.Case) { add(c.Snapshots[0], oldKey+"/hold", 4) }, []string{"the snapshot backup.db: 4 objects under"}},
+		"a snapshot's past needs its hold": {func(c *gate.Case) {
+			c.Snapshots[0].History[0].Keys[0] = evidence.Key{Provider: "kms:v2:hsm-kms", KeyID: oldKey + "/hold", Objects: 7}
+		}, []string{"the snapshot backup.db: 7 past revisions under " + oldKey + " (secrets 7, of which 7 under " + oldKey + "/hold)"}},
+		"a hold of another key": {func(c *gate.Case) { add(c.File.Report, newKey+"/hold", 3); add(c.Own, newKey+"/hold", 3) }, nil},
+		"holds alone show that it is the ring's etcd": {func(c *gate.Case) {
+			for _, r := range []*evidence.Report{c.File.Report, c.Own} {
+				r.Resources[1].Keys[0].KeyID = newKey + "/hold"
+			}
+		}, nil},
+		"a text that is nearly its hold": {func(c *gate.Case) { add(c.Own, oldKey+"/hold/hold", 3) }, nil},
 		"undecodable in the file": {func(c *gate.Case) {
 			c.File.Report.Undecodable = 1
 		}, []string{"report.json: 1 object undecodable"}},

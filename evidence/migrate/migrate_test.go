@@ -363,3 +363,24 @@ func TestNotAllRead(t *testing.T) {
 		})
 	}
 }
+
+// What was written in an outage hold is rewritten, and a server that still writes so is not proven.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	const key = "ring/x02/8899aabbccddeeff"
+	s := newStore()
+	fill(s, 3, key+"/hold")
+	s.put("secrets/ns/z", key)
+	opts := options(t, s, newAPI(t, s, key+"/hold", nil))
+	opts.RequiredKey = key
+	out, err := migrate.Run(t.Context(), opts)
+	if !errors.Is(err, migrate.ErrUnproven) || out.Rewritten != 0 || !strings.HasSuffix(migrate.Describe(out.Servers[0]), "writes secrets in an outage hold, under "+key+"/hold: its HSM is away") {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	opts = options(t, s, newAPI(t, s, key, nil))
+	opts.RequiredKey = key
+	out, err = migrate.Run(t.Context(), opts)
+	if err != nil || !out.Clean() || out.Found != 3 || s.under("secrets/ns/", key+"/hold") != 0 {
+		t.Errorf("%+v, %v", out, err)
+	}
+}

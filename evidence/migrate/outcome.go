@@ -3,6 +3,7 @@ package migrate
 import (
 	"fmt"
 
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 )
 
@@ -92,6 +93,8 @@ func Describe(p Proof) string {
 		return fmt.Sprintf("%s, %s: %s", p.Server, resource, evidence.Printable(p.Error))
 	case p.Expected != "" && p.Writes != p.Expected:
 		return fmt.Sprintf("%s writes %s as %s, and the EncryptionConfiguration has %s", p.Server, resource, evidence.Printable(p.Writes), evidence.Printable(p.Expected))
+	case envelope.KeyOf(p.KeyID) != p.KeyID:
+		return fmt.Sprintf("%s writes %s in an outage hold, under %s: its HSM is away", p.Server, resource, evidence.Printable(p.KeyID))
 	case p.KeyID != "":
 		return fmt.Sprintf("%s writes %s under another key: %s", p.Server, resource, evidence.Printable(p.KeyID))
 	}

@@ -13,13 +13,15 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
 )
 
 // maxFoundLine bounds a line of a trail in bytes; ours have less than 4 kB.
 const maxFoundLine = 64 << 10
 
 // FindKey looks in the trail at path, and in the files that it was rotated into and that are still beside it, for a
-// request about keyID. It returns the first one as "OPERATION at TIME in FILE"; empty: there is none. An empty path, or no
+// request about keyID, or about its outage hold. It returns the first one as "OPERATION at TIME in FILE"; empty: there is none. An empty path, or no
 // file, is no trail. The chain of hashes is not checked. Errors: what cannot be read.
 func FindKey(path, keyID string) (string, error) {
 	if path == "" {
@@ -89,7 +91,7 @@ func findIn(file *os.File, keyID string) (string, error) {
 			continue
 		}
 		var line struct{ Time, Operation, KeyID string }
-		if json.Unmarshal(scanner.Bytes(), &line) == nil && line.KeyID == keyID {
+		if json.Unmarshal(scanner.Bytes(), &line) == nil && envelope.KeyOf(line.KeyID) == keyID {
 			return line.Operation + " at " + line.Time, nil
 		}
 	}

@@ -21,9 +21,11 @@ func TestFindKey(t *testing.T) {
 	}{
 		"no trail":            {nil, ""},
 		"in the newest":       {map[string]string{"audit.log": record(other) + record(key)}, "Encrypt at 2026-02-03T04:05:06Z in "},
+		"of its hold":         {map[string]string{"audit.log": record(other+"/hold") + record(key+"/hold")}, "Encrypt at 2026-02-03T04:05:06Z in "},
 		"in a rotated one":    {map[string]string{"audit.log": record(other), "audit.log.000000000012": record(key)}, ".000000000012"},
 		"in one that remains": {map[string]string{"audit.log.000000000012": record(key)}, ".000000000012"},
 		"after a torn record": {map[string]string{"audit.log": `{"time":"2026` + "\n" + record(key)}, "Encrypt at"},
+		"of another's hold":   {map[string]string{"audit.log": record(other + "/hold")}, ""},
 		"another key":         {map[string]string{"audit.log": record(other)}, ""},
 		"in other files":      {map[string]string{"audit-etcd-get.log": record(key), "audit.log.old": record(key), "audit.logs": record(key)}, ""},
 		"in another field":    {map[string]string{"audit.log": strings.Replace(record(other), `"code"`, `"reason":"`+key+`","code"`, 1)}, ""},

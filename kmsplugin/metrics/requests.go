@@ -108,7 +108,7 @@ func (m *Metrics) KeyUsed(name, keyID string, code codes.Code) {
 }
 
 func (m *Metrics) isRefused(keyID string) bool {
-	id, err := envelope.ParseKeyID(keyID)
+	id, _, err := envelope.ParseUsedKeyID(keyID)
 	if err != nil {
 		return false
 	}

@@ -112,7 +112,7 @@ func isRefusal(err error) bool {
 // decrypted asks the HSM and gives the object the form that was asked for.
 func decrypted(ctx context.Context, a *app.Context, form string, located *evidence.Recovered, object *stored.Object) ([]byte, error) {
 	if object != nil {
-		if id, err := envelope.ParseKeyID(located.KeyID); err == nil && slices.Contains(a.File.RingNames(), id.Ring) {
+		if id, _, err := envelope.ParseUsedKeyID(located.KeyID); err == nil && slices.Contains(a.File.RingNames(), id.Ring) {
 			if a, err = a.ForRing(id.Ring); err != nil {
 				return nil, err
 			}

@@ -58,7 +58,7 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	case answer.Healthz != "ok":
 		d.fail(check, "", fmt.Sprintf("the plugin on %s says: %s", path, answer.Healthz), "fix the findings above; the plugin's log has the same with a hint")
 	default:
-		d.compare(answer.KeyID, path, ring)
+		d.compare(envelope.KeyOf(answer.KeyID), path, ring)
 	}
 	if err == nil {
 		d.compareRead(answer.ReadRings)

@@ -284,6 +284,12 @@ func TestJudgePending(t *testing.T) {
 		"the plugin names it": {func(r *Request, f *Facts) {
 			r.NoEtcd, f.Etcd, f.Plugin = true, nil, Plugin{Answered: true, KeyID: oldID().String()}
 		}, "the plugin of this machine names", []string{"etcd"}},
+		"the plugin names its hold": {func(r *Request, f *Facts) {
+			r.NoEtcd, f.Etcd, f.Plugin = true, nil, Plugin{Answered: true, KeyID: oldID().HoldString()}
+		}, "the plugin of this machine names " + oldID().HoldString(), []string{"etcd"}},
+		"something is under its hold": {func(_ *Request, f *Facts) {
+			f.Etcd.Resources[0].Keys[0].KeyID = oldID().HoldString()
+		}, "etcd now: 1 object under", []string{"DEK", "no Lease"}},
 		"the plugin says nothing": {func(r *Request, f *Facts) {
 			r.NoEtcd, f.Etcd, f.Plugin.Err = true, nil, errors.New("hangs")
 		}, "it is not clear which key the plugin of this machine writes under", []string{"etcd"}},

@@ -239,7 +239,7 @@ func (j *judgement) plugin() {
 	switch {
 	case j.Plugin.Err != nil:
 		j.refuse(fmt.Errorf("it is not clear which key the plugin of this machine writes under: %w", j.Plugin.Err))
-	case j.Plugin.Answered && j.Plugin.KeyID == j.KeyID.String():
-		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine names %s as the key to write under", j.KeyID), "find out why with: hsm-kms status; its log says what keeps it from the current key"))
+	case j.Plugin.Answered && envelope.KeyOf(j.Plugin.KeyID) == j.KeyID.String():
+		j.refuse(hint.Wrap(fmt.Errorf("the plugin of this machine names %s as the key to write under", j.Plugin.KeyID), "find out why with: hsm-kms status; its log says what keeps it from the current key"))
 	}
 }

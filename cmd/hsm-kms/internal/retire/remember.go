@@ -28,7 +28,7 @@ func Remembering(ring evidence.Opener, auditPath string) evidence.Opener {
 func (r remembering) Open(ctx context.Context, keyID string, wrapped []byte) ([]byte, error) {
 	dek, err := r.ring.Open(ctx, keyID, wrapped)
 	if errors.Is(err, envelope.ErrUnknownKey) {
-		if is := r.destroyed[keyID]; !is.Ended.IsZero() {
+		if is := r.destroyed[envelope.KeyOf(keyID)]; !is.Ended.IsZero() {
 			err = fmt.Errorf("%w; keys retire destroyed it at %s, by the audit trail of this machine", err, is.Ended.UTC().Format(time.RFC3339))
 		}
 	}

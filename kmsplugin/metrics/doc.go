@@ -7,8 +7,8 @@
 // value is memory for good. Counting is on the path of a request: it allocates nothing and takes no lock.
 //
 // Files: metrics (the registry), calls (HSM calls), requests (operations, probes, peers), collect (what is
-// asked for at a scrape: ring, tokens, audit trail), http.
+// asked for at a scrape: ring, tokens, audit trail), readrings, hold, http.
 //
-// It depends on envelope, on audit and health for their numbers, on growmap, hint and Prometheus. All methods may be called from
+// It depends on envelope, on audit, health and hold/holdfile for their numbers, on growmap, hint and Prometheus. All methods may be called from
 // any number of goroutines.
 package metrics

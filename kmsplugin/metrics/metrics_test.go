@@ -19,6 +19,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/growmap"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
 )
 
 // token is an envelope.Token of which only the name and the generation are asked.
@@ -75,6 +76,9 @@ func full() (*Metrics, *token) {
 	ObserveReadRings(m, []oldRing{{}})
 	m.ObserveAudit(func() audit.Stats { return audit.Stats{Sequence: 9, Failures: 3, Lost: 2, Failing: true} })
 	m.ObserveSocket(lostSocket{})
+	m.ObserveHold(func() *holdfile.State {
+		return &holdfile.State{Limit: time.Hour, Used: time.Minute, Holding: true, Until: time.Unix(6000, 0), Listed: 9, Held: 8, Full: true}
+	})
 	m.HSMCall("hsm-a", "C_Encrypt", "CKR_OK", time.Millisecond)
 	return m, a
 }
@@ -137,6 +141,8 @@ func TestValues(t *testing.T) {
 		"nonces_total{" + id(2).String() + ",hsm-a}": 40, "nonces_total{" + id(2).String() + ",hsm-b}": 0,
 		"audit_sequence{}": 9, "audit_failures_total{}": 3, "audit_lost_operations_total{}": 2, "audit_failing{}": 1,
 		"socket_listening{}": 0, "socket_renewals_total{}": 2,
+		"hold_limit_seconds{}": 3600, "hold_used_seconds{}": 60, "hold_armed{}": 0, "hold_active{}": 1, "hold_until_timestamp_seconds{}": 6000,
+		"hold_listed_deks{}": 9, "hold_held_deks{}": 8, "hold_list_full{}": 1,
 		"hsm_calls_total{C_Encrypt,CKR_OK,hsm-a}": 1, "hsm_call_duration_seconds{C_Encrypt,hsm-a}": 1,
 		"operations_total{Unavailable,Decrypt}": 0, "probe_last_success_timestamp_seconds{}": 0,
 	})

@@ -47,8 +47,8 @@ func (c *command) holdSeed() *cobra.Command {
 		Short: "Have the plugin hold every DEK that etcd holds",
 		Long: `Reads etcd as etcd report does, and hands every wrapped DEK under a key of the configuration's rings to the plugin on
 this node. The plugin adds them to its list, has the HSM open them, and holds them. No DEK leaves the plugin. Run it on
-each node, while the HSM answers, and again after kube-apiserver was restarted on any node: its new DEK is known only to the
-plugin on its own node.
+each node, while the HSM answers. Later the plugin sees new DEKs by itself, because each API server reads what the others
+write. Run it again after the API server of a node was down for a while.
 
 Exits 0 when the hold is armed: everything on the list is held. Exits 1 when it is not, and reports why.`,
 		Example: `  hsm-kms hold seed

@@ -71,6 +71,7 @@ exits 1 when a person has to do something, 2 when it cannot run.`,
 	duration.Var(flags, &f.Interval, "interval", 30*time.Second, "time between two writes of this node's Lease, and between two passes of the leader; a Lease that stays the same for four of them counts no longer")
 	duration.Var(flags, &f.Settle, "settle", gate.DefaultSettle, "how far apart the two clean readings of etcd are")
 	duration.Var(flags, &f.Recheck, "recheck", time.Hour, "how often etcd is read while nothing is to be done")
+	flags.StringVar(&f.HTTPAddress, "http-address", "127.0.0.1:9809", "host:port of /metrics, which asks for no password; empty for none")
 	flags.BoolVar(&f.once, "once", false, "make one pass and end")
 	return cmd
 }

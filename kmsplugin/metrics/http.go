@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -30,11 +33,7 @@ const (
 // ok; readable: every read ring can be used). The health checks answer in fixed words: the client was not checked.
 func (m *Metrics) Handler(live, ready, readable func() bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		ErrorHandling:       promhttp.ContinueOnError,
-		MaxRequestsInFlight: 4,
-		Timeout:             readTimeout,
-	}))
+	mux.Handle("GET /metrics", Exposition(m.registry))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		if !live() {
 			answer(w, http.StatusInternalServerError, "stuck: the log says where; to be restarted")
@@ -54,6 +53,11 @@ func (m *Metrics) Handler(live, ready, readable func() bool) http.Handler {
 		answer(w, http.StatusOK, "ok")
 	})
 	return mux
+}
+
+// Exposition answers with the metrics of a registry. What cannot be gathered is left out.
+func Exposition(registry prometheus.Gatherer) http.Handler {
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, Timeout: readTimeout})
 }
 
 func answer(w http.ResponseWriter, code int, text string) {
@@ -119,4 +123,44 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	return <-stopped
+}
+
+// retry is the pause between two attempts to open the address.
+const retry = 5 * time.Second
+
+// Keep serves handler until it is stopped, also when ctx has ended. An address (host:port) that cannot be opened is tried again
+// until it can; an empty one switches it off.
+func Keep(ctx context.Context, address string, handler http.Handler, log *slog.Logger) (stop func()) {
+	if address == "" {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	listen := func(said string) (*Server, string) {
+		server, err := Listen(ctx, address, handler)
+		switch {
+		case err == nil:
+			log.Info("serving metrics and health", "address", server.Addr())
+			return server, ""
+		case err.Error() != said:
+			log.Warn("metrics and health are not served; trying again until they can be", "error", err, "hint", hint.Of(err))
+		}
+		return nil, err.Error()
+	}
+	server, said := listen("")
+	running.Go(func() {
+		for ctx.Err() == nil {
+			if server != nil {
+				if err := server.Run(ctx); err != nil {
+					log.Error("metrics and health are no longer served; trying again", "error", err)
+				}
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(retry):
+				server, said = listen(said)
+			}
+		}
+	})
+	return func() { cancel(); running.Wait() }
 }

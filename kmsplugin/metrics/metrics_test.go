@@ -274,7 +274,9 @@ func TestDocumented(t *testing.T) {
 	}
 	documented := map[string]string{}
 	for _, row := range regexp.MustCompile("(?m)^\\| `(hsm_kms_[a-z0-9_]+)` \\| ([^|]+) \\|").FindAllSubmatch(doc, -1) {
-		documented[string(row[1])] = string(row[2])
+		if !strings.HasPrefix(string(row[1]), "hsm_kms_operate_") { // those have a test of their own
+			documented[string(row[1])] = string(row[2])
+		}
 	}
 	names := map[string]bool{}
 	for _, f := range families {

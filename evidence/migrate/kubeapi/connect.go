@@ -39,6 +39,9 @@ type Config struct {
 	Servers    []string // addresses of every API server; empty: ask the cluster
 	ServerName string   // in their certificates; empty: the kubeconfig's, or their address
 	UserAgent  string
+	// Answered, if it is not nil, is called for each answer with its HTTP status; 0: no answer came. It is called from any
+	// number of goroutines.
+	Answered func(status int)
 }
 
 // Connect makes a client for each API server, addressed directly. Only the addresses are asked for, and only when none
@@ -111,7 +114,7 @@ func load(cfg Config) (*rest.Config, error) {
 	base.Timeout = requestTimeout
 	base.WarningHandler = rest.NoWarnings{}
 	base.UserAgent = cfg.UserAgent
-	base.Wrap(func(next http.RoundTripper) http.RoundTripper { return limited{next} })
+	base.Wrap(func(next http.RoundTripper) http.RoundTripper { return limited{next, cfg.Answered} })
 	return base, nil
 }
 

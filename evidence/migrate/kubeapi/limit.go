@@ -35,11 +35,21 @@ const (
 )
 
 // limited bounds every answer.
-type limited struct{ next http.RoundTripper }
+type limited struct {
+	next     http.RoundTripper
+	answered func(status int) // of Config
+}
 
 // RoundTrip implements http.RoundTripper.
 func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := l.next.RoundTrip(r)
+	status := 0
+	if err == nil {
+		status = resp.StatusCode
+	}
+	if l.answered != nil {
+		l.answered(status)
+	}
 	if err != nil {
 		return nil, err
 	}

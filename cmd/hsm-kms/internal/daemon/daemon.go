@@ -20,7 +20,6 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
-	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
@@ -98,46 +97,12 @@ func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 	}
 }
 
-// httpRetry is the pause between two attempts to open http.address.
-const httpRetry = 5 * time.Second
-
-// serveHTTP serves metrics and health until it is stopped. An address that cannot be opened is tried again until it can: it
-// must not keep the plugin from serving. found reports whether clients can find the socket.
+// serveHTTP serves metrics and health until it is stopped: an address that cannot be opened must not keep the plugin from
+// serving. found reports whether clients can find the socket.
 func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func()) {
-	if address == "" {
-		return func() {}
-	}
 	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
 	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready, func() bool { return plugin.ReadProblem() == nil })
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	listen := func(said string) (*metrics.Server, string) {
-		server, err := metrics.Listen(ctx, address, handler)
-		switch {
-		case err == nil:
-			log.Info("serving metrics and health", "address", server.Addr())
-			return server, ""
-		case err.Error() != said:
-			log.Warn("metrics and health are not served; trying again until they can be", "error", err, "hint", hint.Of(err))
-		}
-		return nil, err.Error()
-	}
-	server, said := listen("")
-	running.Go(func() {
-		for ctx.Err() == nil {
-			if server != nil {
-				if err := server.Run(ctx); err != nil {
-					log.Error("metrics and health are no longer served; trying again", "error", err)
-				}
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(httpRetry):
-				server, said = listen(said)
-			}
-		}
-	})
-	return func() { cancel(); running.Wait() }
+	return metrics.Keep(ctx, address, handler, log)
 }
 
 // listen takes the socket that systemd passed, or makes the configured one and keeps it until ctx ends. found reports whether

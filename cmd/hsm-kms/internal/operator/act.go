@@ -46,6 +46,7 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 	if _, found := errors.AsType[*finding](err); found {
 		o.failed = nil
 	}
+	o.acted(d.Do, err)
 	if err == nil {
 		delete(o.world.Trouble, d.Do)
 		o.cfg.Log.Info("done", "action", d.Do, "took", time.Since(began).Round(time.Millisecond))

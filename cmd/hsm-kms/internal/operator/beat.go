@@ -114,7 +114,7 @@ func (o *Operator) publish(ctx context.Context) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.own = own
+	o.own, o.figures.published = own, time.Now()
 	return nil
 }
 

@@ -83,6 +83,10 @@ func (o *Operator) show(ctx context.Context, d state.Decision) *Status {
 	}
 	was, now := o.shown.status, time.Now()
 	status := o.status(d, now)
+	o.mu.Lock()
+	o.figures.status, o.figures.next = &status, d.Next
+	o.figures.ready, o.figures.expected = o.countNodes()
+	o.mu.Unlock()
 	// Some errors are worded differently each time, with the port of a connection for example.
 	changed := status.State != was.State || status.State == state.Blocked && status.Message != o.shown.told && now.Sub(o.shown.toldAt) >= state.RetryMost
 	if o.ending != "" && o.ending != o.shown.ending {
@@ -118,8 +122,10 @@ func (o *Operator) status(d state.Decision, now time.Time) Status {
 	was := o.shown.status
 	s := Status{
 		State: d.State, Since: was.Since, Message: d.Reason, Hint: d.Hint, Leader: o.cfg.Node, Retirable: append([]string{}, d.Retirable...),
-		History: was.History, Nodes: o.countNodes(),
+		History: was.History,
 	}
+	ready, expected := o.countNodes()
+	s.Nodes = fmt.Sprintf("%d/%d", ready, expected)
 	o.mu.Lock()
 	s.ObjectsLeft = o.left
 	o.mu.Unlock()
@@ -174,14 +180,13 @@ func conditions(was []metav1.Condition, now time.Time, is []metav1.Condition) []
 	return is
 }
 
-func (o *Operator) countNodes() string {
-	well := 0
+func (o *Operator) countNodes() (ready, expected int) {
 	for _, n := range o.world.Nodes {
 		if n.Unknown == "" && n.Problem == "" {
-			well++
+			ready++
 		}
 	}
-	return fmt.Sprintf("%d/%d", well, len(o.world.Nodes))
+	return ready, len(o.world.Nodes)
 }
 
 // adopt goes on with the history that an earlier leader wrote.

@@ -5,14 +5,15 @@
 // retires the key.
 //
 // It reads no PIN, opens no token, handles no DEK, and makes and destroys no key. It depends on operator/state,
-// kmsplugin (the Status of the plugin), sources, evidence, evidence/gate, evidence/migrate, evidence/migrate/kubeapi, envelope,
+// kmsplugin (the Status of the plugin), kmsplugin/metrics (its HTTP server), sources, evidence, evidence/gate, evidence/migrate, evidence/migrate/kubeapi, envelope,
 // envelope/stored, atomicfile, hint and ownedfile. The plugin serves without it.
 //
 // What it remembers is in Config.StateDir: for each old key, the first clean report of etcd. All else is seen again by the
 // next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.
 //
 // Files: operator (the loop), beat (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is
-// done), kept (clean reports), dirty (what leaders tell each other), keyring (what people see).
+// done), kept (clean reports), dirty (what leaders tell each other), keyring (what people see),
+// metrics.
 package operator
 
 import (
@@ -20,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -31,6 +33,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
 )
 
 // Config says what to operate on. All fields are required, save those of Migrate that its Defaults give.
@@ -50,6 +53,7 @@ type Config struct {
 	Migrate  migrate.Options // Namespace is that of the Leases too
 	// RetireFlags are those that keys retire needs to read the same etcd, and judge it by the same rules.
 	RetireFlags string
+	HTTPAddress string // host:port for metrics; empty: none
 	Log         *slog.Logger
 }
 
@@ -82,16 +86,21 @@ type Operator struct {
 	self   node                  // what the plugin of this node said last
 	lead   leadership
 	dirty  dirty
-	left   int64 // objects not under the key yet, while they are rewritten
+
+	figures figures
+	left    int64 // objects not under the key yet, while they are rewritten
 }
 
 // New checks what a person must correct and makes an instance. Nothing is asked yet.
 func New(cfg Config) (*Operator, error) {
+	o := &Operator{sights: sights{}, dirty: dirty{}}
+	cfg.Kube.Answered = o.figures.answered
 	kube, err := kubeapi.Open(cfg.Kube)
 	if err != nil {
 		return nil, err
 	}
-	o := &Operator{cfg: cfg, kube: kube, sights: sights{}, dirty: dirty{}}
+	o.cfg, o.kube = cfg, kube
+	o.measure()
 	o.world = state.World{Settle: cfg.Settle, Recheck: cfg.Recheck, Trouble: map[state.Action]state.Trouble{}}
 	if o.kept, err = openKept(cfg.StateDir); err != nil {
 		return nil, err
@@ -101,6 +110,9 @@ func New(cfg Config) (*Operator, error) {
 
 // Run goes on until ctx ends. Whatever fails is tried again.
 func (o *Operator) Run(ctx context.Context) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics.Exposition(o.figures.registry))
+	defer metrics.Keep(ctx, o.cfg.HTTPAddress, mux, o.cfg.Log)()
 	var beating sync.WaitGroup
 	defer beating.Wait()
 	beating.Go(func() { o.beat(ctx) })
@@ -125,6 +137,9 @@ func (o *Operator) forget() {
 	o.world.Servers, o.world.Proof, o.world.Etcd, o.report, o.servers = nil, nil, nil, nil, nil
 	clear(o.world.Trouble)
 	o.shown = shown{}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.figures.status = nil
 }
 
 // Result is what one pass came to.
@@ -185,7 +200,13 @@ func (o *Operator) pass(ctx context.Context) (*Status, error) {
 	if ctx.Err() != nil {
 		return nil, nil // it ends, or leads no more
 	}
-	return o.show(ctx, d), o.failed
+	status := o.show(ctx, d)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.figures.pass = time.Now(); o.failed != nil {
+		o.figures.failed = o.figures.pass
+	}
+	return status, o.failed
 }
 
 // see looks at the nodes again.

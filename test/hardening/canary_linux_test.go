@@ -69,6 +69,9 @@ func (w *rig) traffic(mark []byte) {
 	w.t.Helper()
 	client, ctx := w.client(), w.within(patience)
 	for i := range uint64(deks) {
+		if i%100 == 0 {
+			ctx = w.within(patience)
+		}
 		dek := binary.BigEndian.AppendUint64(bytes.Clone(mark), i)
 		sealed, err := client.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: dek, Uid: requestUID})
 		if err != nil {

@@ -28,10 +28,41 @@ const (
 	systemLeases    = "leases/kube-system/"
 )
 
+// allLeases are the Leases of all namespaces: hsm-kms operate chooses that of its own.
+const allLeases = "leases/"
+
+// NodeAnnotation of a Lease has what hsm-kms operate of a node publishes: JSON, of which a report takes NodeHold, in the field
+// hold.
+const NodeAnnotation = "hsm-kms.io/plugin"
+
+// NodeHold is what a node publishes of its outage hold. Field names are a contract between versions.
+type NodeHold struct {
+	Limit time.Duration `json:"limit"`          // outageHold
+	Until time.Time     `json:"until,omitzero"` // on hold, until then at the latest; zero: it is not
+}
+
+// maxOutageHold bounds what is believed of a Lease; the configuration takes no more.
+const maxOutageHold = 72 * time.Hour
+
+// Longest is how long the hold can last.
+func (h *NodeHold) Longest() time.Duration { return min(max(h.Limit, 0), maxOutageHold) }
+
+// holdIn is the longest hold of a Lease; 0: it has none.
+func holdIn(lease *coordinationv1.Lease) time.Duration {
+	var published struct {
+		Hold NodeHold `json:"hold"`
+	}
+	if json.Unmarshal([]byte(lease.Annotations[NodeAnnotation]), &published) != nil {
+		return 0
+	}
+	return published.Hold.Longest()
+}
+
 // cluster is what the objects of one source say of the Kubernetes clusters whose they are.
 type cluster struct {
 	uids  []string
 	clock time.Time
+	hold  time.Duration
 }
 
 // look takes note of the objects that say something. Older revisions say nothing of now.
@@ -40,13 +71,15 @@ func (c *cluster) look(o *Object) {
 	case o.Past || o.Deleted:
 	case string(o.Path) == SystemNamespace:
 		c.uids = append(c.uids, ClusterUID(o.Value))
-	case bytes.HasPrefix(o.Path, []byte(systemLeases)):
+	case bytes.HasPrefix(o.Path, []byte(allLeases)):
+		isSystem := bytes.HasPrefix(o.Path, []byte(systemLeases))
 		var lease coordinationv1.Lease
-		if decode(o.Value, "Lease", &lease) != nil || lease.Spec.RenewTime == nil {
+		if !isSystem && !bytes.Contains(o.Value, []byte(NodeAnnotation)) || decode(o.Value, "Lease", &lease) != nil {
 			return
 		}
-		if at := lease.Spec.RenewTime.Time; at.After(c.clock) {
-			c.clock = at
+		c.hold = max(c.hold, holdIn(&lease))
+		if at := lease.Spec.RenewTime; isSystem && at != nil && at.After(c.clock) {
+			c.clock = at.Time
 		}
 	}
 }
@@ -56,6 +89,9 @@ func (c *cluster) into(reading *Reading) {
 	reading.ClusterUIDs = append([]string{}, slices.Compact(c.uids)...)
 	if !c.clock.IsZero() {
 		reading.Clock = c.clock.UTC().Format(time.RFC3339Nano)
+	}
+	if c.hold > 0 {
+		reading.OutageHold = c.hold.String()
 	}
 }
 

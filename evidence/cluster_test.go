@@ -2,6 +2,7 @@ package evidence_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -89,6 +90,38 @@ func TestReportNamesTheCluster(t *testing.T) {
 		r := build(t, evidence.ReportOptions{Resources: []string{"secrets"}}, m)
 		if got := r.Sources[0]; !slices.Equal(got.ClusterUIDs, test.uids) || got.ClusterUIDs == nil || got.Clock != test.clock {
 			t.Errorf("%s: %q at %q, want %q at %q", name, got.ClusterUIDs, got.Clock, test.uids, test.clock)
+		}
+	}
+}
+
+// The longest outage hold that any node publishes is reported; a Lease can say no more than the configuration can.
+func TestReportHasTheLongestHold(t *testing.T) {
+	t.Parallel()
+	const second = "1000000000"
+	published := func(text string) *coordinationv1.Lease {
+		l := lease(time.Now())
+		l.Annotations = map[string]string{evidence.NodeAnnotation: text}
+		return l
+	}
+	for name, test := range map[string]struct {
+		said []string
+		want string
+	}{
+		"none":         {[]string{`{"protocol":1}`}, ""},
+		"one":          {[]string{`{"protocol":1,"hold":{"limit":3600` + second[1:] + `}}`}, "1h0m0s"},
+		"the longest":  {[]string{`{"hold":{"limit":` + second + `}}`, `{"hold":{"limit":2` + second[1:] + `}}`, `{}`}, "2s"},
+		"made up":      {[]string{`{"hold":{"limit":9000000000000000000}}`}, "72h0m0s"},
+		"negative":     {[]string{`{"hold":{"limit":-5}}`}, ""},
+		"no JSON":      {[]string{"hold"}, ""},
+		"another type": {[]string{`{"hold":"long"}`}, ""},
+	} {
+		m := &memory{}
+		for i, text := range test.said {
+			m.put(fmt.Sprintf("leases/hsm-kms/node-%d", i), inProtobuf(t, "Lease", published(text)))
+		}
+		m.putPast("leases/hsm-kms/node-x", inProtobuf(t, "Lease", published(`{"hold":{"limit":9000000000000}}`)))
+		if got := build(t, evidence.ReportOptions{Resources: []string{"secrets"}}, m).Sources[0].OutageHold; got != test.want {
+			t.Errorf("%s: %q, want %q", name, got, test.want)
 		}
 	}
 }

@@ -82,8 +82,11 @@ type Reading struct {
 	ClusterUIDs []string `json:"clusterUIDs,omitzero"` // nil: not looked for, as by a verification
 	// Clock is the newest renewTime of a Lease in kube-system, RFC 3339: what the clock of the control-plane node said
 	// that is furthest ahead. Empty: there is no such Lease in plain text.
-	Clock string   `json:"clock,omitempty"`
-	Notes []string `json:"notes,omitempty"` // what a reader of the report must know
+	Clock string `json:"clock,omitempty"`
+	// OutageHold is the longest outageHold that a hsm-kms operate of this cluster publishes, as Go writes a duration. Empty: no
+	// Lease in plain text has one.
+	OutageHold string   `json:"outageHold,omitempty"`
+	Notes      []string `json:"notes,omitempty"` // what a reader of the report must know
 }
 
 // Member is what a member of etcd said of itself in one answer, at the end of the reading. RaftIndex and RaftTerm never

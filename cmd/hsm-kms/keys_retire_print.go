@@ -79,7 +79,7 @@ func saidOf(o retire.Options, r *retire.Result) retiredJSON {
 	file := f.Evidence.Report
 	said.Evidence = &retireEvidenceJSON{
 		File: o.EvidenceFile, SHA256: f.Evidence.SHA256, Time: file.Time, Objects: file.Objects, Sources: file.Sources,
-		Now: now, Settle: o.Settle.String(), Snapshots: snapshotsSaid(f.Snapshots),
+		Now: now, Settle: p.Settled.String(), Snapshots: snapshotsSaid(f.Snapshots),
 	}
 	return said
 }

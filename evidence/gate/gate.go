@@ -25,6 +25,25 @@ import (
 // still write under the old key.
 const DefaultSettle = 24 * time.Hour
 
+// SettleWith is how far apart the two reports must be where a plugin may answer in an outage hold for as long as hold: its API
+// server may write under the key until the hold is over, and keep a DEK for DefaultSettle then.
+func SettleWith(settle, hold time.Duration) time.Duration {
+	if hold <= 0 {
+		return settle
+	}
+	return max(settle, DefaultSettle+hold)
+}
+
+// LongestHold is the longest outage hold that nodes publish in the etcd of the report.
+func LongestHold(r *evidence.Report) (longest time.Duration) {
+	for _, source := range r.Sources {
+		if hold, err := time.ParseDuration(source.OutageHold); err == nil {
+			longest = max(longest, hold)
+		}
+	}
+	return longest
+}
+
 // Refusal is one reason against the destruction, and what to do about it. Field names are a contract.
 type Refusal struct {
 	Reason string `json:"reason"`

@@ -43,6 +43,7 @@ func Run(t *testing.T, s Subject) {
 	}{
 		{"ring", testRing},
 		{"self-test", testSelfTest},
+		{"hold", testHold},
 		{"sizes", testSizes},
 		{"tampering", testTampering},
 		{"unknown key", testUnknownKey},

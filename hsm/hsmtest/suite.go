@@ -59,6 +59,46 @@ func testSelfTest(t *testing.T, s Subject) {
 	}
 }
 
+// testHold: the hold keys of a token are the same on each connection, and what is sealed under one opens with and without it.
+func testHold(t *testing.T, s Subject) {
+	d := Start(t, s)
+	id := d.Ready()
+	day, dek := envelope.DayOf(time.Now()), bytes.Repeat([]byte{7}, 32)
+	derive := func(d *Driver, day envelope.Day) envelope.HoldKey {
+		t.Helper()
+		key, err := envelope.DeriveHoldKey(t.Context(), d.Set, s.Common.Profile, id, day)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	key := derive(d, day)
+	if key == derive(d, day+1) {
+		t.Error("two days have one hold key")
+	}
+	sealed, err := envelope.SealHold(&key, id, day, dek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := d.Ring.Open(t.Context(), id.HoldString(), sealed); err != nil || !bytes.Equal(got, dek) {
+		t.Errorf("with the HSM: %v", err)
+	}
+	for _, at := range []int{2, 6, len(sealed) - 1} {
+		changed := bytes.Clone(sealed)
+		changed[at] ^= 1
+		if _, err := d.Ring.Open(t.Context(), id.HoldString(), changed); !errors.Is(err, envelope.ErrUnauthentic) && !errors.Is(err, envelope.ErrMalformed) {
+			t.Errorf("byte %d changed: %v", at, err)
+		}
+	}
+	d.Close()
+	d = Start(t, s)
+	defer d.Close()
+	d.Ready()
+	if derive(d, day) != key {
+		t.Error("another connection derives another hold key")
+	}
+}
+
 // testSizes: every length of DEK that an envelope can hold.
 func testSizes(t *testing.T, s Subject) {
 	d := Start(t, s)

@@ -36,6 +36,7 @@ func (r *run) checks(ctx context.Context) {
 		{"the ring reads the same twice", r.readsTheSame},
 		{"the self-test of the profile", r.selfTest},
 		{"DEKs of 1 to 512 bytes come back", r.sizes},
+		{"what is sealed for an outage hold opens", r.hold},
 		{"no change to an envelope goes unnoticed", r.tampering},
 		{fmt.Sprintf("%d callers at one time", callers), r.concurrency},
 		{"callers whose time is over", r.deadlines},
@@ -76,6 +77,25 @@ func (r *run) texts(ctx context.Context) ([]string, error) {
 
 func (r *run) selfTest(ctx context.Context) (string, error) {
 	return "", envelope.SelfTest(ctx, r.in.Set, r.common.Profile, r.id)
+}
+
+// hold: an outage hold needs keys that are derived in the token, the same each time.
+func (r *run) hold(ctx context.Context) (string, error) {
+	day, dek := envelope.DayOf(time.Now()), make([]byte, 32)
+	_, _ = rand.Read(dek)
+	key, err := envelope.DeriveHoldKey(ctx, r.in.Set, r.common.Profile, r.id, day)
+	if err != nil {
+		return "", fmt.Errorf("deriving a hold key: %w", err)
+	}
+	wrapped, err := envelope.SealHold(&key, r.id, day, dek)
+	if err != nil {
+		return "", err
+	}
+	opened, err := r.in.Ring.Open(ctx, r.id.HoldString(), wrapped)
+	if err == nil && !bytes.Equal(opened, dek) {
+		err = errors.New("it came back changed")
+	}
+	return "", err
 }
 
 // sizes: every length of DEK that an envelope can hold.

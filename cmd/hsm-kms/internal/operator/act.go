@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
@@ -88,12 +89,12 @@ func (o *Operator) weigh(report *evidence.Report, began time.Time, current state
 	read := &state.Etcd{At: began, Key: current.ID, Under: map[string]int64{}, Against: map[string]string{}}
 	for _, resource := range report.Resources {
 		for _, key := range resource.Keys {
-			read.Under[key.KeyID] += key.Objects
+			read.Under[envelope.KeyOf(key.KeyID)] += key.Objects
 		}
 	}
 	o.soil(report, read.Under)
 	for key, file := range o.kept.files {
-		read.Against[key] = against(o.judge(key, file, report, o.cfg.Settle))
+		read.Against[key] = against(o.judge(key, file, report, o.world.Settle))
 	}
 	held := *report
 	held.RequireKey(evidence.Required{KeyID: current.ID, Resources: m.Resources, Current: true}, m.AllowEmpty)

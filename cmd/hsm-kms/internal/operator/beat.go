@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
@@ -88,6 +89,9 @@ func (o *Operator) look(ctx context.Context) (changed bool) {
 	self.CertificateEnds, _ = o.kube.Expires() // what is wrong with the certificate is told by each request
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if err != nil && o.self.Hold != nil { // a plugin that says nothing may have written in a hold a moment ago
+		self.Hold = &evidence.NodeHold{Limit: o.self.Hold.Limit}
+	}
 	changed = !self.equal(o.self)
 	o.self = self
 	return changed

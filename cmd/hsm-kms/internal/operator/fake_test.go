@@ -176,6 +176,8 @@ type plugin struct {
 	healthz  string
 	keyID    string
 	retained []string
+	hold     string // the trailer; empty: none
+	err      error
 }
 
 func newPlugin(t *testing.T, keyID string, retained ...string) *plugin {
@@ -201,6 +203,12 @@ func (p *plugin) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.S
 	defer p.mu.Unlock()
 	for _, id := range p.retained {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("hsm-kms-retained", id))
+	}
+	if p.hold != "" {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("hsm-kms-hold-bin", p.hold))
+	}
+	if p.err != nil {
+		return nil, p.err
 	}
 	return &kmsapi.StatusResponse{Version: "v2", Healthz: p.healthz, KeyId: p.keyID}, nil
 }

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,7 +29,7 @@ const protocol = 1
 // A node's Lease, and what it has of hsm-kms.
 const (
 	nodeLabel      = "hsm-kms.io/node"
-	nodeAnnotation = "hsm-kms.io/plugin"
+	nodeAnnotation = evidence.NodeAnnotation
 )
 
 // maxPublished bounds what a node publishes, in bytes, and maxNodes how many nodes there are.
@@ -49,6 +50,8 @@ type node struct {
 	KeyID    string    `json:"keyID,omitempty"`
 	Pending  []pending `json:"pending,omitempty"`
 	Retained []string  `json:"retained,omitempty"`
+	// Hold is there while outageHold is on.
+	Hold *evidence.NodeHold `json:"hold,omitempty"`
 	// CertificateEnds is when the identity of this instance ends; zero: it has no certificate.
 	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
 }
@@ -69,6 +72,11 @@ func nodeOf(cfg *Config, answer kmsplugin.StatusAnswer, err error) node {
 		n.Problem = evidence.Printable(err.Error())
 	case answer.Healthz != "ok":
 		n.Problem = evidence.Printable(answer.Healthz)
+	}
+	if h := answer.Hold; h != nil {
+		if n.Hold = (&evidence.NodeHold{Limit: h.Limit}); h.Holding {
+			n.Hold.Until = h.Until
+		}
 	}
 	for _, p := range answer.Pending {
 		n.Pending = append(n.Pending, pending{KeyID: p.Key.String(), Ready: p.Ready, Deferred: p.Deferred, Why: evidence.Printable(p.Why), Until: p.Until})
@@ -100,6 +108,11 @@ func (n node) state(name string, ring string) state.Node {
 		out.Unknown = fmt.Sprintf("it publishes the ring %s, and the leader's is %s: where the HSM is being replaced, go on to the last node; two rings need a --namespace each", evidence.Printable(n.Ring), ring)
 		return out
 	}
+	if n.Hold != nil {
+		if out.OutageHold = n.Hold.Longest(); !n.Hold.Until.IsZero() {
+			out.Holding = "until " + n.Hold.Until.UTC().Format(time.RFC3339) + " at the latest"
+		}
+	}
 	key := func(text string) state.Key {
 		id, err := envelope.ParseKeyID(text)
 		if err != nil || id.Ring != ring {
@@ -112,7 +125,9 @@ func (n node) state(name string, ring string) state.Node {
 		return state.Key{ID: text, Activates: at}
 	}
 	if out.Current = (state.Key{}); n.Problem == "" || n.KeyID != "" {
-		out.Current = key(n.KeyID)
+		if out.Current = key(envelope.KeyOf(n.KeyID)); out.Current.ID != n.KeyID && out.Current.ID != "" {
+			out.Holding = cmp.Or(out.Holding, "it names "+n.KeyID)
+		}
 	}
 	for _, p := range n.Pending {
 		out.Pending = append(out.Pending, state.Pending{Key: key(p.KeyID), Ready: p.Ready, Deferred: p.Deferred, Why: evidence.Printable(p.Why), Until: p.Until})

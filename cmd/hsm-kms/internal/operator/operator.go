@@ -30,6 +30,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/gate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -219,6 +220,7 @@ func (o *Operator) see(ctx context.Context) error {
 		return hint.Wrap(fmt.Errorf("the nodes' Leases cannot be read: %w", err), "check that the API server answers, and that this identity may list leases: docs/operate.md")
 	}
 	o.world.Nodes = nodes
+	o.world.Settle = gate.SettleWith(o.cfg.Settle, o.world.LongestHold())
 	o.dropStale()
 	return nil
 }

@@ -527,3 +527,55 @@ func TestNoList(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// A node on its outage hold disagrees with nobody, and is known to be on hold; how long holds may last is known as long as the
+// plugin was seen to have one, and everybody settles for as long.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	current := keyID(t, time.Now().Add(-time.Hour))
+	p := newPlugin(t, current)
+	o := newOperator(t, a, p, "n1")
+	seen := func(change func()) state.Node {
+		t.Helper()
+		p.mu.Lock()
+		change()
+		p.mu.Unlock()
+		o.look(t.Context())
+		if err := o.see(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return o.world.Nodes[0]
+	}
+	if n := seen(func() {}); n.Holding != "" || n.OutageHold != 0 || o.world.Settle != o.cfg.Settle {
+		t.Errorf("without a hold: %+v, settles for %s", n, o.world.Settle)
+	}
+	if text, err := o.self.text(); err != nil || strings.Contains(text, "hold") {
+		t.Errorf("it publishes %s, %v", text, err)
+	}
+	n := seen(func() { p.hold = `{"limit":7200000000000,"armed":true}` })
+	if n.Holding != "" || n.OutageHold != 2*time.Hour || o.world.Settle != 26*time.Hour {
+		t.Errorf("armed: %+v, settles for %s", n, o.world.Settle)
+	}
+	n = seen(func() { p.hold = `{"limit":7200000000000,"holding":true,"until":"2030-01-01T12:00:00Z"}` })
+	if n.Holding != "until 2030-01-01T12:00:00Z at the latest" || n.Current.ID != current {
+		t.Errorf("on hold: %+v", n)
+	}
+	n = seen(func() { p.keyID = current + "/hold" })
+	if n.Problem != "" || n.Holding == "" || n.Current.ID != current {
+		t.Errorf("on hold, and it wrote: %+v", n)
+	}
+	if n = seen(func() { p.hold = "" }); n.Problem != "" || n.Holding != "it names "+current+"/hold" || n.Current.ID != current {
+		t.Errorf("the key_id alone says so: %+v", n)
+	}
+	for _, text := range []string{current + "/hold/hold", "other/x00/0011223344556677/hold", "/hold"} {
+		if n = seen(func() { p.keyID = text }); n.Problem == "" || n.Holding != "" || n.Current.ID != "" {
+			t.Errorf("it names %s: %+v", text, n)
+		}
+	}
+	seen(func() { p.hold, p.keyID = `{"limit":7200000000000}`, current })
+	n = seen(func() { p.err = errors.New("gone") })
+	if n.Problem == "" || n.OutageHold != 2*time.Hour || o.world.Settle != 26*time.Hour {
+		t.Errorf("a plugin that is gone: %+v, settles for %s", n, o.world.Settle)
+	}
+}

@@ -3,6 +3,6 @@
 // against it comes out. [Plan.Execute] asks for one thing to be destroyed and says what became of it on each token.
 //
 // It depends on app for the tokens, the lock and the findings, on config, envelope, hsm, evidence and evidence/gate, on
-// kmsplugin and its parts audit, health and socket, and on hint. How etcd is read, what is printed and who is asked are given to
+// kmsplugin and its parts audit, health and socket, and on duration and hint. How etcd is read, what is printed and who is asked are given to
 // Run. It runs in one goroutine.
 package retire

@@ -133,7 +133,11 @@ func (r *retirement) askPlugin(ctx context.Context) Plugin {
 	if err != nil {
 		return Plugin{Err: err}
 	}
-	return Plugin{Answered: true, KeyID: answer.KeyID}
+	p := Plugin{Answered: true, KeyID: answer.KeyID}
+	if answer.Hold != nil {
+		p.Hold = answer.Hold.Limit
+	}
+	return p
 }
 
 // nobodyListens: there is no socket, or one that was left behind. Any other answer is somebody's.

@@ -12,6 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
@@ -32,6 +33,7 @@ type Request struct {
 	AuditPath       string
 	Rehearsed       bool // refuseKeys names the key
 	RefreshInterval time.Duration
+	OutageHold      time.Duration
 }
 
 // Facts are what Run has gathered.
@@ -64,8 +66,9 @@ type Facts struct {
 // Plugin is what the plugin of this machine says.
 type Plugin struct {
 	Answered bool
-	KeyID    string // that it names as the key to write under
-	Err      error  // somebody listens, and gave no answer
+	KeyID    string        // that it names as the key to write under
+	Hold     time.Duration // its outageHold
+	Err      error         // somebody listens, and gave no answer
 }
 
 // judgement is one judging. Only Judge makes one.
@@ -108,6 +111,7 @@ func Judge(r Request, f Facts) *Plan {
 	if i := target(f.View, r.KeyID); i >= 0 {
 		j.plan.Target = f.View.Versions[i]
 	}
+	j.settle()
 	j.content()
 	switch j.plan.Target.State {
 	case envelope.Retained:
@@ -135,6 +139,30 @@ func (j *judgement) refuse(err error) {
 
 func (j *judgement) warn(format string, args ...any) {
 	j.plan.Warnings = append(j.plan.Warnings, fmt.Sprintf(format, args...))
+}
+
+// settle makes the time between the reports long enough for the longest outage hold that is known of any node: by this machine's
+// configuration, its plugin, and the Leases that were read in etcd.
+func (j *judgement) settle() {
+	longest := max(j.OutageHold, j.Plugin.Hold)
+	for _, report := range []*evidence.Report{j.Etcd, j.reported()} {
+		if report != nil {
+			longest = max(longest, gate.LongestHold(report))
+		}
+	}
+	asked := j.Settle
+	j.Settle = gate.SettleWith(asked, longest)
+	if j.plan.Settled = j.Settle; j.Settle != asked && j.plan.Target.State == envelope.Retained {
+		j.warn("a plugin may write in an outage hold for %s (outageHold): %s must lie between the reports, whatever --settle says", duration.String(longest), duration.String(j.Settle))
+	}
+}
+
+// reported is the report of the file; nil: there is none.
+func (j *judgement) reported() *evidence.Report {
+	if j.Evidence == nil {
+		return nil
+	}
+	return j.Evidence.Report
 }
 
 // content fills in what the plan's hash is made of.

@@ -18,6 +18,7 @@ type Plan struct {
 	Target    envelope.Version // zero: no token holds the key
 	Successor time.Time        // when the key that followed became current; zero: unknown
 	Before    time.Time        // a pending key is not destroyed later than that; zero: of another key
+	Settled   time.Duration    // must lie between the reports
 	Refusals  []gate.Refusal   // empty: nothing speaks against it
 	Warnings  []string
 	ReadOnly  bool // the key's ring is only read: no key of it follows another

@@ -1,11 +1,14 @@
 package retire
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/gate"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
 )
@@ -174,6 +177,54 @@ func TestSuccessorWithTokenLost(t *testing.T) {
 		p := Judge(r, Facts{Now: now, Tokens: []Token{{Name: "a"}}, View: envelope.View{Versions: []envelope.Version{old, current}, Current: &current}})
 		if !p.Successor.Equal(want) {
 			t.Errorf("lost %q: the key that followed was current on every node from %s on, want %s", lost, p.Successor, want)
+		}
+	}
+}
+
+// An API server may write under the key for as long as a hold lasts, and keep a DEK for a day after that: so long must lie
+// between the reports, whatever --settle says.
+func TestSettlesWithHolds(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 10, 0, 0, 0, 0, time.UTC)
+	version := func(n byte, age time.Duration, state envelope.State) envelope.Version {
+		return envelope.Version{
+			Key:   envelope.Key{ID: envelope.KeyID{Ring: "r", Version: "x01", Fingerprint: [8]byte{n}}, Activation: now.Add(-age)},
+			State: state, Tokens: []string{"a"},
+		}
+	}
+	old, current := version(1, 1000*time.Hour, envelope.Retained), version(2, 500*time.Hour, envelope.Current)
+	report := func(at time.Time) *evidence.Report {
+		return &evidence.Report{Time: at.Format(time.RFC3339Nano), Objects: 1, Sources: []evidence.Reading{{}}}
+	}
+	for name, test := range map[string]struct {
+		change func(*Request, *Facts)
+		want   time.Duration
+		warned bool
+	}{
+		"no hold":               {func(*Request, *Facts) {}, time.Hour, false},
+		"of the configuration":  {func(r *Request, _ *Facts) { r.OutageHold = 6 * time.Hour }, 30 * time.Hour, true},
+		"of the plugin":         {func(_ *Request, f *Facts) { f.Plugin.Hold = 7 * time.Hour }, 31 * time.Hour, true},
+		"of a Lease now":        {func(_ *Request, f *Facts) { f.Etcd.Sources[0].OutageHold = "8h0m0s" }, 32 * time.Hour, true},
+		"of a Lease then":       {func(_ *Request, f *Facts) { f.Evidence.Report.Sources[0].OutageHold = "9h0m0s" }, 33 * time.Hour, true},
+		"the longest of them":   {func(r *Request, f *Facts) { r.OutageHold, f.Plugin.Hold = 72*time.Hour, time.Hour }, 96 * time.Hour, true},
+		"a longer --settle":     {func(r *Request, _ *Facts) { r.Settle, r.OutageHold = 100*time.Hour, 72*time.Hour }, 100 * time.Hour, false},
+		"a Lease without sense": {func(_ *Request, f *Facts) { f.Etcd.Sources[0].OutageHold = "long" }, time.Hour, false},
+	} {
+		r := Request{KeyID: old.ID, Settle: time.Hour, EvidenceFile: "report.json", AuditPath: "/audit.log", Rehearsed: true, Named: 1}
+		f := Facts{
+			Now: now, Tokens: []Token{{Name: "a"}}, View: envelope.View{Versions: []envelope.Version{old, current}, Current: &current},
+			Evidence: &gate.File{Report: report(now.Add(-2 * time.Hour)), Time: now.Add(-2 * time.Hour)}, Etcd: report(now),
+		}
+		test.change(&r, &f)
+		p := Judge(r, f)
+		tooSoon := slices.ContainsFunc(p.Refusals, func(r gate.Refusal) bool {
+			return strings.Contains(r.Reason, test.want.String()+" (--settle) must lie")
+		})
+		warned := slices.ContainsFunc(p.Warnings, func(w string) bool {
+			return strings.Contains(w, "must lie between the reports, whatever --settle says")
+		})
+		if p.Settled != test.want || p.Settle != test.want.String() || tooSoon != (test.want > 2*time.Hour) || warned != test.warned {
+			t.Errorf("%s: settles for %s (%s), refused %v, warned %v: %+v", name, p.Settled, p.Settle, tooSoon, warned, p.Refusals)
 		}
 	}
 }

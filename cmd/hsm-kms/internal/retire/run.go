@@ -102,7 +102,7 @@ func Run(ctx context.Context, a *app.Context, o Options) (*Result, error) {
 		return shown(again, err)
 	}
 	again.Outcomes, err = again.Plan.Execute(a.Acting(ctx), in.Set, r.trail(), Grounds{
-		Settle: o.Settle, Evidence: again.Facts.Evidence, Etcd: again.Facts.Etcd, Snapshots: again.Facts.Snapshots,
+		Settle: again.Plan.Settled, Evidence: again.Facts.Evidence, Etcd: again.Facts.Etcd, Snapshots: again.Facts.Snapshots,
 	})
 	return again, err
 }

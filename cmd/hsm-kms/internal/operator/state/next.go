@@ -43,6 +43,9 @@ func (w *World) nodes() (Decision, bool) {
 		case n.Unknown != "":
 			return blocked(fmt.Sprintf("nothing is known of the node %s: %s", n.Name, n.Unknown),
 				"check that hsm-kms operate of that node runs, has this version, and reaches an API server; if the node is gone for good, delete its Lease: docs/operate.md#a-node-is-gone"), true
+		case n.Holding != "":
+			return blocked(fmt.Sprintf("the plugin of the node %s answers without its HSM: %s", n.Name, n.Holding),
+				"bring the HSM back; nothing is rewritten and no key becomes current there before: docs/outage.md"), true
 		case n.Problem != "":
 			return blocked(fmt.Sprintf("the plugin of the node %s is not well: %s", n.Name, n.Problem), "see hsm-kms status and the plugin's log on that node"), true
 		}

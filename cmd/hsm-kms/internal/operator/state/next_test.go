@@ -33,10 +33,15 @@ func TestNext(t *testing.T) {
 		do     Action
 		says   string // in reason or hint
 	}{
-		"nobody":            {func(w *World) { w.Nodes = nil }, Blocked, Wait, "start hsm-kms operate"},
-		"a new node":        {func(w *World) { w.Nodes[1].Unknown, w.Nodes[1].Until = "new", w.Now.Add(time.Minute) }, Converging, Wait, "n2"},
-		"a lost node":       {func(w *World) { w.Nodes[1].Unknown = "silent" }, Blocked, Wait, "delete its Lease"},
-		"a plugin is down":  {func(w *World) { w.Nodes[1].Problem = "hsm unreachable" }, Blocked, Wait, "hsm unreachable"},
+		"nobody":           {func(w *World) { w.Nodes = nil }, Blocked, Wait, "start hsm-kms operate"},
+		"a new node":       {func(w *World) { w.Nodes[1].Unknown, w.Nodes[1].Until = "new", w.Now.Add(time.Minute) }, Converging, Wait, "n2"},
+		"a lost node":      {func(w *World) { w.Nodes[1].Unknown = "silent" }, Blocked, Wait, "delete its Lease"},
+		"a plugin is down": {func(w *World) { w.Nodes[1].Problem = "hsm unreachable" }, Blocked, Wait, "hsm unreachable"},
+		"a plugin on hold": {func(w *World) { w.Nodes[1].Holding = "until noon" }, Blocked, Wait, "n2 answers without its HSM: until noon"},
+		"on hold before an activation": {func(w *World) {
+			w.pend(coming(time.Hour, true))
+			w.Nodes[1].Holding = "until noon"
+		}, Blocked, Wait, "becomes current at"},
 		"announced":         {func(w *World) { w.pend(coming(time.Hour, true)) }, Announced, Wait, "every node is ready"},
 		"not ready":         {func(w *World) { w.pend(coming(time.Hour, false)) }, Converging, Wait, "n1 has not proven it"},
 		"not there":         {func(w *World) { w.Nodes[0].Pending = []Pending{coming(time.Hour, true)} }, Converging, Wait, "n2 does not know it"},

@@ -86,9 +86,12 @@ type Node struct {
 	Unknown  string    // why nothing is known of the node now; empty: what follows is known
 	Until    time.Time // of one that is not known: it was seen just now, and until then it is waited for without calling a person
 	Problem  string    // why its plugin is not well; empty: it is
+	Holding  string    // until when it answers without its HSM; empty: it does not
 	Current  Key
 	Pending  []Pending // the next one first
 	Retained []Key     // the oldest first
+	// OutageHold is how long its plugin may answer without its HSM. What it writes then is under its current key.
+	OutageHold time.Duration
 }
 
 // Servers are the API servers at one moment.
@@ -112,7 +115,7 @@ type Etcd struct {
 	Key      string
 	Left     int64            // objects that are not under the key and should be
 	Findings string           // the first of what is not as required; empty: nothing is
-	Under    map[string]int64 // objects under each key_id, of whichever resource
+	Under    map[string]int64 // objects that need each key, of whichever resource, those of holds too
 	// Against are reasons of the gate against a key, from the clean reading that is kept and this one; no entry: none.
 	Against map[string]string
 }
@@ -148,4 +151,12 @@ type Decision struct {
 	Current   Key       // that all nodes have; zero: they differ, or nothing is known
 	Keys      []string  // of Record and Forget
 	Retirable []string
+}
+
+// LongestHold is the longest outage hold of any node.
+func (w *World) LongestHold() (longest time.Duration) {
+	for _, n := range w.Nodes {
+		longest = max(longest, n.OutageHold)
+	}
+	return longest
 }

@@ -233,6 +233,7 @@ func worstOf(a, b Attributes) Attributes {
 
 // View is what the ring looks like at one moment.
 type View struct {
+	Ring       string    // its name
 	Versions   []Version // served ones in order, then refused ones
 	Current    *Version  // nil: none
 	Deferred   *Version  // due, and held back until it is proven on every configured token; nil: none
@@ -274,6 +275,7 @@ func (r *Ring) Advance() View {
 	}
 	states(versions, c.current, now)
 	return View{
+		Ring:     r.cfg.Name,
 		Versions: append(versions, r.refused...),
 		Current:  c.current, Deferred: c.deferred, Problem: c.problem,
 		Duplicates: duplicatesIn(versions), LastRead: r.lastRead, Tokens: r.cfg.Tokens,

@@ -42,3 +42,22 @@ func (r *Rings) Open(ctx context.Context, keyID string, envelope []byte) ([]byte
 	}
 	return dek, nil
 }
+
+// HoldKey is Ring.HoldKey of the ring that id names.
+func (r *Rings) HoldKey(ctx context.Context, id KeyID, day Day) (HoldKey, error) {
+	for _, ring := range r.read {
+		if ring.Name() == id.Ring {
+			return ring.HoldKey(ctx, id, day)
+		}
+	}
+	return r.Ring.HoldKey(ctx, id, day)
+}
+
+// Views are what the rings look like at this moment (Advance), the one that is written under first.
+func (r *Rings) Views() []View {
+	views := r.Ring.Views()
+	for _, ring := range r.read {
+		views = append(views, ring.Advance())
+	}
+	return views
+}

@@ -62,6 +62,17 @@ func (r *Ring) Open(ctx context.Context, keyID string, envelope []byte) ([]byte,
 	return dek, nil
 }
 
+// HoldKey derives the hold key of a day from a key of the ring (DeriveHoldKey). Errors: those of DeriveHoldKey, and of Seal.
+func (r *Ring) HoldKey(ctx context.Context, id KeyID, day Day) (HoldKey, error) {
+	if !r.holds(id) {
+		return HoldKey{}, r.unknown(id)
+	}
+	return DeriveHoldKey(ctx, r.tokens, r.cfg.Profile, id, day)
+}
+
+// Views is Advance, of this ring alone.
+func (r *Ring) Views() []View { return []View{r.Advance()} }
+
 func (r *Ring) holds(id KeyID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

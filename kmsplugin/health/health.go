@@ -30,6 +30,18 @@ type Ring interface {
 	Advance() envelope.View
 }
 
+// Hold stands in for an HSM that is away: hold.Hold. Its methods may be called from any number of goroutines. Probed may ask the HSM,
+// and is called for each probe, before its outcome is published; the others do not wait.
+type Hold interface {
+	Probed(ctx context.Context, view envelope.View, failure error)
+	// Judge is what a report is with the hold.
+	Judge(Report) Report
+	// Holding reports whether the probe alone asks the HSM now.
+	Holding() bool
+	// Begun gets a value when it begins: the probe is to look from then on.
+	Begun() <-chan struct{}
+}
+
 // Defaults of Config, and the times that are not configured.
 const (
 	DefaultProbeInterval     = 30 * time.Second
@@ -37,14 +49,16 @@ const (
 	DefaultWriteContinuation = time.Hour
 	DefaultCallLimit         = 10 * time.Second
 
-	staleAfter   = 3           // probe intervals
-	firstBackOff = time.Second // between probes while something is wrong; doubled up to the probe interval
-	saveInterval = time.Minute // between two writes of an unchanged key_id
+	staleAfter   = 3               // probe intervals
+	holdProbe    = 5 * time.Second // between probes on hold: five good ones within 30 s end it
+	firstBackOff = time.Second     // between probes while something is wrong; doubled up to the probe interval
+	saveInterval = time.Minute     // between two writes of an unchanged key_id
 )
 
 // Config says how often to look, and whom to tell. The zero value of a field is its default.
 type Config struct {
 	Ring              Ring // required
+	Hold              Hold // nil: none
 	ProbeInterval     time.Duration
 	RefreshInterval   time.Duration
 	WriteContinuation time.Duration
@@ -119,10 +133,16 @@ func (h *Health) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	probed := false
+	var begun <-chan struct{}
+	if h.cfg.Hold != nil {
+		begun = h.cfg.Hold.Begun()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-begun:
+			h.schedule.within(time.Now(), holdProbe)
 		case <-timer.C:
 		}
 		h.turned.Store(time.Now().UnixNano())

@@ -36,7 +36,16 @@ func firstResult(proven Proven, now time.Time) *result {
 
 // Report tells the state of the last probe, judged at this moment. It asks nobody and does not wait.
 func (h *Health) Report() Report {
-	return h.latest.Load().report(time.Now(), h.cfg)
+	return h.judged(h.latest.Load(), time.Now())
+}
+
+// judged is the report of a result, with the hold.
+func (h *Health) judged(r *result, now time.Time) Report {
+	report := r.report(now, h.cfg)
+	if h.cfg.Hold != nil {
+		report = h.cfg.Hold.Judge(report)
+	}
+	return report
 }
 
 func (r *result) report(now time.Time, cfg Config) Report {

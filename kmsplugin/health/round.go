@@ -31,15 +31,22 @@ func (h *Health) round(ctx context.Context) {
 		began := time.Now()
 		var err error
 		view, err = h.exercise(ctx)
+		took := time.Since(began)
+		if h.cfg.Hold != nil && ctx.Err() == nil {
+			h.cfg.Hold.Probed(ctx, view, err)
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		h.publish(view, err, time.Since(began))
+		h.publish(view, err, took)
 	}
 	h.log.seen(view)
 	h.noteOthers(view)
 	r := h.latest.Load()
 	h.schedule.plan(time.Now(), view, r.failure != nil || r.warning != nil || refreshErr != nil)
+	if h.cfg.Hold != nil && h.cfg.Hold.Holding() {
+		h.schedule.within(time.Now(), holdProbe)
+	}
 }
 
 func (h *Health) ringView() envelope.View { return h.cfg.Ring.Advance() }
@@ -99,7 +106,7 @@ func (h *Health) publish(view envelope.View, failure error, took time.Duration) 
 	if h.cfg.Probed != nil {
 		h.cfg.Probed(failure, took)
 	}
-	h.tell(r.report(now, h.cfg))
+	h.tell(h.judged(r, now))
 	if failure == nil {
 		h.remember(Proven{Key: r.key, At: now})
 	}

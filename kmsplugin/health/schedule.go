@@ -55,6 +55,15 @@ func (s *schedule) plan(now time.Time, view envelope.View, unwell bool) {
 	}
 }
 
+// within brings the next times forward to at most d from now.
+func (s *schedule) within(now time.Time, d time.Duration) {
+	for _, at := range []*time.Time{&s.probeAt, &s.refreshAt} {
+		if latest := now.Add(d); at.After(latest) {
+			*at = latest
+		}
+	}
+}
+
 // pause is the interval, or some of it.
 func (s *schedule) pause(interval time.Duration) time.Duration {
 	if s.settled {

@@ -26,6 +26,8 @@ var (
 	ErrTooMany = errors.New("too many requests in flight")
 	// ErrRecord: the audit record that has to be there before the answer could not be written.
 	ErrRecord = errors.New("the audit record could not be written")
+	// ErrNotHeld: the HSM is away, and the outage hold has not what was asked for.
+	ErrNotHeld = errors.New("the outage hold does not have it")
 	// ErrPanic: the request ran into a bug of ours, and the process lives.
 	ErrPanic = errors.New("panic while serving a request")
 )
@@ -122,6 +124,8 @@ func oneRequest() []Class {
 		{Code: codes.DeadlineExceeded, Words: "the HSM did not answer in time",
 			Hint: "find out why the HSM is slow; callTimeout must stay below kube-apiserver's time-out", causes: []error{context.DeadlineExceeded}},
 		{Code: codes.Canceled, Words: "the request was cancelled", causes: []error{context.Canceled}},
+		{Code: codes.Unavailable, Words: "the HSM is away, and the outage hold does not have what is asked for",
+			Hint: "bring the HSM back: this node cannot read what others wrote meanwhile", causes: []error{ErrNotHeld}},
 		{Code: codes.Unavailable, Words: "the HSM cannot use the key just now; run hsm-kms doctor on this node",
 			Hint:   "run hsm-kms doctor: the token serves other keys; see the vendor's log for this one, and keep the key",
 			causes: []error{envelope.ErrKeySuspended}},

@@ -1,0 +1,466 @@
+package hold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
+)
+
+// Budget is how long a request may ask the HSM, all tokens together, before it is away. kube-apiserver waits for 3 s.
+const Budget = 1500 * time.Millisecond
+
+// Ring is what the hold needs of envelope.Rings, whose documentation has contexts, errors and concurrency.
+type Ring interface {
+	Seal(ctx context.Context, id envelope.KeyID, dek []byte) ([]byte, error)
+	Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error)
+	HoldKey(ctx context.Context, id envelope.KeyID, day envelope.Day) (envelope.HoldKey, error)
+	// Views are what the rings look like now, without asking the HSM; the one that is written under is the first.
+	Views() []envelope.View
+}
+
+// Config says what is held, and for how long. Ring, StateDir, Limit and CallTimeout are required.
+type Config struct {
+	Ring        Ring
+	StateDir    string
+	Limit       time.Duration // on hold within 7 days
+	CallTimeout time.Duration // of the tokens, the shortest
+	Logger      *slog.Logger  // nil: nothing is logged
+	// Record keeps an event in the audit trail; nil: nobody does. It may wait for as long as ctx.
+	Record func(ctx context.Context, event Event)
+
+	Now    func() time.Time     // nil: time.Now
+	Boot   func() time.Duration // time since boot, suspended time included; nil: CLOCK_BOOTTIME
+	BootID string               // "": the kernel's
+}
+
+// Event is something that happened to the hold.
+type Event struct {
+	Time   time.Time
+	Name   string // EventArmed and the like
+	KeyID  string // "": it is about none, or about all
+	Reason string
+}
+
+// The events. EventProof tells of the good probe on which a hold rests.
+const (
+	EventArmed    = "hold.armed"
+	EventDisarmed = "hold.disarmed"
+	EventDerived  = "hold.derived"
+	EventProof    = "hold.proof"
+	EventBegan    = "hold.began"
+	EventEnded    = "hold.ended"
+	EventWiped    = "hold.wiped"
+)
+
+// Hold is the outage hold. Run is called once; all other methods may be called from any number of goroutines, before, during
+// and after it.
+//
+// Locks: mu is held for an instant, and comes before store.mu. No call into the HSM and no write of a file is made with it, but
+// for an audit record, which recordWait bounds.
+type Hold struct {
+	cfg      Config
+	store    *store
+	watching atomic.Bool // mirrors machine.holding, for the path of each request
+	look     chan struct{}
+	work     chan struct{}
+	begun    chan struct{}
+
+	mu       sync.Mutex // guards the fields below
+	machine  machine
+	up       bool                    // the last probe was good, and nothing failed since
+	served   map[envelope.KeyID]bool // by the HSM, as last read
+	rings    map[string]bool         // of the configuration, and whether they have been read
+	paused   bool                    // somebody wiped the hold with hold drop
+	troubles map[string]string       // what keeps the hold from being armed, by what it is about
+	why      string                  // what keeps the hold from being armed, as it was told last; "": armed
+	told     bool                    // that was told once
+	free     bool                    // memory is to be given back to the system, because something was wiped
+	state    holdfile.State          // Seed, Added, Left and Dropped of it
+}
+
+// recordWait bounds how long an event waits for the audit trail.
+const recordWait = 500 * time.Millisecond
+
+// New returns a hold of which nothing is held yet. Whatever it cannot use is a reason not to be armed, and logged.
+func New(cfg Config) *Hold {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Boot == nil {
+		cfg.Boot = sinceBoot
+	}
+	if cfg.BootID == "" {
+		cfg.BootID = bootID()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Record == nil {
+		cfg.Record = func(context.Context, Event) {}
+	}
+	h := &Hold{cfg: cfg, look: make(chan struct{}, 1), work: make(chan struct{}, 1), begun: make(chan struct{}, 1), troubles: map[string]string{},
+		state: holdfile.State{Limit: cfg.Limit}}
+	p, err := newPage()
+	h.note(aboutPage, err, "raise the limit of locked memory of the plugin (LimitMEMLOCK= of the unit): one page is needed")
+	h.store = newStore(p)
+	was, err := loadLedger(cfg.StateDir)
+	if err != nil {
+		cfg.Logger.Warn("the time on hold is not known: all of it counts as used for 7 days", "error", err, "hint", hint.Of(err))
+	}
+	h.machine.ledger = newLedger(cfg.Limit, was, cfg.BootID, cfg.Boot(), err != nil)
+	h.loadList()
+	return h
+}
+
+// bootID is that of the running kernel; "" where there is none.
+func bootID() string {
+	text, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(text))
+}
+
+// Answer is the answer to a request. OnHold: the HSM was not asked, or could not answer.
+type Answer struct {
+	KeyID  string // under which Bytes are sealed
+	Bytes  []byte // the envelope, or the DEK, which the caller wipes
+	OnHold bool
+}
+
+// Seal is Ring.Seal, and in its place the hold when the HSM is away. On hold the key is that of the last good probe, whatever id
+// is. Errors are those of Ring.Seal.
+func (h *Hold) Seal(ctx context.Context, id envelope.KeyID, dek []byte) (Answer, error) {
+	if h.watching.Load() {
+		if a, done, err := h.sealOnHold(dek); done {
+			return a, err
+		}
+	}
+	sealed, err := within(ctx, func(ctx context.Context) ([]byte, error) { return h.cfg.Ring.Seal(ctx, id, dek) })
+	if err == nil {
+		keyID := id.String()
+		h.store.put(keyID, sealed, dek)
+		return Answer{KeyID: keyID, Bytes: sealed}, nil
+	}
+	if h.standsIn(ctx, err) {
+		if a, done, holdErr := h.sealOnHold(dek); done {
+			return a, holdErr
+		}
+	}
+	return Answer{}, err
+}
+
+// Open is Ring.Open, and in its place the hold when the HSM is away. Errors are those of Ring.Open, and problem.ErrNotHeld.
+func (h *Hold) Open(ctx context.Context, keyID string, sealed []byte) (Answer, error) {
+	if h.watching.Load() {
+		if a, done, err := h.openOnHold(keyID, sealed); done {
+			return a, err
+		}
+	}
+	dek, err := within(ctx, func(ctx context.Context) ([]byte, error) { return h.cfg.Ring.Open(ctx, keyID, sealed) })
+	if err == nil {
+		h.store.put(keyID, sealed, dek)
+		return Answer{KeyID: keyID, Bytes: dek}, nil
+	}
+	if h.standsIn(ctx, err) {
+		if a, done, holdErr := h.openOnHold(keyID, sealed); done {
+			return a, holdErr
+		}
+	}
+	return Answer{}, err
+}
+
+// within bounds what a request may ask of the HSM.
+func within(ctx context.Context, f func(context.Context) ([]byte, error)) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, Budget)
+	defer cancel()
+	return f(ctx)
+}
+
+// standsIn reports whether the hold answers in place of an HSM that failed like this, and begins it if need be. A caller who had
+// less time than Budget says nothing of the HSM.
+func (h *Hold) standsIn(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || classOf(err) != away {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.begin(err)
+}
+
+// begin begins the hold if it is armed; mu is held. true: it is on.
+func (h *Hold) begin(cause error) bool {
+	if h.machine.holding {
+		return true
+	}
+	h.up = false
+	if h.whyNot() != "" {
+		return false
+	}
+	now, boot := h.cfg.Now(), h.cfg.Boot()
+	h.machine.begin(boot, now)
+	h.watching.Store(true)
+	key, until := h.machine.held.key.String(), now.Add(h.machine.ledger.left(boot))
+	h.record(EventProof, key, "the last good probe ended at "+stamp(h.machine.held.at))
+	h.record(EventBegan, key, fmt.Sprintf("the HSM is away; until %s at the latest", stamp(until)))
+	h.cfg.Logger.Error("the HSM is away: requests are answered by the outage hold", "keyID", key, "lastProof", h.machine.held.at, "until", until,
+		"error", cause, "hint", "bring the HSM back, and do not restart this plugin meanwhile: what it holds would be lost; docs/outage.md")
+	h.wake(h.look)
+	h.wake(h.begun)
+	return true
+}
+
+// Begun implements health.Hold.
+func (h *Hold) Begun() <-chan struct{} { return h.begun }
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// sealOnHold answers from the hold. done is false when the hold is not on.
+func (h *Hold) sealOnHold(dek []byte) (a Answer, done bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if done, err = h.mayAnswer(); !done || err != nil {
+		return Answer{OnHold: done}, done, err
+	}
+	key, day := h.machine.held.key, h.machine.held.day
+	var sealed []byte
+	if !h.store.holdKey(key, day, func(k *envelope.HoldKey) { sealed, err = envelope.SealHold(k, key, day, dek) }) {
+		return Answer{OnHold: true}, true, fmt.Errorf("%w: the hold key of %s", problem.ErrNotHeld, key)
+	}
+	if err != nil {
+		return Answer{OnHold: true}, true, err
+	}
+	h.machine.named = true
+	a = Answer{KeyID: key.HoldString(), Bytes: sealed, OnHold: true}
+	h.store.put(a.KeyID, sealed, dek)
+	return a, true, nil
+}
+
+// openOnHold answers from the hold. done is false when the hold is not on. The first envelope that it cannot open, and that the HSM might,
+// makes Status not ok: this node does not know what the others write.
+func (h *Hold) openOnHold(keyID string, sealed []byte) (a Answer, done bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if done, err = h.mayAnswer(); !done || err != nil {
+		return Answer{OnHold: done}, done, err
+	}
+	parsed, err := envelope.Parse(sealed)
+	if err != nil {
+		return Answer{OnHold: true}, true, err
+	}
+	id, hold, err := envelope.ParseUsedKeyID(keyID)
+	switch {
+	case err != nil:
+		return Answer{OnHold: true}, true, err
+	case hold != (parsed.Profile == envelope.Hold):
+		return Answer{OnHold: true}, true, fmt.Errorf("%w: profile %s under the key_id %s", envelope.ErrMalformed, parsed.Profile, keyID)
+	case !h.isRing(id.Ring):
+		return Answer{OnHold: true}, true, fmt.Errorf("%w: it names the ring %s, which is not served", envelope.ErrUnknownKey, id.Ring)
+	}
+	a = Answer{KeyID: keyID, OnHold: true}
+	if dek, held := h.store.dek(keyID, sealed); held {
+		a.Bytes = dek
+		return a, true, nil
+	}
+	if day, isHold := envelope.HoldDay(sealed); isHold {
+		if h.store.holdKey(id, day, func(k *envelope.HoldKey) { a.Bytes, err = envelope.OpenHold(k, id, sealed) }) {
+			if err == nil {
+				h.store.put(keyID, sealed, a.Bytes)
+			}
+			return a, true, err
+		}
+	}
+	h.machine.short = true
+	return Answer{OnHold: true}, true, fmt.Errorf("%w: a DEK under %s", problem.ErrNotHeld, keyID)
+}
+
+// isRing reports whether a ring of that name is configured. mu is held.
+func (h *Hold) isRing(name string) bool { _, is := h.rings[name]; return is }
+
+// errUncounted: the time on hold cannot be written to stateDir, so it must not go on.
+var errUncounted = errors.New("the time on hold is not counted in stateDir yet")
+
+// mayAnswer reports whether the hold is on, and why it may not answer all the same. It ends a hold whose time is over: this is
+// the check before every use. mu is held.
+func (h *Hold) mayAnswer() (on bool, err error) {
+	boot := h.cfg.Boot()
+	h.endIfOver(boot)
+	switch {
+	case !h.machine.holding:
+		return false, nil
+	case !h.machine.mayAnswer(boot):
+		h.wake(h.look)
+		return true, fmt.Errorf("%w: %w", envelope.ErrUnavailable, errUncounted)
+	}
+	return true, nil
+}
+
+// endIfOver wipes what is held when the time is used up. mu is held.
+func (h *Hold) endIfOver(boot time.Duration) {
+	if h.machine.holding && h.machine.over(boot) {
+		h.wipe("the time on hold is used up: " + h.cfg.Limit.String() + " within 7 days")
+	}
+}
+
+// stop ends the hold, if it is on; what is held stays. mu is held.
+func (h *Hold) stop(reason string) {
+	if !h.machine.holding {
+		return
+	}
+	key, since := h.machine.held.key.String(), h.machine.since
+	h.machine.end(h.cfg.Boot())
+	h.watching.Store(false)
+	h.record(EventEnded, key, reason)
+	h.cfg.Logger.Info("the outage hold has ended", "keyID", key, "reason", reason, "since", since)
+	h.wake(h.look)
+}
+
+// wipe wipes all that is held, and ends the hold. mu is held.
+func (h *Hold) wipe(reason string) {
+	any := h.store.wipe() // before anything that can take time
+	h.stop(reason)
+	if any {
+		h.wiped("", reason)
+	}
+}
+
+// wiped tells of a wipe. mu is held.
+func (h *Hold) wiped(keyID, reason string) {
+	h.free = true
+	h.record(EventWiped, keyID, reason)
+	h.cfg.Logger.Warn("what the outage hold held was wiped", "keyID", keyID, "reason", reason)
+	h.wake(h.look)
+}
+
+func (h *Hold) record(name, keyID, reason string) {
+	ctx, cancel := context.WithTimeout(context.Background(), recordWait)
+	defer cancel()
+	h.cfg.Record(ctx, Event{Time: h.cfg.Now(), Name: name, KeyID: keyID, Reason: reason})
+}
+
+func (h *Hold) wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Holding reports whether the hold is on: the HSM is asked by the probe alone.
+func (h *Hold) Holding() bool { return h.watching.Load() }
+
+// Named reports whether Status names K/hold in place of K: an Encrypt was answered under it since the hold began.
+func (h *Hold) Named() bool {
+	if !h.watching.Load() {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.machine.holding && h.machine.named
+}
+
+// Judge implements health.Hold: it changes a report to what it is with the hold.
+func (h *Hold) Judge(report health.Report) health.Report {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.endIfOver(h.cfg.Boot())
+	switch {
+	case h.machine.revoked != nil:
+		return health.Report{Problem: h.machine.revoked, LastGood: report.LastGood}
+	case h.machine.holding && h.machine.short:
+		report.Key, report.Problem = h.machine.held.key, problem.ErrNotHeld
+	case h.machine.holding && !h.machine.mayAnswer(h.cfg.Boot()):
+		report.Key, report.Problem = h.machine.held.key, fmt.Errorf("%w: %w", envelope.ErrUnavailable, errUncounted)
+	case h.machine.holding:
+		report.Key, report.Problem = h.machine.held.key, nil
+	}
+	return report
+}
+
+// Probed implements health.Hold: it takes the outcome of a probe. On hold, a good one is followed by one operation of each kind as
+// requests do them, which has to be quick.
+func (h *Hold) Probed(ctx context.Context, view envelope.View, failure error) {
+	well := failure == nil && view.Current != nil
+	quick := well && (!h.watching.Load() || h.isQuick(ctx, view.Current.ID))
+	if ctx.Err() != nil {
+		return // it was cut short
+	}
+	views := h.cfg.Ring.Views()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.see(views)
+	h.endIfOver(h.cfg.Boot())
+	switch kind := classOf(failure); {
+	case well:
+		h.proven(view.Current.ID, quick)
+	case kind == away:
+		if !h.begin(failure) {
+			break
+		}
+		h.machine.probed(false, h.cfg.Boot())
+	case kind == revoked:
+		h.machine.revoked = failure
+		h.wipe("the HSM refuses the PIN: that is a revocation")
+	case kind == broken:
+		h.wipe("the HSM failed the self-test")
+	case !errors.Is(failure, envelope.ErrBusy):
+		h.stop("the HSM answers, and cannot be used before a person acts")
+	}
+	h.up = well
+}
+
+// proven takes a good probe. mu is held.
+func (h *Hold) proven(key envelope.KeyID, quick bool) {
+	now, boot := h.cfg.Now(), h.cfg.Boot()
+	h.machine.proof = proof{key: key, day: envelope.DayOf(now), at: now}
+	h.machine.revoked = nil
+	if h.machine.holding {
+		if !h.machine.probed(quick, boot) {
+			return
+		}
+		h.stop("the HSM answers again")
+	}
+	if !h.paused && h.machine.ledger.left(boot) > 0 {
+		h.store.open()
+	}
+	h.wake(h.work)
+}
+
+// see takes what the rings look like: what the HSM has no more, or what the configuration refuses, is wiped. A ring that was not read
+// yet says nothing. mu is held.
+func (h *Hold) see(views []envelope.View) {
+	h.served, h.rings = map[envelope.KeyID]bool{}, map[string]bool{}
+	for i := range views {
+		view := &views[i]
+		h.rings[view.Ring] = !view.LastRead.IsZero()
+		for j := range view.Versions {
+			if v := &view.Versions[j]; v.State != envelope.Refused {
+				h.served[v.ID] = true
+			}
+		}
+	}
+	for _, id := range h.store.keyIDs() {
+		if read, configured := h.rings[id.Ring]; !h.served[id] && (read || !configured) {
+			h.wipeKey(id, "the HSM has the key no more, or the configuration refuses it")
+		}
+	}
+}
+
+// wipeKey wipes what is held under one key, and ends a hold that rests on it. mu is held.
+func (h *Hold) wipeKey(id envelope.KeyID, reason string) {
+	any := h.store.wipeKey(id)
+	if h.machine.holding && h.machine.held.key == id {
+		h.stop(reason)
+	}
+	if any {
+		h.wiped(id.String(), reason)
+	}
+}

@@ -6,7 +6,7 @@
 // connections and requests), audit and metrics (who is told). A Plugin is run once; its methods may be called meanwhile from
 // any number of goroutines.
 //
-// It depends on envelope, on its parts health, problem, systemd, peers, limits and hold/holdfile, and on hint and throttle.
+// It depends on envelope, on its parts health, problem, systemd, peers, limits, hold and hold/holdfile, and on hint and throttle.
 //
 //	plugin := kmsplugin.New(kmsplugin.Options{Ring: ring, Logger: logger, Proven: proven})
 //	listener, err := socket.Listen(socket.Config{Path: "/run/hsm-kms/kms.sock"})

@@ -78,7 +78,16 @@ func (g *guard) serve(ctx context.Context, req any, handler grpc.UnaryHandler) (
 		}
 		return answer, nil
 	}
-	answer, err = g.admitted(ctx, req, handler)
+	within := ctx
+	var onHold *bool // a variable of its own: op would be on the heap for every request
+	if g.service.hold != nil {
+		onHold = new(bool)
+		within = context.WithValue(ctx, onHoldKey{}, onHold)
+	}
+	answer, err = g.admitted(within, req, handler)
+	if onHold != nil {
+		op.OnHold = *onHold
+	}
 	if err != nil {
 		answer = nil // it holds a nil pointer of the answer's type
 	}

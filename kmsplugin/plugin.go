@@ -2,11 +2,13 @@ package kmsplugin
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/limits"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/systemd"
@@ -16,6 +18,8 @@ import (
 type Options struct {
 	Ring   Ring         // required; envelope.Rings where there are read rings
 	Logger *slog.Logger // nil: nothing is logged
+
+	Hold *hold.Hold // nil: no outage hold; Run runs it
 
 	ReadRings []*health.Reader // of the rings that are only read; Run runs them
 
@@ -76,7 +80,12 @@ func New(o Options) *Plugin {
 	alive := &live{Metrics: o.Metrics}
 	o.Metrics = alive
 	p := &Plugin{options: o, live: alive, notify: systemd.Notifier{Logger: o.Logger}}
+	var stand health.Hold
+	if o.Hold != nil {
+		stand = o.Hold
+	}
 	p.health = health.New(health.Config{
+		Hold:              stand,
 		Ring:              o.Ring,
 		ProbeInterval:     o.ProbeInterval,
 		RefreshInterval:   o.RefreshInterval,
@@ -88,7 +97,7 @@ func New(o Options) *Plugin {
 		Probed:            o.Metrics.Probed,
 		Changed:           p.tellManager,
 	})
-	p.service = &service{ring: o.Ring, read: o.ReadRings, health: p.health}
+	p.service = &service{ring: o.Ring, read: o.ReadRings, health: p.health, hold: o.Hold}
 	p.guard = newGuard(p.service, &p.options)
 	return p
 }
@@ -108,6 +117,19 @@ func (p *Plugin) Health() (words, keyID string, lastGood time.Time) {
 		keyID = report.Key.String()
 	}
 	return problem.Of(report.Problem).Words, keyID, report.LastGood
+}
+
+// OnHold says that the plugin answers without the HSM, and for how long it may; "" when it does not.
+func (p *Plugin) OnHold() string {
+	if p.options.Hold == nil {
+		return ""
+	}
+	s := p.options.Hold.State()
+	if !s.Holding {
+		return ""
+	}
+	return fmt.Sprintf("on the outage hold since %s, until %s at the latest: do not restart this plugin before the HSM is back",
+		s.Since.UTC().Format(time.RFC3339), s.Until.UTC().Format(time.RFC3339))
 }
 
 // FirstProbe is closed when the first probe has ended, well or badly.

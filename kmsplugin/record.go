@@ -28,6 +28,7 @@ type Operation struct {
 	Code     codes.Code
 	Duration time.Duration
 	Peer     peers.Peer
+	OnHold   bool // the outage hold answered, or was asked and could not
 }
 
 // Recorder keeps the audit trail. Record is called for every Encrypt and Decrypt, refused ones too, before the answer

@@ -48,6 +48,9 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 	defer stop() // after the drain: Status is asked during it
 	defer p.guard.failures.stop()
 	running.Go(func() { p.health.Run(background) })
+	if p.options.Hold != nil {
+		running.Go(func() { p.options.Hold.Run(background) })
+	}
 	for _, reader := range p.options.ReadRings {
 		running.Go(func() { reader.Run(background) })
 	}

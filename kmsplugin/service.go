@@ -10,6 +10,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/problem"
 )
 
@@ -36,6 +37,7 @@ type service struct {
 	ring   Ring
 	read   []*health.Reader
 	health *health.Health
+	hold   *hold.Hold // nil: none
 	named  atomic.Pointer[namedKey]
 }
 
@@ -51,6 +53,9 @@ func (s *service) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.
 	report := s.health.Report()
 	tellOthers(ctx, s.health.Pending(), s.health.Retained())
 	tellReadRings(ctx, s.read)
+	if s.hold != nil {
+		tellHold(ctx, s.hold.State())
+	}
 	if report.Key.IsZero() {
 		return nil, report.Problem
 	}
@@ -59,7 +64,11 @@ func (s *service) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.
 		named = &namedKey{id: report.Key, text: report.Key.String()}
 		s.named.Store(named)
 	}
-	return &kmsapi.StatusResponse{Version: version, Healthz: problem.Of(report.Problem).Words, KeyId: named.text}, nil
+	text := named.text
+	if s.hold != nil && s.hold.Named() {
+		text = named.id.HoldString()
+	}
+	return &kmsapi.StatusResponse{Version: version, Healthz: problem.Of(report.Problem).Words, KeyId: text}, nil
 }
 
 // Encrypt seals one DEK, and wipes it in the request.
@@ -72,7 +81,7 @@ func (s *service) Encrypt(ctx context.Context, req *kmsapi.EncryptRequest) (*kms
 	if err != nil {
 		return nil, err
 	}
-	ciphertext, err := s.ring.Seal(ctx, named.id, req.Plaintext)
+	ciphertext, keyID, err := s.seal(ctx, named, req.Plaintext)
 	if problem.IsUnknownKey(err) {
 		// Status named it, so it is not the caller's key_id that is wrong.
 		return nil, fmt.Errorf("%w: %w", envelope.ErrKeyMissing, err)
@@ -80,10 +89,40 @@ func (s *service) Encrypt(ctx context.Context, req *kmsapi.EncryptRequest) (*kms
 	if err != nil {
 		return nil, err
 	}
-	if n := len(ciphertext); n < 1 || n > maxCiphertext || len(named.text) > maxKeyID {
-		return nil, fmt.Errorf("sealing gave %d bytes under a key_id of %d: the API server takes %d and %d", n, len(named.text), maxCiphertext, maxKeyID)
+	if n := len(ciphertext); n < 1 || n > maxCiphertext || len(keyID) > maxKeyID {
+		return nil, fmt.Errorf("sealing gave %d bytes under a key_id of %d: the API server takes %d and %d", n, len(keyID), maxCiphertext, maxKeyID)
 	}
-	return &kmsapi.EncryptResponse{Ciphertext: ciphertext, KeyId: named.text}, nil
+	return &kmsapi.EncryptResponse{Ciphertext: ciphertext, KeyId: keyID}, nil
+}
+
+// seal seals with the HSM or, where there is one, with the hold, and returns the key_id too.
+func (s *service) seal(ctx context.Context, named *namedKey, dek []byte) (ciphertext []byte, keyID string, err error) {
+	if s.hold == nil {
+		ciphertext, err = s.ring.Seal(ctx, named.id, dek)
+		return ciphertext, named.text, err
+	}
+	answer, err := s.hold.Seal(ctx, named.id, dek)
+	noteOnHold(ctx, answer.OnHold)
+	return answer.Bytes, answer.KeyID, err
+}
+
+// open opens with the HSM or, where there is one, with the hold.
+func (s *service) open(ctx context.Context, keyID string, ciphertext []byte) ([]byte, error) {
+	if s.hold == nil {
+		return s.ring.Open(ctx, keyID, ciphertext)
+	}
+	answer, err := s.hold.Open(ctx, keyID, ciphertext)
+	noteOnHold(ctx, answer.OnHold)
+	return answer.Bytes, err
+}
+
+// onHoldKey is of the context's value, a *bool, by which a request reports that the hold answered it.
+type onHoldKey struct{}
+
+func noteOnHold(ctx context.Context, onHold bool) {
+	if told, ok := ctx.Value(onHoldKey{}).(*bool); ok {
+		*told = onHold
+	}
 }
 
 // viewFor is the ring that a key_id names, or, if there is none, the one that is written under.
@@ -130,7 +169,7 @@ func (s *service) Decrypt(ctx context.Context, req *kmsapi.DecryptRequest) (*kms
 	if len(req.Annotations) > 0 {
 		return nil, fmt.Errorf("%w: it comes with %d annotations, and this plugin gives none", envelope.ErrMalformed, len(req.Annotations))
 	}
-	dek, err := s.ring.Open(ctx, req.KeyId, req.Ciphertext)
+	dek, err := s.open(ctx, req.KeyId, req.Ciphertext)
 	if err != nil {
 		return nil, err
 	}

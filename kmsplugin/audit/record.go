@@ -20,7 +20,8 @@ type Record struct {
 	Duration   time.Duration // written in seconds
 	Peer       Peer
 	Object     string // the etcd key of the one object that a command recovered; else empty
-	Reason     string // why a person did it, in their words; else empty
+	Reason     string // why a person did it, in their words, or why the outage hold did; else empty
+	OnHold     bool   // the outage hold answered, and not the HSM
 }
 
 // Peer is the process that asked. pid and executable are best effort (SO_PEERCRED, /proc).
@@ -86,6 +87,9 @@ func appendRecord(b []byte, sequence uint64, r *Record) []byte {
 	if r.Reason != "" {
 		b = append(b, `,"reason":`...)
 		b = appendText(b, r.Reason, maxObject)
+	}
+	if r.OnHold {
+		b = append(b, `,"onHold":true`...)
 	}
 	return b
 }

@@ -30,8 +30,8 @@ const (
 )
 
 // Handler answers /metrics, /livez (live: the process works; the HSM does not count), /readyz (ready: Status would be
-// ok; readable: every read ring can be used). The health checks answer in fixed words: the client was not checked.
-func (m *Metrics) Handler(live, ready, readable func() bool) http.Handler {
+// ok; readable: every read ring can be used; hold: on what the plugin lives while the HSM is away, "" while it is not). The health checks answer in fixed words: the client was not checked.
+func (m *Metrics) Handler(live, ready, readable func() bool, hold func() string) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", Exposition(m.registry))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -45,6 +45,9 @@ func (m *Metrics) Handler(live, ready, readable func() bool) http.Handler {
 		switch {
 		case !ready():
 			answer(w, http.StatusServiceUnavailable, "not ready: hsm-kms status and the log say why")
+			return
+		case hold() != "":
+			answer(w, http.StatusServiceUnavailable, hold())
 			return
 		case !readable():
 			answer(w, http.StatusServiceUnavailable, "a read ring cannot be used: do not restart kube-apiserver here while etcd holds its key_ids; hsm-kms status and the log say why")

@@ -22,8 +22,13 @@ func serve(t *testing.T, live, ready func() bool) string {
 
 func serveReading(t *testing.T, live, ready, readable func() bool) string {
 	t.Helper()
+	return serveHolding(t, live, ready, readable, func() string { return "" })
+}
+
+func serveHolding(t *testing.T, live, ready, readable func() bool, hold func() string) string {
+	t.Helper()
 	m, _ := full()
-	s, err := Listen(t.Context(), "127.0.0.1:0", m.Handler(live, ready, readable))
+	s, err := Listen(t.Context(), "127.0.0.1:0", m.Handler(live, ready, readable, hold))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,6 +46,7 @@ func (c *Config) validate(p *problems) {
 	p.between("probeInterval", c.ProbeInterval, time.Second, 10*time.Minute)
 	p.between("deferGrace", c.DeferGrace, 0, 720*time.Hour)
 	p.between("writeContinuation", c.WriteContinuation, 0, 24*time.Hour)
+	p.between("outageHold", c.OutageHold, 0, 72*time.Hour)
 	if c.HTTP.Address != "" {
 		if err := checkAddress(c.HTTP.Address); err != nil {
 			p.report("http.address", fmt.Sprintf("%q is not host:port: %v", c.HTTP.Address, err),

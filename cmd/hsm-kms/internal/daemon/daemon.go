@@ -2,7 +2,7 @@
 // and the service, starts them in their order and ends them in the opposite one. Packages kmsplugin and hsm know nothing of each
 // other. Each part runs its own goroutines; Run returns when all of them have ended.
 //
-// It depends on app, config, envelope, hsm, hsm/worker, kmsplugin, its parts audit, health, metrics, socket and systemd, and on
+// It depends on app, config, envelope, hsm, hsm/worker, kmsplugin, its parts audit, health, hold, metrics, socket and systemd, and on
 // harden, hint and ownedfile.
 package daemon
 
@@ -61,14 +61,16 @@ func Run(ctx context.Context, cfg *config.Config, stderr io.Writer, build Build)
 	if err != nil {
 		return err
 	}
-	stopTokens, err := startTokens(ctx, rings, log)
+	stopTokens, err := startTokens(ctx, rings, cfg.OutageHold > 0, log)
 	if err != nil {
 		return err
 	}
 	defer stopTokens()
 	readers := readersOf(rings[1:], cfg, log)
+	all := together(rings)
+	stand := newHold(cfg, all, trail, log, count)
 	plugin := kmsplugin.New(kmsplugin.Options{
-		Ring: together(rings), ReadRings: readers, Logger: log, StateDir: cfg.StateDir, Proven: rings[0].proven,
+		Ring: all, Hold: stand, ReadRings: readers, Logger: log, StateDir: cfg.StateDir, Proven: rings[0].proven,
 		ProbeInterval: cfg.ProbeInterval.Std(), RefreshInterval: cfg.RefreshInterval.Std(),
 		// 0s is asked for, and is not "the default".
 		WriteContinuation: max(cfg.WriteContinuation.Std(), time.Nanosecond),
@@ -101,7 +103,7 @@ func prepareProcess(ctx context.Context, cfg *config.Config, log *slog.Logger) {
 // serving. found reports whether clients can find the socket.
 func serveHTTP(ctx context.Context, address string, count *metrics.Metrics, plugin *kmsplugin.Plugin, found func() bool, log *slog.Logger) (stop func()) {
 	ready := func() bool { words, _, _ := plugin.Health(); return words == "ok" && found() }
-	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready, func() bool { return plugin.ReadProblem() == nil })
+	handler := count.Handler(func() bool { return plugin.Live() == nil }, ready, func() bool { return plugin.ReadProblem() == nil }, plugin.OnHold)
 	return metrics.Keep(ctx, address, handler, log)
 }
 

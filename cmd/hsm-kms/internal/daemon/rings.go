@@ -69,14 +69,14 @@ func openRings(cfg *config.Config, refuse []envelope.KeyID, log *slog.Logger, co
 
 // startTokens starts to keep the tokens of all rings connected and waits for the first attempts of the ring that is written
 // under. Only what a restart cannot cure of that one is an error: a read ring must not keep the plugin from serving the others,
-// nor keep it waiting.
-func startTokens(ctx context.Context, rings []keyRing, log *slog.Logger) (stop func(), err error) {
+// nor keep it waiting. stay: not even that is, because the process must not end for the sake of a token.
+func startTokens(ctx context.Context, rings []keyRing, stay bool, log *slog.Logger) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var telling sync.WaitGroup
 	var stops []func()
 	for _, r := range rings {
 		stops = append(stops, r.set.Start(ctx))
-		if r.read != nil {
+		if r.read != nil || stay {
 			telling.Go(func() { tellUnusable(ctx, r, log) })
 		}
 	}
@@ -89,6 +89,9 @@ func startTokens(ctx context.Context, rings []keyRing, log *slog.Logger) (stop f
 		stopping.Wait()
 		telling.Wait()
 	}
+	if stay {
+		return stop, nil
+	}
 	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
 	defer cancelWait()
 	for _, problem := range rings[0].set.Connected(waitCtx) {
@@ -100,11 +103,11 @@ func startTokens(ctx context.Context, rings []keyRing, log *slog.Logger) (stop f
 	return stop, nil
 }
 
-// tellUnusable logs what a restart cannot cure of a read ring, when each of its tokens has been tried once.
+// tellUnusable logs what a restart cannot cure of a ring, when each of its tokens has been tried once.
 func tellUnusable(ctx context.Context, r keyRing, log *slog.Logger) {
 	for _, problem := range r.set.Connected(ctx) {
 		if errors.Is(problem, hsm.ErrConfiguration) {
-			log.Error("a token of a read ring cannot be used before a person acts", "readRing", r.Name(), "error", problem, "hint", app.Hint(problem))
+			log.Error("a token cannot be used before a person acts", "ring", r.Name(), "error", problem, "hint", app.Hint(problem))
 		}
 	}
 }

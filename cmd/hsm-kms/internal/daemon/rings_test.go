@@ -35,7 +35,7 @@ func TestStartDoesNotWaitForReadRings(t *testing.T) {
 	})
 	read.read = &config.ReadRing{KeyRing: "kube-old"}
 	began := time.Now()
-	stop, err := startTokens(t.Context(), []keyRing{open(), read}, slog.New(slog.DiscardHandler))
+	stop, err := startTokens(t.Context(), []keyRing{open(), read}, false, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

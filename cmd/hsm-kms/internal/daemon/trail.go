@@ -8,12 +8,14 @@ import (
 	"os/signal"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
 )
 
@@ -74,7 +76,19 @@ func (t *trail) Record(ctx context.Context, op kmsplugin.Operation) error {
 	return t.writer.Record(ctx, audit.Record{
 		Time: op.Time, Operation: op.Operation, RequestUID: op.RequestUID, KeyID: op.KeyID,
 		Code: op.Code.String(), Duration: op.Duration,
-		Peer: audit.Peer{PID: int32(op.Peer.PID), UID: op.Peer.UID, Executable: op.Peer.Executable},
+		Peer:   audit.Peer{PID: int32(op.Peer.PID), UID: op.Peer.UID, Executable: op.Peer.Executable},
+		OnHold: op.OnHold,
+	})
+}
+
+// event keeps an event of the outage hold. Its peer is the plugin itself. What cannot be written is counted and logged by the writer.
+func (t *trail) event(ctx context.Context, e hold.Event) {
+	if t.writer == nil {
+		return
+	}
+	_ = t.writer.Record(ctx, audit.Record{
+		Time: e.Time, Operation: e.Name, KeyID: e.KeyID, Code: codes.OK.String(), Reason: e.Reason,
+		Peer: audit.Peer{PID: int32(os.Getpid()), UID: uint32(os.Geteuid())},
 	})
 }
 

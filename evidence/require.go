@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/envelope/stored"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -184,6 +185,8 @@ func (r *Resource) notUnder(keyID string) []Finding {
 	for _, key := range r.Keys {
 		switch {
 		case key.KeyID == keyID && keyID != "":
+		case envelope.KeyOf(key.KeyID) == keyID && keyID != "":
+			found = append(found, Finding{r.Resource, "written in an outage hold, under " + Printable(key.KeyID), key.Objects})
 		case key.KeyID != "":
 			found = append(found, Finding{r.Resource, "under another key: " + Printable(key.KeyID), key.Objects})
 		default:

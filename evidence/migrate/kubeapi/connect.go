@@ -39,6 +39,7 @@ type Config struct {
 	Servers    []string // addresses of every API server; empty: ask the cluster
 	ServerName string   // in their certificates; empty: the kubeconfig's, or their address
 	UserAgent  string
+	Dial       func(ctx context.Context, network, address string) (net.Conn, error) // nil: TCP
 	// Answered, if it is not nil, is called for each answer with its HTTP status; 0: no answer came. It is called from any
 	// number of goroutines.
 	Answered func(status int)
@@ -114,6 +115,7 @@ func load(cfg Config) (*rest.Config, error) {
 	base.Timeout = requestTimeout
 	base.WarningHandler = rest.NoWarnings{}
 	base.UserAgent = cfg.UserAgent
+	base.Dial = cfg.Dial
 	base.Wrap(func(next http.RoundTripper) http.RoundTripper { return limited{next, cfg.Answered} })
 	return base, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -40,6 +41,8 @@ type limited struct {
 	answered func(status int) // of Config
 }
 
+var _ utilnet.RoundTripperWrapper = limited{}
+
 // RoundTrip implements http.RoundTripper.
 func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := l.next.RoundTrip(r)
@@ -56,6 +59,9 @@ func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp.Body = &limitedBody{body: resp.Body, left: maxAnswer, path: r.URL.Path}
 	return resp, nil
 }
+
+// WrappedRoundTripper lets client-go cancel a request that takes too long. Without it, it prints a line that is no JSON.
+func (l limited) WrappedRoundTripper() http.RoundTripper { return l.next }
 
 // limitedBody fails where an answer is longer than it may be; a reader that merely stopped would cut it.
 type limitedBody struct {

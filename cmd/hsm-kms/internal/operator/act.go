@@ -69,7 +69,7 @@ func (f *finding) Unwrap() error { return f.error }
 
 // read reads all of etcd.
 func (o *Operator) read(ctx context.Context, current state.Key) error {
-	sources, closeAll, err := o.cfg.Etcd.Open(ctx, nil)
+	sources, closeAll, err := o.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (o *Operator) options(ctx context.Context, current state.Key) (opts migrate
 	if opts.Groups, err = kubeapi.ConnectGroups(ctx, o.cfg.Kube, o.servers[0], o.cfg.Groups); err != nil {
 		return opts, nil, err
 	}
-	opts.Sources, closeAll, err = o.cfg.Etcd.Open(ctx, nil)
+	opts.Sources, closeAll, err = o.open(ctx)
 	return opts, closeAll, err
 }
 

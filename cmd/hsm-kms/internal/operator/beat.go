@@ -84,7 +84,7 @@ func (o *Operator) told(ctx context.Context, failed bool, err error) bool {
 func (o *Operator) look(ctx context.Context) (changed bool) {
 	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 	defer cancel()
-	answer, err := kmsplugin.StatusOf(ctx, o.cfg.Socket)
+	answer, err := o.ask(ctx)
 	self := nodeOf(&o.cfg, answer, err)
 	self.CertificateEnds, _ = o.kube.Expires() // what is wrong with the certificate is told by each request
 	o.mu.Lock()

@@ -1,9 +1,11 @@
 package operator
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -243,4 +245,16 @@ func newOperator(t *testing.T, a *api, p *plugin, name string) *Operator {
 		t.Fatal(err)
 	}
 	return o
+}
+
+// peeked is a body that can be read again, and its text.
+func peeked(body io.ReadCloser) (io.ReadCloser, []byte) {
+	text, _ := io.ReadAll(body)
+	return io.NopCloser(bytes.NewReader(text)), text
+}
+
+// replaced is a body in which one text stands for another.
+func replaced(body io.ReadCloser, old, text string) io.ReadCloser {
+	_, was := peeked(body)
+	return io.NopCloser(strings.NewReader(strings.ReplaceAll(string(was), old, text)))
 }

@@ -34,6 +34,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/metrics"
 )
 
@@ -68,6 +69,8 @@ func (c *Config) validity() time.Duration { return unknownAfter * c.Interval }
 type Operator struct {
 	cfg  Config
 	kube *kubeapi.Client
+	ask  func(ctx context.Context) (kmsplugin.StatusAnswer, error)          // the plugin of this node
+	open func(ctx context.Context) ([]evidence.Source, func() error, error) // etcd; the caller closes it
 
 	// Of the leader, used by the goroutine of the passes alone.
 	world   state.World
@@ -102,6 +105,8 @@ func New(cfg Config) (*Operator, error) {
 	}
 	o.cfg, o.kube = cfg, kube
 	o.measure()
+	o.ask = func(ctx context.Context) (kmsplugin.StatusAnswer, error) { return kmsplugin.StatusOf(ctx, cfg.Socket) }
+	o.open = func(ctx context.Context) ([]evidence.Source, func() error, error) { return cfg.Etcd.Open(ctx, nil) }
 	o.world = state.World{Settle: cfg.Settle, Recheck: cfg.Recheck, Trouble: map[state.Action]state.Trouble{}}
 	if o.kept, err = openKept(cfg.StateDir); err != nil {
 		return nil, err

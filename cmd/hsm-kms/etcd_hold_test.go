@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -104,6 +105,14 @@ func TestRetireCountsHolds(t *testing.T) {
 		r := newRetireRig(t)
 		r.serve("ok", r.old+"/hold")
 		r.checkRefusal("the plugin of this machine names " + r.old + "/hold as the key to write under")
+	})
+	t.Run("of this configuration", func(t *testing.T) {
+		t.Parallel()
+		r := newRetireRig(t)
+		text, err := os.ReadFile(r.configPath())
+		r.must(err)
+		r.file(filepath.Base(r.configPath()), string(text)+"outageHold: 2h\n")
+		r.checkRefusal("ago, and 26h0m0s (--settle) must lie between it and now")
 	})
 	t.Run("published by another node", func(t *testing.T) {
 		t.Parallel()

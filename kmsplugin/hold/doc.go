@@ -1,4 +1,4 @@
-// Package hold lets API servers restart, read and write while the HSM is away, for a bounded time (FORMAT.md, "The outage hold").
+// Package hold lets API servers restart, read and write while the HSM is away, for a bounded time (FORMAT.md, "Hold keys" and "Holds").
 // While the HSM answers, every request is an HSM operation. When it is away, requests are answered from what this process
 // has seen: DEKs that it opened or sealed, and hold keys that were derived in the HSM, one for each key of the ring and day.
 //

@@ -151,6 +151,7 @@ func (r *retirement) judge(ctx context.Context, earlier Facts) (*Result, error) 
 	request := Request{
 		KeyID: r.KeyID, EvidenceFile: r.EvidenceFile, Named: len(r.Snapshots), Settle: r.Settle, Accepted: r.Accepted, NoEtcd: r.NoEtcd,
 		AuditPath: cfg.Audit.Path, Rehearsed: slices.Contains(cfg.RefuseKeys, r.KeyID.String()), RefreshInterval: cfg.RefreshInterval.Std(),
+		OutageHold: cfg.OutageHold.Std(),
 	}
 	if r.app.Read != nil {
 		request.WrittenRing, request.Retiring = r.app.File.KeyRing, r.app.Read.Retiring

@@ -13,6 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/manifests"
 )
 
 func (c *command) doctor() *cobra.Command {
@@ -24,7 +25,7 @@ func (c *command) doctor() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check an installation, and report for each check what is wrong and what to do",
 		Long: `Checks the configuration, the files of module and PIN, the tokens, their login counters, mechanisms and keys, the
-encryption itself, the socket's folder, and a running plugin. If you name them, it also checks kube-apiserver's
+encryption itself, the socket's folder, a running plugin, and the certificate of hsm-kms operate on this node. If you name them, it also checks kube-apiserver's
 EncryptionConfiguration, and with --endpoints whether etcd holds the cluster that the ring belongs to, and nothing that
 this EncryptionConfiguration cannot read.
 
@@ -45,7 +46,7 @@ Exits 0 when nothing failed (there may be warnings), 1 when something failed.`,
 			if options.Step != 0 && options.Step != 1 && options.Step != 2 {
 				return fmt.Errorf("--step %d: 1 and 2 are known", options.Step)
 			}
-			options.ConfigPath, options.Ring = c.configPath, c.ring
+			options.ConfigPath, options.Ring, options.Operate = c.configPath, c.ring, new(manifests.Values).OperateKubeconfig()
 			if cmd.Flags().Changed("endpoints") {
 				options.ClusterUIDs = etcd.ClusterUIDs
 				options.Report = func(ctx context.Context) (*evidence.Report, error) {

@@ -35,6 +35,9 @@ func Open(cfg Config) (*Client, error) {
 	return &Client{client, base}, nil
 }
 
+// EndsSoon is how long before the end of a client certificate a person is told.
+const EndsSoon = 30 * 24 * time.Hour
+
 // Expires is when the client certificate that is in use ends; zero: there is none. One that stands in the kubeconfig itself
 // is in use from Open on, whatever the file has later; one in a file of its own is read again.
 func (c *Client) Expires() (time.Time, error) {

@@ -2,7 +2,7 @@
 // command prints what it finds. A check is made only when those that it rests on passed, so that one mistake gives one finding.
 //
 // It depends on hsm, on hsm/guard, hsm/modulefile and hsm/pinfile, on kmsplugin, kmsplugin/health and kmsplugin/socket, on
-// envelope, evidence and evidence/encconfig, and on config, hint and ownedfile.
+// envelope, evidence, evidence/encconfig and evidence/migrate/kubeapi, and on config, hint and ownedfile.
 //
 // Nothing is changed: on a token no object is made or altered and no session is opened for writing. A login is made
 // only as `serve` would make it: under the attempt guard, never when the token says that its PIN is locked or that a wrong
@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,7 @@ type Options struct {
 	EncryptionConfig string // path of an EncryptionConfiguration; "": none is looked at
 	Step             int    // 1: it is that of the first step of a migration
 	Socket           string // of a running plugin; "": the configuration's, where it is no fault if none runs
+	Operate          string // kubeconfig of hsm-kms operate, which need not be there
 	Ring             string // only this ring and its tokens; "": all, and everything else
 	TryPIN           bool   // clear what stands against the PIN and try it once more
 	// ClusterUIDs reads from etcd whose objects it holds; nil: etcd was not named.
@@ -112,6 +114,7 @@ func Run(ctx context.Context, options Options) []Finding {
 	if folder {
 		d.plugin(ctx, ring)
 	}
+	d.operate(d.Operate, time.Now())
 	if d.EncryptionConfig != "" {
 		d.encryption(ctx)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
@@ -190,13 +191,10 @@ func (o *Operator) other(lease *coordinationv1.Lease, now time.Time) state.Node 
 	return n.state(name, o.cfg.Ring)
 }
 
-// endsSoon is how long before its end a certificate is told.
-const endsSoon = 30 * 24 * time.Hour
-
 // ends notes a node whose certificate ends soon.
 func (o *Operator) ends(name string, at time.Time) {
-	if !at.IsZero() && time.Until(at) < endsSoon && o.ending == "" {
-		o.ending = fmt.Sprintf("the certificate of hsm-kms operate on %s ends at %s; renew it: docs/operate.md#install", name, at.UTC().Format(time.RFC3339))
+	if !at.IsZero() && time.Until(at) < kubeapi.EndsSoon && o.ending == "" {
+		o.ending = fmt.Sprintf("the certificate of hsm-kms operate on %s ends at %s; renew it: docs/operate.md#renew-the-identity", name, at.UTC().Format(time.RFC3339))
 	}
 }
 

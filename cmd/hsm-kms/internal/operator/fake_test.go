@@ -104,7 +104,15 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			items = append(items, a.objects[key])
 		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "items": items})
+		meta := map[string]any{}
+		from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
+		if items = items[from:]; r.URL.Query().Get("limit") != "" {
+			limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+			if len(items) > limit {
+				items, meta["continue"] = items[:limit], strconv.Itoa(from+limit)
+			}
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "metadata": meta, "items": items})
 	case object == nil:
 		a.fail(w, http.StatusNotFound)
 	case r.Method == http.MethodGet:

@@ -310,41 +310,6 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// When nothing is to be done, a leader asks the API server three times an interval, and the others twice.
-func TestRequests(t *testing.T) {
-	t.Parallel()
-	a := newAPI(t)
-	p := newPlugin(t, keyID(t, time.Now()))
-	one, two := newOperator(t, a, p, "n1"), newOperator(t, a, p, "n2")
-	interval := func(o *Operator, lead bool) int {
-		t.Helper()
-		a.set(func() { a.requests = 0 })
-		o.look(t.Context())
-		if err := o.publish(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := o.campaign(t.Context(), time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		if lead {
-			if _, err := o.pass(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return a.requests
-	}
-	for range 3 { // beginnings
-		interval(one, true)
-		interval(two, false)
-	}
-	if n := interval(one, true); n != 3 {
-		t.Errorf("the leader: %d requests", n)
-	}
-	if n := interval(two, false); n != 2 {
-		t.Errorf("another one: %d requests", n)
-	}
-}
-
 // A folder that others may change is no place for what a key is retired by.
 func TestStateDirOfOthers(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -136,19 +137,21 @@ func (s *Set) Problem() error {
 
 // Keys implements envelope.Token: those of the first token that can be read.
 func (s *Set) Keys(ctx context.Context) ([]envelope.Key, error) {
-	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]envelope.Key, error) { return t.Keys(ctx) })
+	return onFirst(ctx, s, nil, func(ctx context.Context, t *Token) ([]envelope.Key, error) { return t.Keys(ctx) })
 }
 
 // EncryptGCM implements envelope.Token.
 func (s *Set) EncryptGCM(ctx context.Context, id envelope.KeyID, nonce *[envelope.NonceSize]byte, associated, plaintext []byte) ([]byte, error) {
-	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) {
+	plaintext, wipe := s.keep(plaintext)
+	return onFirst(ctx, s, wipe, func(ctx context.Context, t *Token) ([]byte, error) {
 		return t.EncryptGCM(ctx, id, nonce, associated, plaintext)
 	})
 }
 
 // EncryptOwnNonce implements envelope.Token.
 func (s *Set) EncryptOwnNonce(ctx context.Context, id envelope.KeyID, associated func(int) []byte, plaintext []byte) (nonce, sealed []byte, err error) {
-	both, err := onFirst(ctx, s, func(ctx context.Context, t *Token) (both [2][]byte, err error) {
+	plaintext, wipe := s.keep(plaintext)
+	both, err := onFirst(ctx, s, wipe, func(ctx context.Context, t *Token) (both [2][]byte, err error) {
 		both[0], both[1], err = t.EncryptOwnNonce(ctx, id, associated, plaintext)
 		return both, err
 	})
@@ -157,24 +160,31 @@ func (s *Set) EncryptOwnNonce(ctx context.Context, id envelope.KeyID, associated
 
 // DecryptGCM implements envelope.Token.
 func (s *Set) DecryptGCM(ctx context.Context, id envelope.KeyID, nonce, associated, sealed []byte) ([]byte, error) {
-	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) {
+	return onFirst(ctx, s, nil, func(ctx context.Context, t *Token) ([]byte, error) {
 		return t.DecryptGCM(ctx, id, nonce, associated, sealed)
 	})
 }
 
 // EncryptBlocks implements envelope.Token.
 func (s *Set) EncryptBlocks(ctx context.Context, id envelope.KeyID, blocks []byte) ([]byte, error) {
-	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([]byte, error) { return t.EncryptBlocks(ctx, id, blocks) })
+	return onFirst(ctx, s, nil, func(ctx context.Context, t *Token) ([]byte, error) { return t.EncryptBlocks(ctx, id, blocks) })
 }
 
 // MAC implements envelope.Token.
 func (s *Set) MAC(ctx context.Context, id envelope.KeyID, data []byte) ([envelope.MACSize]byte, error) {
-	return onFirst(ctx, s, func(ctx context.Context, t *Token) ([envelope.MACSize]byte, error) { return t.MAC(ctx, id, data) })
+	return onFirst(ctx, s, nil, func(ctx context.Context, t *Token) ([envelope.MACSize]byte, error) { return t.MAC(ctx, id, data) })
 }
 
 // onFirst does f on one token after the other until one does not fail for want of itself. Each but the last
-// gets an equal share of the time that is left, so that one that hangs leaves time for the next.
-func onFirst[T any](ctx context.Context, s *Set, f func(context.Context, *Token) (T, error)) (T, error) {
+// gets an equal share of the time that is left, so that one that hangs leaves time for the next; with NextAfter the next one is
+// asked beside it. after, if not nil, is called when f has returned everywhere.
+func onFirst[T any](ctx context.Context, s *Set, after func(), f func(context.Context, *Token) (T, error)) (T, error) {
+	if s.asksBeside() {
+		return beside(ctx, s, after, f)
+	}
+	if after != nil {
+		defer after()
+	}
 	var none T
 	var errs []error
 	for i, t := range s.inOrder() {
@@ -188,6 +198,77 @@ func onFirst[T any](ctx context.Context, s *Set, f func(context.Context, *Token)
 		}
 	}
 	return none, worst(errs)
+}
+
+// asksBeside reports whether a token is asked while another one has not answered yet.
+func (s *Set) asksBeside() bool { return s.common.NextAfter > 0 && len(s.tokens) > 1 }
+
+// keep returns the plaintext for f of onFirst: a copy where f may outlive its caller, who wipes his own.
+func (s *Set) keep(plaintext []byte) (kept []byte, wipe func()) {
+	if !s.asksBeside() {
+		return plaintext, nil
+	}
+	kept = bytes.Clone(plaintext)
+	return kept, func() { clear(kept) }
+}
+
+// asked is what became of f on one token.
+type asked[T any] struct {
+	out T
+	err error
+}
+
+// beside is onFirst where NextAfter is set.
+func beside[T any](ctx context.Context, s *Set, after func(), f func(context.Context, *Token) (T, error)) (none T, err error) {
+	tokens := s.inOrder()
+	answers := make(chan asked[T], len(tokens))
+	pause := s.common.NextAfter / time.Duration(len(tokens)-1)
+	begun, ended := 0, 0
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	next := func() {
+		if begun == len(tokens) {
+			return
+		}
+		t := tokens[begun]
+		begun++
+		timer.Reset(pause)
+		go func() {
+			out, err := f(ctx, t)
+			answers <- asked[T]{out, err}
+		}()
+	}
+	defer func() { go wipeLate(answers, begun-ended, after) }()
+	next()
+	var errs []error
+	for ended < begun {
+		select {
+		case <-timer.C:
+			next()
+		case a := <-answers:
+			ended++
+			if a.err == nil || errors.Is(a.err, envelope.ErrUnauthentic) {
+				return a.out, a.err
+			}
+			errs = append(errs, a.err)
+			if ctx.Err() == nil {
+				next()
+			}
+		}
+	}
+	return none, worst(errs)
+}
+
+// wipeLate wipes n answers for which nobody waits.
+func wipeLate[T any](answers <-chan asked[T], n int, after func()) {
+	for range n {
+		if out, ok := any((<-answers).out).([]byte); ok {
+			clear(out)
+		}
+	}
+	if after != nil {
+		after()
+	}
 }
 
 // inOrder is the tokens in the order in which they are asked: that of the configuration, but a token that is being

@@ -62,11 +62,14 @@ type Config struct {
 	Ring              string
 	Profile           envelope.Profile
 	AllowImportedKeys bool
-	StateDir          string            // of the records of PIN attempts
-	MaxWaiting        int               // callers that may wait for one token's sessions; 0: 512
-	Workers           *worker.Group     // that all workers join; nil: none
-	Observer          envelope.Observer // nil: nobody counts
-	Log               *slog.Logger      // nil: slog.Default()
+	StateDir          string // of the records of PIN attempts
+	MaxWaiting        int    // callers that may wait for one token's sessions; 0: 512
+	// NextAfter is when the last token is asked at the latest while one before it has not answered; those between are asked at
+	// equal distances. The first answer counts. 0: each token gets an equal share of the caller's time, one after the other.
+	NextAfter time.Duration
+	Workers   *worker.Group     // that all workers join; nil: none
+	Observer  envelope.Observer // nil: nobody counts
+	Log       *slog.Logger      // nil: slog.Default()
 
 	clock   func() time.Time                                            // of the attempt guard; nil: time.Now
 	launch  func(context.Context, worker.Config) (workerProcess, error) // of workers; nil: launch

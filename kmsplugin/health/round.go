@@ -45,7 +45,7 @@ func (h *Health) round(ctx context.Context) {
 	r := h.latest.Load()
 	h.schedule.plan(time.Now(), view, r.failure != nil || r.warning != nil || refreshErr != nil)
 	if h.cfg.Hold != nil && h.cfg.Hold.Holding() {
-		h.schedule.within(time.Now(), holdProbe)
+		h.schedule.within(start, holdProbe) // from the beginning of this one: a probe of an HSM that is just quick enough takes seconds
 	}
 }
 

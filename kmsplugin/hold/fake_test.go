@@ -68,7 +68,12 @@ func (r *fakeRing) show(versions ...envelope.Version) {
 	}
 }
 
-func (r *fakeRing) fail(err error)        { r.mu.Lock(); r.err = err; r.mu.Unlock() }
+func (r *fakeRing) fail(err error) { r.mu.Lock(); r.err = err; r.mu.Unlock() }
+func (r *fakeRing) failKey(id envelope.KeyID, err error) {
+	r.mu.Lock()
+	r.byKey[id] = err
+	r.mu.Unlock()
+}
 func (r *fakeRing) slow(d time.Duration)  { r.mu.Lock(); r.delay = d; r.mu.Unlock() }
 func (r *fakeRing) asked() (n, opens int) { r.mu.Lock(); defer r.mu.Unlock(); return r.calls, r.opens }
 func (r *fakeRing) Views() []envelope.View {

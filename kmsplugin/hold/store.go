@@ -30,6 +30,7 @@ type entry struct {
 	key      usedKey
 	envelope []byte
 	dek      sealed // number 0: not held
+	opened   bool   // in this process: the envelope is good
 }
 
 // usedKey is a key_id as API servers store it.
@@ -93,7 +94,7 @@ func (s *store) put(keyID string, sealedDEK, dek []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.add(keyID, sealedDEK); e != nil && s.isOpen && e.dek.number == 0 {
-		e.dek = s.page.seal(dek)
+		e.dek, e.opened = s.page.seal(dek), true
 	}
 }
 
@@ -225,19 +226,19 @@ func (s *store) wipeKey(id envelope.KeyID) (any bool) {
 	return any
 }
 
-// forget takes a wrapped DEK off the list.
-func (s *store) forget(keyID string, sealedDEK []byte) {
+// forget takes a wrapped DEK off the list that does not open. false: it has opened before, so the fault is not the envelope's.
+func (s *store) forget(keyID string, sealedDEK []byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := nameOf(keyID, sealedDEK)
 	e := s.byName[name]
-	if e == nil {
-		return
+	if e == nil || e.opened {
+		return false
 	}
-	e.dek.wipe()
 	delete(s.byName, name)
 	s.entries = slices.DeleteFunc(s.entries, func(other *entry) bool { return other == e })
 	s.dirty = true
+	return true
 }
 
 // empty takes all off the list.

@@ -163,8 +163,7 @@ func (h *Hold) fill(ctx context.Context) {
 			switch {
 			case kind == answers:
 				progress = true
-			case errors.Is(err, envelope.ErrUnauthentic), errors.Is(err, envelope.ErrMalformed):
-				h.store.forget(entries[i].KeyID, entries[i].Envelope)
+			case (errors.Is(err, envelope.ErrUnauthentic) || errors.Is(err, envelope.ErrMalformed)) && h.store.forget(entries[i].KeyID, entries[i].Envelope):
 				forgotten++
 				progress = true
 			case kind == away:

@@ -598,3 +598,24 @@ func TestCallsOnStandby(t *testing.T) {
 		t.Log(fmt.Sprint(n-before-probes, " calls a day beside the probes"))
 	})
 }
+
+// A slow HSM is no reason not to be armed: what is asked beside requests has more time than they have.
+func TestArmsOnSlowHSM(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := newRing(t)
+		ring.slow(1900 * time.Millisecond)
+		r := start(t, ring, id, t.TempDir())
+		sealed, err := ring.Seal(bg, id, []byte("dek"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := holdfile.SaveSeed(r.dir, holdfile.Seed{ID: holdfile.NewID(), Entries: []holdfile.Entry{{KeyID: id.String(), Envelope: sealed}}}); err != nil {
+			t.Fatal(err)
+		}
+		at(3 * time.Minute)
+		if s := r.State(); !s.Armed {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -34,6 +34,9 @@ func (h *Hold) workBeside(ctx context.Context) {
 	}
 }
 
+// patience is for what nobody waits for: deriving a hold key takes up to four operations, one after the other.
+func (h *Hold) patience() time.Duration { return 4 * h.cfg.CallTimeout }
+
 // mayWork reports whether the HSM may be asked beside requests.
 func (h *Hold) mayWork(ctx context.Context) bool {
 	h.mu.Lock()
@@ -103,7 +106,7 @@ func (h *Hold) derive(ctx context.Context) {
 
 // deriveOne reports whether others may be tried.
 func (h *Hold) deriveOne(ctx context.Context, id envelope.KeyID, day envelope.Day) bool {
-	short, cancel := context.WithTimeout(ctx, Budget)
+	short, cancel := context.WithTimeout(ctx, h.patience())
 	defer cancel()
 	key, err := h.cfg.Ring.HoldKey(short, id, day)
 	defer clear(key[:])
@@ -187,7 +190,9 @@ func (h *Hold) fill(ctx context.Context) {
 }
 
 func (h *Hold) fillOne(ctx context.Context, e holdfile.Entry) (class, error) {
-	dek, err := within(ctx, func(ctx context.Context) ([]byte, error) { return h.cfg.Ring.Open(ctx, e.KeyID, e.Envelope) })
+	short, cancel := context.WithTimeout(ctx, h.patience())
+	defer cancel()
+	dek, err := h.cfg.Ring.Open(short, e.KeyID, e.Envelope)
 	defer clear(dek)
 	if err == nil {
 		h.store.put(e.KeyID, e.Envelope, dek)

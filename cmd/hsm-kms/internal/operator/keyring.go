@@ -147,24 +147,32 @@ func (o *Operator) status(d state.Decision, now time.Time) Status {
 		s.History = append(append([]Change{}, was.History...), Change{s.Since, s.State, s.Message})
 		s.History = s.History[max(0, len(s.History)-maxHistory):]
 	}
-	clean := metav1.ConditionUnknown
-	if read := o.world.Etcd; read != nil && read.Key == d.Current.ID {
-		clean = truth(read.Left == 0 && read.Findings == "")
-	}
-	s.Conditions = conditions(was.Conditions, now, []metav1.Condition{
-		{Type: "Agreed", Status: truth(d.Current.ID != ""), Reason: string(d.State), Message: d.Reason},
-		{Type: "Clean", Status: clean, Reason: string(d.State), Message: d.Reason},
-		{Type: "Blocked", Status: truth(d.State == state.Blocked), Reason: string(d.State), Message: d.Reason},
-		{Type: "CertificatesEnding", Status: truth(o.ending != ""), Reason: "Certificates", Message: o.ending},
-	})
+	s.Conditions = conditions(was.Conditions, now, o.conditions(d))
 	return s
 }
 
-func truth(is bool) metav1.ConditionStatus {
-	if is {
-		return metav1.ConditionTrue
+// conditions say one thing each, in words of its own.
+func (o *Operator) conditions(d state.Decision) []metav1.Condition {
+	agreed := metav1.Condition{Type: "Agreed", Status: metav1.ConditionTrue, Reason: "SameKey", Message: "every node writes under " + d.Current.ID}
+	if d.Current.ID == "" {
+		agreed.Status, agreed.Reason, agreed.Message = metav1.ConditionFalse, "NotYet", "not every node is known, well, and has the same current key"
 	}
-	return metav1.ConditionFalse
+	clean := metav1.Condition{Type: "Clean", Status: metav1.ConditionUnknown, Reason: "NotRead", Message: "etcd was not read since the current key changed"}
+	if read := o.world.Etcd; read != nil && read.Key == d.Current.ID {
+		clean.Status, clean.Reason, clean.Message = metav1.ConditionTrue, "NothingLeft", "everything was under the current key at "+read.At.UTC().Format(time.RFC3339)
+		if read.Left > 0 || read.Findings != "" {
+			clean.Status, clean.Reason, clean.Message = metav1.ConditionFalse, "ObjectsLeft", read.Findings
+		}
+	}
+	stuck := metav1.Condition{Type: "Blocked", Status: metav1.ConditionFalse, Reason: "GoesOn", Message: "nobody has to do anything"}
+	if d.State == state.Blocked {
+		stuck.Status, stuck.Reason, stuck.Message = metav1.ConditionTrue, "NeedsPerson", d.Reason
+	}
+	ending := metav1.Condition{Type: "CertificatesEnding", Status: metav1.ConditionFalse, Reason: "AllGood", Message: "no certificate of a known node ends within 30 days"}
+	if o.ending != "" {
+		ending.Status, ending.Reason, ending.Message = metav1.ConditionTrue, "EndsSoon", o.ending
+	}
+	return []metav1.Condition{agreed, clean, stuck, ending}
 }
 
 // conditions keep the time of their last change.

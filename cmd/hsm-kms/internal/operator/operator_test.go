@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -393,6 +395,44 @@ func TestUnproven(t *testing.T) {
 	}
 	if other := errors.New("etcd is away"); !errors.Is(unproven(nil, other), other) {
 		t.Error("another error is lost")
+	}
+}
+
+// Each condition says what it is about, in a reason and in words, as kubectl wait and a person read them.
+func TestConditions(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	current := state.Key{ID: "ring/x00/0011223344556677"}
+	settling := state.Decision{State: state.Settling, Reason: "it is waited", Current: current}
+	for name, c := range map[string]struct {
+		decision state.Decision
+		etcd     *state.Etcd
+		ending   string
+		want     []string
+	}{
+		"nothing known": {state.Decision{State: state.Blocked, Reason: "a node is away"}, nil, "", []string{
+			"Agreed False NotYet: not every node is known, well, and has the same current key", "Clean Unknown NotRead: etcd was not read since the current key changed",
+			"Blocked True NeedsPerson: a node is away", "CertificatesEnding False AllGood: no certificate of a known node ends within 30 days",
+		}},
+		"all well": {settling, &state.Etcd{At: at, Key: current.ID}, "", []string{
+			"Agreed True SameKey: every node writes under ring/x00/0011223344556677", "Clean True NothingLeft: everything was under the current key at 2030-01-02T03:04:05Z",
+			"Blocked False GoesOn: nobody has to do anything", "CertificatesEnding False AllGood: no certificate of a known node ends within 30 days",
+		}},
+		"objects left": {settling, &state.Etcd{At: at, Key: current.ID, Left: 3, Findings: "secrets: 3 objects"}, "that of n2 ends", []string{
+			"Agreed True SameKey: every node writes under ring/x00/0011223344556677", "Clean False ObjectsLeft: secrets: 3 objects",
+			"Blocked False GoesOn: nobody has to do anything", "CertificatesEnding True EndsSoon: that of n2 ends",
+		}},
+	} {
+		o.world.Etcd, o.ending = c.etcd, c.ending
+		var got []string
+		for _, is := range o.status(c.decision, at).Conditions {
+			got = append(got, fmt.Sprintf("%s %s %s: %s", is.Type, is.Status, is.Reason, is.Message))
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+		}
 	}
 }
 

@@ -205,6 +205,10 @@ func (o *Operator) hold(ctx context.Context, lease *coordinationv1.Lease, now ti
 	o.lead.lease, o.lead.renewed = lease, now
 	if o.lead.ctx == nil {
 		o.lead.ctx, o.lead.end = context.WithCancel(ctx)
+		select {
+		case o.leads <- struct{}{}: // the first pass need not wait for its time
+		default:
+		}
 	}
 }
 

@@ -84,6 +84,8 @@ type Operator struct {
 
 	failed error // of the last action, unless it found what a person has to see to; nil: it was done
 
+	leads chan struct{} // has something when this instance begins to lead
+
 	mu     sync.Mutex // guards all below
 	sights sights
 	own    *coordinationv1.Lease // of this node, as it was written last; nil: it is asked for first
@@ -97,7 +99,7 @@ type Operator struct {
 
 // New checks what a person must correct and makes an instance. Nothing is asked yet.
 func New(cfg Config) (*Operator, error) {
-	o := &Operator{sights: sights{}, dirty: dirty{}}
+	o := &Operator{sights: sights{}, dirty: dirty{}, leads: make(chan struct{}, 1)}
 	cfg.Kube.Answered = o.figures.answered
 	kube, err := kubeapi.Open(cfg.Kube)
 	if err != nil {
@@ -128,6 +130,7 @@ func (o *Operator) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-o.leads:
 		case <-tick.C:
 		}
 		if leading := o.leading(); leading != nil {

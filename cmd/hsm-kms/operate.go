@@ -71,6 +71,7 @@ exits 1 when a person has to do something, 2 when it cannot run.`,
 	duration.Var(flags, &f.Interval, "interval", 30*time.Second, "time between two writes of this node's Lease, and between two passes of the leader; a Lease that stays the same for four of them counts no longer")
 	duration.Var(flags, &f.Settle, "settle", gate.DefaultSettle, "how far apart the two clean readings of etcd are")
 	duration.Var(flags, &f.Recheck, "recheck", time.Hour, "how often etcd is read while nothing is to be done")
+	flags.StringVar((*string)(&f.Engine), "engine", string(operator.EngineOwn), "who rewrites: \"own\", or \"svm\": kube-controller-manager first (StorageVersionMigration v1, Kubernetes 1.37 and later), for built-in resources but Events")
 	flags.StringVar(&f.HTTPAddress, "http-address", "127.0.0.1:9809", "host:port of /metrics, which asks for no password; empty for none")
 	flags.BoolVar(&f.once, "once", false, "make one pass and end")
 	return cmd
@@ -113,6 +114,8 @@ func (c *command) fillOperate(f *operateFlags, cfg *config.Config) (err error) {
 	switch {
 	case f.Interval < shortestInterval || f.Interval > longestInterval:
 		return fmt.Errorf("--interval %s: %s to %s", duration.String(f.Interval), duration.String(shortestInterval), duration.String(longestInterval))
+	case f.Engine != operator.EngineOwn && f.Engine != operator.EngineSVM:
+		return hint.Wrap(fmt.Errorf("--engine %q is neither %s nor %s", f.Engine, operator.EngineOwn, operator.EngineSVM), "docs/operate.md#who-rewrites says what each does")
 	case f.Settle < 0:
 		return fmt.Errorf("--settle %s is negative", duration.String(f.Settle))
 	case f.Recheck < state.FreshFor || f.Recheck > longestRecheck:

@@ -23,7 +23,7 @@ func TestRetireFlags(t *testing.T) {
 	flags := func(configPath string, change func(*operateFlags)) *operateFlags {
 		t.Helper()
 		f := &operateFlags{}
-		f.Interval, f.Recheck, f.Settle, f.StateDir = time.Minute, state.FreshFor, gate.DefaultSettle, "state"
+		f.Interval, f.Recheck, f.Settle, f.StateDir, f.Engine = time.Minute, state.FreshFor, gate.DefaultSettle, "state", operator.EngineOwn
 		f.Endpoints, f.Prefixes = []string{sources.DefaultEndpoint}, []string{sources.DefaultPrefix}
 		change(f)
 		c := &command{configPath: configPath, errOut: io.Discard}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"time"
 
@@ -74,6 +75,14 @@ func (c *Client) Update(ctx context.Context, path string, object, into any) erro
 // Merge changes fields of an object (a JSON merge patch).
 func (c *Client) Merge(ctx context.Context, path string, change, into any) error {
 	return c.send(ctx, c.client.Patch(types.MergePatchType).AbsPath(path), change, into)
+}
+
+// Delete deletes an object. One that is gone is no error.
+func (c *Client) Delete(ctx context.Context, path string) error {
+	if err := c.ask(ctx, c.client.Delete().AbsPath(path), nil); !errors.Is(err, migrate.ErrGone) {
+		return err
+	}
+	return nil
 }
 
 // List reads a list page by page; each gets one item's JSON.

@@ -225,6 +225,9 @@ func unproven(out *migrate.Outcome, err error) error {
 
 // migrate has the API servers rewrite what is left. Only the reading afterwards says what that came to.
 func (o *Operator) migrate(ctx context.Context, current state.Key) error {
+	if o.cfg.Engine == EngineSVM {
+		o.delegate(ctx, current)
+	}
 	opts, closeAll, err := o.options(ctx, current)
 	if err != nil {
 		return err

@@ -41,6 +41,7 @@ type api struct {
 	objects   map[string]map[string]any
 	requests  int
 	crd       bool // KeyRings are served
+	older     bool // StorageVersionMigrations are not
 	down      bool
 	conflict  bool   // every update comes too late
 	notReady  bool   // its KMS providers are not
@@ -63,7 +64,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.requests++
 	path := r.URL.Path
 	var body map[string]any
-	if r.Method != http.MethodGet && json.NewDecoder(r.Body).Decode(&body) != nil {
+	if r.Method != http.MethodGet && r.Method != http.MethodDelete && json.NewDecoder(r.Body).Decode(&body) != nil {
 		a.fail(w, http.StatusBadRequest)
 		return
 	}
@@ -81,13 +82,14 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, http.StatusInternalServerError)
 	case path == "/readyz/kms-providers":
 		fmt.Fprint(w, "ok")
-	case !a.crd && strings.HasPrefix(path, keyRings):
+	case !a.crd && strings.HasPrefix(path, keyRings), a.older && strings.HasPrefix(path, migrationsPath):
 		a.fail(w, http.StatusNotFound)
 	case r.Method == http.MethodPost:
 		meta := body["metadata"].(map[string]any) //nolint:forcetypeassert // ours
 		name, _ := meta["name"].(string)
 		if name == "" {
 			name = fmt.Sprint(meta["generateName"], a.version)
+			meta["name"] = name
 		}
 		if a.objects[path+"/"+name] != nil {
 			a.fail(w, http.StatusConflict)
@@ -95,7 +97,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		meta["uid"] = "uid-" + name
 		a.put(w, path+"/"+name, body)
-	case r.Method == http.MethodGet && (strings.HasSuffix(path, "/leases") || strings.HasSuffix(path, "/events")):
+	case r.Method == http.MethodGet && (strings.HasSuffix(path, "/leases") || strings.HasSuffix(path, "/events") || path == migrationsPath):
 		items := []any{}
 		for _, key := range slices.Sorted(maps.Keys(a.objects)) {
 			selected := r.URL.Query().Get("labelSelector")
@@ -115,6 +117,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "metadata": meta, "items": items})
 	case object == nil:
 		a.fail(w, http.StatusNotFound)
+	case r.Method == http.MethodDelete:
+		delete(a.objects, path)
+		_ = json.NewEncoder(w).Encode(object)
 	case r.Method == http.MethodGet:
 		_ = json.NewEncoder(w).Encode(object)
 	case r.Method == http.MethodPatch:

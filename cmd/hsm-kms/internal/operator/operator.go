@@ -12,7 +12,7 @@
 // next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.
 //
 // Files: operator (the loop), beat (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is
-// done), kept (clean reports), dirty (what leaders tell each other), keyring (what people see),
+// done), svm (StorageVersionMigrations), kept (clean reports), dirty (what leaders tell each other), keyring (what people see),
 // metrics.
 package operator
 
@@ -49,6 +49,7 @@ type Config struct {
 	Interval time.Duration // between two signs of life, and between two passes
 	Settle   time.Duration // between the two clean readings of etcd
 	Recheck  time.Duration // between two readings of etcd while nothing is to be done
+	Engine   Engine        // who rewrites
 	Kube     kubeapi.Config
 	Groups   []string // GROUP=URL of API servers of aggregated APIs
 	Etcd     sources.Options
@@ -81,6 +82,9 @@ type Operator struct {
 
 	hostnames map[string]bool // of the nodes that are known, in lower case
 	ending    string          // a node whose certificate ends soon; empty: none
+
+	swept     bool   // it has removed the StorageVersionMigrations of leaders before it
+	delegated string // key_id of the last key that StorageVersionMigrations were made for
 
 	failed error // of the last action, unless it found what a person has to see to; nil: it was done
 
@@ -145,7 +149,7 @@ func (o *Operator) Run(ctx context.Context) {
 func (o *Operator) forget() {
 	o.world.Servers, o.world.Proof, o.world.Etcd, o.report, o.servers = nil, nil, nil, nil, nil
 	clear(o.world.Trouble)
-	o.shown = shown{}
+	o.shown, o.swept, o.delegated = shown{}, false, ""
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.figures.status = nil
@@ -185,6 +189,9 @@ func (o *Operator) Once(ctx context.Context) (*Result, error) {
 // be seen or the last action could not be done; the status says it too. Status nil: ctx ended.
 func (o *Operator) pass(ctx context.Context) (*Status, error) {
 	o.failed = nil
+	if o.cfg.Engine == EngineSVM && !o.swept {
+		o.swept = o.sweep(ctx) == nil
+	}
 	var d state.Decision
 	var seen time.Time
 	for range maxSteps {

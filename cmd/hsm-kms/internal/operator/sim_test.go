@@ -67,6 +67,7 @@ type sim struct {
 	refuses   map[string]bool      // names of Secrets that admission lets nobody change; "" is for canaries
 	forked    bool                 // each node has a Lease of the leader of its own
 	touched   int                  // writes of objects by operates: canaries and rewriting
+	patched   map[string]int       // of them those of clients' objects, by resource
 	requests  map[string]int       // to API servers, by operate; those that found nobody are counted too
 	states    []state.Name         // that the KeyRing had, without repetitions
 	last      Status
@@ -116,7 +117,7 @@ func simulate(t *testing.T, n int, change func(*Config)) *sim {
 	t.Helper()
 	s := &sim{
 		t: t, api: &api{objects: map[string]map[string]any{}, crd: true}, objects: map[string]simObject{}, refuses: map[string]bool{},
-		requests: map[string]int{}, on: map[state.Name]func(string){},
+		requests: map[string]int{}, patched: map[string]int{}, on: map[state.Name]func(string){},
 	}
 	s.first = simKey(t, time.Now().Add(-100*time.Hour), 1)
 	for i := range 20 {
@@ -590,6 +591,9 @@ func (n *simNode) serveObject(w http.ResponseWriter, r *http.Request) {
 		refuse("nobody changes this one")
 	default:
 		s.touched++
+		if !strings.HasPrefix(name, "hsm-kms-canary-") {
+			s.patched[resource]++
+		}
 		n.rewrite(folder + name)
 		say(name, s.objects[folder+name])
 	}

@@ -67,6 +67,18 @@ func NobodyListens(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }
 
+// IsAbsent reports whether it is certain that nobody listens at the path. It does not wait for long: a listener lets a client
+// connect at once.
+func IsAbsent(ctx context.Context, path string) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return NobodyListens(err)
+}
+
 // mustBeDead succeeds only if the system says that nobody listens. Everything else, a full backlog or a refusal to
 // look, may be a live plugin.
 func mustBeDead(path string) error {

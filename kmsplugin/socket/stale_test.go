@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -115,5 +116,33 @@ func TestLockFileIsNoLink(t *testing.T) {
 	mustRefuse(t, Config{Path: path}, unix.ELOOP)
 	if _, err := os.Lstat(path + ".other"); err == nil {
 		t.Error("the link was followed")
+	}
+}
+
+// Only what is certain is absent: no file, or a socket that nobody listens on.
+func TestIsAbsent(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	if !IsAbsent(t.Context(), path) {
+		t.Error("there is no file, and somebody may listen")
+	}
+	lis, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis.SetUnlinkOnClose(false)
+	if IsAbsent(t.Context(), path) {
+		t.Error("somebody listens, and is absent")
+	}
+	if err := lis.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !IsAbsent(t.Context(), path) {
+		t.Error("a socket was left behind, and somebody may listen")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if IsAbsent(ctx, path) {
+		t.Error("it could not be looked at, and is absent")
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
@@ -47,17 +46,6 @@ func (p Plugin) state(ctx context.Context) (*holdfile.State, error) {
 	return answer.Hold, err
 }
 
-// isAbsent reports whether it is certain that no plugin listens.
-func (p Plugin) isAbsent(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
-	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", p.Socket)
-	if err == nil {
-		_ = conn.Close()
-	}
-	return socket.NobodyListens(err)
-}
-
 // until asks the plugin until done or the time is over. state is the last answer, nil: there was none.
 func (p Plugin) until(ctx context.Context, done func(*holdfile.State) bool) (state *holdfile.State, err error) {
 	for end := time.Now().Add(p.Wait); ; {
@@ -84,7 +72,7 @@ func (p Plugin) until(ctx context.Context, done func(*holdfile.State) bool) (sta
 // Ready fails unless a plugin answers that has a hold.
 func (p Plugin) Ready(ctx context.Context) error {
 	_, err := p.state(ctx)
-	if err != nil && p.isAbsent(ctx) {
+	if err != nil && socket.IsAbsent(ctx, p.Socket) {
 		return app.Finding(hint.Wrap(fmt.Errorf("no plugin answers on %s, and only a plugin that runs can hold DEKs", p.Socket), "start it, then run this again"))
 	}
 	return err
@@ -139,7 +127,7 @@ func (p Plugin) Drop(ctx context.Context) (Outcome, error) {
 	if err := holdfile.SaveDrop(p.StateDir, drop); err != nil {
 		return NotDone, err
 	}
-	if p.isAbsent(ctx) {
+	if socket.IsAbsent(ctx, p.Socket) {
 		return NotDone, app.Finding(hint.Wrap(fmt.Errorf("no plugin answers on %s: nothing was wiped; a plugin that starts here empties its list first", p.Socket),
 			"look for a plugin that is stopped or frozen, which keeps what it holds: ps l -C hsm-kms; end it if you find one"))
 	}

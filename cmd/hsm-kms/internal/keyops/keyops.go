@@ -2,7 +2,8 @@
 // an error where something was done or may have been.
 //
 // It depends on app for the tokens, the lock and the findings, on doctor for whether this user may make objects, on hsm for what is
-// made on a token, on envelope for what the ring says, and on config and hint.
+// made on a token, on envelope for what the ring says, on kmsplugin and kmsplugin/socket for what the plugin of this node does, and
+// on config and hint.
 //
 // Only one command at a time changes the ring from one machine: each function that does takes the lock of stateDir. The
 // functions hold nothing else that is shared.

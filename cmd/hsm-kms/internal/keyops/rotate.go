@@ -13,6 +13,8 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
 // rotateMargin is what a rotation should leave, beyond two refresh intervals, for clocks that differ and for
@@ -56,6 +58,9 @@ type NewID struct {
 // Rotate makes the next version of the key. Made also comes with an error, where a key was made or may have been.
 func Rotate(ctx context.Context, a *app.Context, r Rotation) (Rotated, error) {
 	if err := r.check(a.Config); err != nil {
+		return Rotated{}, err
+	}
+	if err := notOnHold(ctx, a); err != nil {
 		return Rotated{}, err
 	}
 	lock := lockToMake
@@ -106,6 +111,25 @@ func Rotate(ctx context.Context, a *app.Context, r Rotation) (Rotated, error) {
 		err = made.settle(ctx, a, before)
 	}
 	return Rotated{Made: made}, err
+}
+
+// notOnHold refuses a rotation while the plugin of this node answers without the HSM: it could not prove the new key.
+func notOnHold(ctx context.Context, a *app.Context) error {
+	path := a.Config.Socket.Path
+	if a.Config.OutageHold == 0 || socket.IsAbsent(ctx, path) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
+	defer cancel()
+	answer, err := kmsplugin.StatusOf(ctx, path)
+	if err != nil {
+		return fmt.Errorf("finding out whether the plugin on this node lives on its outage hold: %w", err)
+	}
+	if answer.Hold != nil && answer.Hold.Holding {
+		return app.Finding(hint.Wrap(errors.New("the plugin on this node lives on its outage hold: no key becomes current before it reaches the HSM again"),
+			"wait until hsm-kms status shows that the hold is over"))
+	}
+	return nil
 }
 
 // settle finds out what the new key is in the ring: read back alone, it looks as if it were the only one. Nothing locks a

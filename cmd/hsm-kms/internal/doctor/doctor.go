@@ -1,8 +1,8 @@
 // Package doctor holds a set-up against what hsm-kms needs, and says of each thing what is wrong and what to do. The
 // command prints what it finds. A check is made only when those that it rests on passed, so that one mistake gives one finding.
 //
-// It depends on hsm, on hsm/guard, hsm/modulefile and hsm/pinfile, on kmsplugin, kmsplugin/health and kmsplugin/socket, on
-// envelope, evidence, evidence/encconfig and evidence/migrate/kubeapi, and on config, hint and ownedfile.
+// It depends on hsm, on hsm/guard, hsm/modulefile and hsm/pinfile, on kmsplugin, kmsplugin/health, kmsplugin/hold/holdfile and
+// kmsplugin/socket, on envelope, evidence, evidence/encconfig and evidence/migrate/kubeapi, and on config, hint and ownedfile.
 //
 // Nothing is changed: on a token no object is made or altered and no session is opened for writing. A login is made
 // only as `serve` would make it: under the attempt guard, never when the token says that its PIN is locked or that a wrong

@@ -8,12 +8,14 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/socket"
 )
 
@@ -62,8 +64,44 @@ func (d *doctor) plugin(ctx context.Context, ring *ringSeen) {
 	}
 	if err == nil {
 		d.compareRead(answer.ReadRings)
+		d.hold(answer.Hold)
 	}
 	d.process(who)
+	if err == nil && answer.Hold != nil && answer.Hold.Holding {
+		d.restartLater()
+	}
+}
+
+// hold looks at the outage hold of the plugin that runs; nil: it has none.
+func (d *doctor) hold(state *holdfile.State) {
+	const check = "hold"
+	limit := d.cfg.OutageHold.Std()
+	switch {
+	case state == nil && limit == 0:
+	case state == nil:
+		d.warn(check, "", fmt.Sprintf("the configuration has outageHold: %s, and the plugin that runs has no hold", limit), "restart the plugin: it reads its configuration at the start only")
+	case state.Holding:
+		d.warn(check, "", fmt.Sprintf("the plugin answers without the HSM since %s, until %s at the latest", stamp(state.Since), stamp(state.Until)),
+			"repair the HSM, and do not stop the plugin before: what it holds is in its memory only")
+	case limit != state.Limit:
+		d.warn(check, "", fmt.Sprintf("the configuration has outageHold: %s, and the plugin that runs has %s", limit, state.Limit), "restart the plugin: it reads its configuration at the start only")
+	case !state.Armed:
+		d.warn(check, "", fmt.Sprintf("the outage hold is not armed: %s (%d of %s held)", state.Why, state.Held, count(state.Listed, "DEK")),
+			"fill it with: hsm-kms hold seed; docs/outage.md has what keeps it from being armed")
+	default:
+		d.pass(check, "", fmt.Sprintf("the outage hold is armed: %s held; %s of %s used in 7 days", count(state.Held, "DEK"), state.Used.Round(time.Second), limit))
+	}
+}
+
+func stamp(at time.Time) string { return at.UTC().Format(time.RFC3339) }
+
+// restartLater makes all advice to restart the plugin wait: a restart would end the outage hold of this node.
+func (d *doctor) restartLater() {
+	for i := range d.found {
+		if f := &d.found[i]; strings.Contains(f.Hint, "restart the plugin") {
+			f.Hint = "wait until the outage hold is over, which a restart would end; then " + f.Hint
+		}
+	}
 }
 
 // ask asks the plugin for its Status. One that waits behind a refused PIN gets the time to log in after --try-pin.

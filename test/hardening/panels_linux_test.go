@@ -81,7 +81,7 @@ func (p *prometheus) query(ctx context.Context, expr string) (int, error) {
 // draw; every alert rule can be evaluated, and none fires on a plugin that is well.
 func TestPanelsAndRulesInPrometheus(t *testing.T) {
 	t.Parallel()
-	w := newRig(t, options{extra: "probeInterval: 1s\nrefreshInterval: 1s"})
+	w := newRig(t, options{extra: "probeInterval: 1s\nrefreshInterval: 1s\noutageHold: 1h"}) // which has panels of its own
 	p := newPrometheus(t, w)
 	if _, err := w.plugin.RotateKey(w.within(patience), time.Hour); err != nil { // a panel shows when the next is due
 		t.Fatal(err)

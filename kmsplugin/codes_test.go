@@ -145,3 +145,18 @@ func TestCancelledRequestIsNoWarning(t *testing.T) {
 		t.Errorf("the log:\n%s", logs)
 	}
 }
+
+// The answer to a Decrypt under K/hold is about K.
+func TestAnswersOfHolds(t *testing.T) {
+	t.Parallel()
+	refused := envelope.KeyID{Ring: "r", Version: "x01"}
+	other := envelope.KeyID{Ring: "r", Version: "x01", Fingerprint: [envelope.FingerprintSize]byte{1}}
+	view := envelope.View{Versions: []envelope.Version{{Key: envelope.Key{ID: refused}, State: envelope.Refused}}}
+	if got := held(refused.HoldString(), view); !strings.Contains(got, "the plugin does not serve it") {
+		t.Errorf("a key that is refused: %s", got)
+	}
+	view.Versions[0].State = envelope.Current
+	if got := held(other.HoldString(), view); !strings.Contains(got, "other key material, "+refused.String()) {
+		t.Errorf("another key: %s", got)
+	}
+}

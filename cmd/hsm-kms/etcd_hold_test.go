@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,6 +71,16 @@ func TestHoldInEtcd(t *testing.T) {
 	if out, errOut, code := do("etcd", "get", "/registry/"+path, "--break-glass", "a test"); code != 0 || !strings.Contains(out, "name: db") {
 		t.Errorf("etcd get: exit %d: %s%s", code, out, errOut)
 	}
+	// The ring that its key_id names may be one that is only read.
+	token := r.tokens[0]
+	text, err := os.ReadFile(r.configPath())
+	r.must(err)
+	r.file("config.yaml", strings.Replace(string(text), "keyRing: kube-secrets", "keyRing: kube-new", 1)+
+		fmt.Sprintf("readRings: [{keyRing: kube-secrets, tokens: [{name: old-a, module: %q, label: %q, pinFile: %q}]}]\n", token.module, token.label, token.pin))
+	if out, errOut, code := do("etcd", "get", "/registry/"+path, "--break-glass", "a test"); code != 0 || !strings.Contains(out, "name: db") {
+		t.Errorf("etcd get of a read ring: exit %d: %s%s", code, out, errOut)
+	}
+	r.file("config.yaml", string(text))
 	r.putHeld("secrets/shop/taken", r.new, r.new)
 	r.putHeld("secrets/shop/other", r.new, r.old+"/hold")
 	out, errOut, code := do("etcd", "verify", "-o", "json")

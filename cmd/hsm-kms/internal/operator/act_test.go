@@ -3,6 +3,7 @@ package operator
 import (
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,16 @@ func TestCleanReadings(t *testing.T) {
 	if read := weigh(now, 120, 1); read.Against[old] == "" || read.Under[old] != 1 {
 		t.Errorf("an object under the old key later: %+v", read)
 	}
+	held := reading(now, 121, current, old, 1)
+	held.Resources[0].Keys[1].KeyID = old + "/hold"
+	if o.weigh(held, now, node.Current); o.world.Etcd.Against[old] == "" || o.world.Etcd.Under[old] != 1 {
+		t.Errorf("an object under the old key's hold later: %+v", o.world.Etcd)
+	}
+	o.world.Settle = 100 * time.Hour // because of a hold
+	if read := weigh(now, 120, 0); !strings.Contains(read.Against[old], "100h0m0s (--settle) must lie") {
+		t.Errorf("too soon after a hold: %s", read.Against[old])
+	}
+	o.world.Settle = o.cfg.Settle
 	if read := weigh(now, 90, 0); read.Against[old] == "" {
 		t.Error("an etcd that was restored counts")
 	}

@@ -1,6 +1,8 @@
 package retire
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -225,6 +227,25 @@ func TestSettlesWithHolds(t *testing.T) {
 		})
 		if p.Settled != test.want || p.Settle != test.want.String() || tooSoon != (test.want > 2*time.Hour) || warned != test.warned {
 			t.Errorf("%s: settles for %s (%s), refused %v, warned %v: %+v", name, p.Settled, p.Settle, tooSoon, warned, p.Refusals)
+		}
+	}
+}
+
+// unknowing fails as a ring does that does not hold the key.
+type unknowing struct{}
+
+func (unknowing) Open(context.Context, string, []byte) ([]byte, error) {
+	return nil, envelope.ErrUnknownKey
+}
+
+// What was written in a hold of a destroyed key is looked for in vain too.
+func TestRemembersForHolds(t *testing.T) {
+	t.Parallel()
+	key := envelope.KeyID{Ring: "r", Version: "x01"}
+	r := remembering{unknowing{}, map[string]Destruction{key.String(): {Ended: time.Unix(0, 0)}}}
+	for _, text := range []string{key.String(), key.HoldString()} {
+		if _, err := r.Open(t.Context(), text, nil); !errors.Is(err, envelope.ErrUnknownKey) || !strings.Contains(err.Error(), "destroyed it at 1970-01-01T00:00:00Z") {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,11 +203,20 @@ type rig struct {
 // clock is CLOCK_BOOTTIME and the time of day: the bubble's, and what a test adds.
 type clock struct {
 	began           time.Time
-	suspended, wall time.Duration
+	suspended, wall atomic.Int64 // time.Duration
 }
 
-func (c *clock) boot() time.Duration { return time.Hour + time.Since(c.began) + c.suspended }
-func (c *clock) now() time.Time      { return time.Now().Round(0).Add(c.suspended + c.wall) }
+func (c *clock) boot() time.Duration {
+	return time.Hour + time.Since(c.began) + time.Duration(c.suspended.Load())
+}
+
+func (c *clock) now() time.Time {
+	return time.Now().Round(0).Add(time.Duration(c.suspended.Load() + c.wall.Load()))
+}
+
+// suspend has the machine sleep for d; set is the time of day off by d.
+func (c *clock) suspend(d time.Duration) { c.suspended.Store(int64(d)) }
+func (c *clock) set(d time.Duration)     { c.wall.Store(int64(d)) }
 
 // start runs a hold on the ring until the test ends; change may change its configuration.
 func start(t *testing.T, ring *fakeRing, id envelope.KeyID, dir string, change ...func(*Config)) *rig {

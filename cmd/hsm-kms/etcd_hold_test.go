@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/hsm"
@@ -131,4 +133,17 @@ func TestRetireCountsHolds(t *testing.T) {
 		r.etcd.write("/registry/leases/hsm-kms/node-b", []byte(`{"kind":"Lease","apiVersion":"coordination.k8s.io/v1","metadata":{"annotations":{"hsm-kms.io/plugin":"{\"hold\":{\"limit\":3600000000000}}"}}}`))
 		r.checkRefusal("ago, and 25h0m0s (--settle) must lie between it and now")
 	})
+}
+
+// A plugin that names the hold of the current key disagrees with nobody.
+func TestDoctorOfAPluginOnHold(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, makeShared(t))
+	r.serve("ok", r.currentKey()+"/hold")
+	r.write()
+	found, _, errOut := r.doctor()
+	i := slices.IndexFunc(found, func(f doctor.Finding) bool { return f.Check == "plugin" })
+	if i < 0 || found[i].Result != doctor.Pass || !strings.HasSuffix(found[i].Detail, "uses the ring's current key") {
+		t.Errorf("%+v, %s", found, errOut)
+	}
 }

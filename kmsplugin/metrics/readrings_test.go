@@ -36,11 +36,13 @@ func TestReadRings(t *testing.T) {
 	m.KeyUsed("Decrypt", ofOldRing(1).String(), codes.Unavailable)
 	m.KeyUsed("Decrypt", id(2).String(), codes.OK)
 	m.KeyUsed("Decrypt", ofOldRing(3).String(), codes.NotFound)
+	m.KeyUsed("Decrypt", ofOldRing(3).HoldString(), codes.NotFound)
+	m.KeyUsed("Decrypt", ofOldRing(1).HoldString(), codes.OK)
 	m.KeyUsed("Decrypt", "made-up/x01/0000000000000000", codes.OK)
 	want(t, m, map[string]float64{
 		"read_ring_ok{kube-old}": 0, "read_ring_versions{kube-old}": 2, "read_ring_proven{kube-old}": 1, "read_ring_retiring{kube-old}": 1,
-		"read_ring_last_refresh_timestamp_seconds{kube-old}": 7000, "read_ring_decrypts_total{kube-old}": 1,
-		"refused_key_requests_total{}": 1, "unknown_key_requests_total{}": 0,
+		"read_ring_last_refresh_timestamp_seconds{kube-old}": 7000, "read_ring_decrypts_total{kube-old}": 2,
+		"refused_key_requests_total{}": 2, "unknown_key_requests_total{}": 0,
 	})
 }
 

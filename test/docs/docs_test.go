@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,18 @@ const modulePath = "/usr/lib/softhsm/libsofthsm2.so"
 
 // patience is for one document's commands, on a slow machine.
 const patience = 2 * time.Minute
+
+// parsed are the sources of the program, which several tests look at.
+var parsed = sync.OnceValues(func() ([]source, error) { return readSources(root) })
+
+func sourcesOf(t *testing.T) []source {
+	t.Helper()
+	sources, err := parsed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sources
+}
 
 // documents are all Markdown files of the repository, by path, and their text.
 func documents(t *testing.T) map[string]string {
@@ -56,7 +69,10 @@ func documents(t *testing.T) map[string]string {
 // TestLinks: every link to a file or heading of the repository leads there.
 func TestLinks(t *testing.T) {
 	t.Parallel()
-	all := documents(t)
+	all, anchors := documents(t), map[string]map[string]bool{}
+	for path, text := range all {
+		anchors[path] = anchorsOf(text)
+	}
 	links := 0
 	for path, text := range all {
 		for _, link := range linksOf(text) {
@@ -74,7 +90,7 @@ func TestLinks(t *testing.T) {
 			}
 			if _, err := os.Stat(file); err != nil {
 				t.Errorf("%s: the link to %s leads nowhere: %v", path, link, err)
-			} else if target.Fragment != "" && !anchorsOf(all[file])[target.Fragment] {
+			} else if target.Fragment != "" && !anchors[file][target.Fragment] {
 				t.Errorf("%s: %s has no heading for %s", path, file, link)
 			}
 		}

@@ -51,10 +51,7 @@ func arguments(path string, call *ast.CallExpr) (message, advice int, ok bool) {
 // messages are all pairs of a message and its advice, by heading and message.
 func messages(t *testing.T) map[string]map[string][]string {
 	t.Helper()
-	sources, err := readSources(root)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sources := sourcesOf(t)
 	known := constantsOf(sources)
 	found := map[string]map[string][]string{}
 	for _, s := range sources {
@@ -204,10 +201,7 @@ func TestStatusWords(t *testing.T) {
 // TestLogMessages: docs/troubleshooting.md has a row for each warning and error that serve logs.
 func TestLogMessages(t *testing.T) {
 	t.Parallel()
-	sources, err := readSources(root)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sources := sourcesOf(t)
 	known, program := constantsOf(sources), map[string]string{}
 	for _, s := range sources {
 		ast.Inspect(s.File, func(n ast.Node) bool {

@@ -4,4 +4,5 @@ package testworker
 
 import "C" // race.c
 
-const raceEnabled = true
+// RaceEnabled reports whether the tests were built with the race detector.
+const RaceEnabled = true

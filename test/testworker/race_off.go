@@ -2,4 +2,5 @@
 
 package testworker
 
-const raceEnabled = false
+// RaceEnabled reports whether the tests were built with the race detector.
+const RaceEnabled = false

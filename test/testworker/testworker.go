@@ -30,7 +30,7 @@ func init() {
 // Run runs the tests and returns the exit code of the test binary: that of the tests, or 66, the race detector's, if a worker
 // has had a data race.
 func Run(m interface{ Run() int }) int {
-	if !raceEnabled || os.Getenv(Reports) != "" { // another process reads them
+	if !RaceEnabled || os.Getenv(Reports) != "" { // another process reads them
 		return m.Run()
 	}
 	folder, err := os.MkdirTemp("", "races-")

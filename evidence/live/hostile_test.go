@@ -110,6 +110,9 @@ func TestHostilePages(t *testing.T) { //nolint:paralleltest // the heap is measu
 			if way != evidence.Pinned && (test.said == "and gives more" || test.said == "and gave 9") {
 				continue // without a revision there is nothing to compare counts with
 			}
+			if testing.Short() && way != evidence.Pinned {
+				continue // make test reads in all three ways
+			}
 			t.Run(fmt.Sprint(title, way), func(t *testing.T) {
 				f := store(10)
 				f.page = test.page
@@ -231,6 +234,9 @@ func TestHostileWatch(t *testing.T) {
 			return []*pb.WatchResponse{resp}
 		}, said: "and was at"},
 	} {
+		if testing.Short() && test.flood > 0 {
+			continue // make test writes so much
+		}
 		t.Run(title, func(t *testing.T) {
 			t.Parallel()
 			err := watched(t, test.watch, test.flood)

@@ -53,7 +53,10 @@ const errandMark = "HSM_KMS_TEST_ACT"
 func TestMain(m *testing.M) {
 	text := os.Getenv(errandMark)
 	if text == "" {
-		os.Exit(testworker.Run(m))
+		code := testworker.Run(m)
+		made, _ := madeTokens()
+		_ = os.RemoveAll(made.dir)
+		os.Exit(code)
 	}
 	var e errand
 	if err := json.Unmarshal([]byte(text), &e); err != nil {

@@ -84,10 +84,11 @@ func TestCopyLags(t *testing.T) {
 	f.servedBy(second, 1)
 }
 
-// The same, and the copy arrives before anybody needed it: the version takes its place.
+// The same, and the copy arrives before anybody needed it: the version takes its place. Nothing here hangs, so a slow call is
+// a busy machine's.
 func TestCopyArrives(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 3, nil)
+	f := newFleet(t, 3, func(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 10 * time.Second })
 	f.start()
 	first := f.current()
 	source := f.ceremony(time.Now())

@@ -3,6 +3,8 @@ package hsm_test
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -32,7 +34,15 @@ type bench struct {
 // newBench makes the token and the key; change may alter the configuration before anything runs.
 func newBench(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) *bench {
 	t.Helper()
-	b := &bench{t: t, token: softhsm.ForTest(t, "k8s"), log: &logLines{}}
+	made, err := madeTokens()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := made.empty.CopyTo(filepath.Join(t.TempDir(), "softhsm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, token: token, log: &logLines{}}
 	b.module = faultp11.New(t, b.token.Module, faultp11.Options{SoftHSMConf: b.token.Conf()})
 	b.common = hsm.Config{
 		Ring: ringName, Profile: envelope.AESGCM, StateDir: t.TempDir(),
@@ -45,9 +55,44 @@ func newBench(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) *bench {
 	if change != nil {
 		change(&b.common, &b.cfg)
 	}
-	b.generate(time.Now())
+	if b.common.Profile != envelope.AESGCM {
+		b.generate(time.Now())
+	} else if err := made.withKey.CopyNew(b.token); err != nil {
+		t.Fatal(err)
+	}
 	return b
 }
+
+// tokens are what every bench gets a copy of: to initialise a token and to make a key on it starts four processes.
+type tokens struct {
+	dir            string
+	empty, withKey *softhsm.Token // the same token, without a key and with the first of ringName for profile aes-gcm
+}
+
+// madeTokens makes them once. TestMain removes the folder.
+var madeTokens = sync.OnceValues(func() (made tokens, err error) {
+	if made.dir, err = os.MkdirTemp("", "hsm-tokens-"); err != nil {
+		return made, err
+	}
+	ctx := context.Background()
+	if made.empty, err = softhsm.New(ctx, filepath.Join(made.dir, "empty"), "k8s", ""); err != nil {
+		return made, err
+	}
+	if made.withKey, err = made.empty.CopyTo(filepath.Join(made.dir, "with-key")); err != nil {
+		return made, err
+	}
+	id, err := envelope.NewCKAID(time.Now())
+	if err != nil {
+		return made, err
+	}
+	_, err = hsm.Generate(ctx,
+		hsm.Config{Ring: ringName, Profile: envelope.AESGCM, StateDir: made.dir, Log: slog.New(slog.DiscardHandler)},
+		hsm.TokenConfig{
+			Name: "hsm-a", Module: made.empty.Module, Label: "k8s", PINFile: made.withKey.PINFile, MaxSessions: 8, CallTimeout: 20 * time.Second,
+			Env: map[string]string{"SOFTHSM2_CONF": made.withKey.Conf()},
+		}, id)
+	return made, err
+})
 
 // generate adds a version to the ring.
 func (b *bench) generate(activation time.Time) []byte {

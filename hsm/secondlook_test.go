@@ -50,7 +50,7 @@ func TestSecondLook(t *testing.T) {
 // No other program of this stateDir logs in during the second look: SoftHSM reads its tokens in C_Initialize.
 func TestSecondLookHoldsTheLoginLock(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, nil)
+	b := newBench(t, func(_ *hsm.Config, token *hsm.TokenConfig) { token.CallTimeout = 20 * time.Second })
 	b.module.Fail("C_Login", pkcs11.CKR_GENERAL_ERROR).Once()
 	b.module.HangCall("C_Initialize").After(1).Once()
 	b.run()

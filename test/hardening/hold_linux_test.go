@@ -1,0 +1,169 @@
+package hardening
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/hsm"
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
+	_ "github.com/hsm-kms/hsm-kms/test/testworker" // for the tokens that the test opens itself
+)
+
+// TestMemoryOfHold looks for DEKs and hold keys in the memory of a plugin that is armed, that is on hold, and that was wiped. What
+// it holds lies there sealed under a key in one locked page, and so none is found beside the remains of the last requests.
+func TestMemoryOfHold(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		notChecked(t, "only root may read the memory")
+	}
+	w := newRig(t, options{faulty: true, extra: "probeInterval: 1s\noutageHold: 1h"})
+	secrets := w.holdKeys()
+	mark := make([]byte, markSize)
+	_, _ = rand.Read(mark) // never fails
+	client := w.client()
+	var sealed []*kmsapi.EncryptResponse
+	for i := range uint64(deks) {
+		answer, err := client.Encrypt(w.within(patience), &kmsapi.EncryptRequest{Plaintext: binary.BigEndian.AppendUint64(bytes.Clone(mark), i), Uid: requestUID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed = append(sealed, answer)
+	}
+	w.untilHold(func(s *holdfile.State) bool { return s.Armed && s.Held == deks })
+	w.searchHold("armed", mark, secrets)
+	w.lockedPage()
+
+	w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()
+	w.untilHold(func(s *holdfile.State) bool { return s.Holding })
+	for i, answer := range sealed {
+		opened, err := client.Decrypt(w.within(patience), &kmsapi.DecryptRequest{Ciphertext: answer.Ciphertext, KeyId: answer.KeyId, Uid: requestUID})
+		if err != nil || !bytes.Equal(opened.Plaintext, binary.BigEndian.AppendUint64(bytes.Clone(mark), uint64(i))) {
+			t.Fatalf("DEK %d on hold: %v", i, err)
+		}
+	}
+	for i := range uint64(deks) {
+		answer, err := client.Encrypt(w.within(patience), &kmsapi.EncryptRequest{Plaintext: binary.BigEndian.AppendUint64(bytes.Clone(mark), i), Uid: requestUID})
+		if err != nil || !strings.HasSuffix(answer.KeyId, "/hold") {
+			t.Fatalf("%v, %v", answer, err)
+		}
+	}
+	w.searchHold("on hold", mark, secrets)
+
+	drop := holdfile.Drop{ID: holdfile.NewID()}
+	if err := holdfile.SaveDrop(filepath.Join(w.dir, "plugin", "state"), drop); err != nil {
+		t.Fatal(err)
+	}
+	w.untilHold(func(s *holdfile.State) bool { return s.Dropped == drop.ID && s.Held == 0 })
+	w.searchHold("wiped", mark, secrets)
+	if _, err := client.Decrypt(w.within(patience), &kmsapi.DecryptRequest{Ciphertext: sealed[0].Ciphertext, KeyId: sealed[0].KeyId}); err == nil {
+		t.Error("a wiped hold answered")
+	}
+}
+
+// holdKeys derives the hold keys of some days around today from a copy of the token.
+func (w *rig) holdKeys() map[string][]byte {
+	w.t.Helper()
+	token, err := w.token.CopyTo(filepath.Join(w.dir, "copy"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	set := hsm.Open(hsm.Config{Ring: "kube-secrets", Profile: envelope.AESGCM, StateDir: w.t.TempDir(), Log: slog.New(slog.DiscardHandler)}, []hsm.TokenConfig{{
+		Name: "copy", Module: token.Module, Label: token.Label, PINFile: token.PINFile, MaxSessions: 2, CallTimeout: time.Minute,
+		Env: map[string]string{"SOFTHSM2_CONF": token.Conf()},
+	}})
+	stop := set.Start(w.t.Context())
+	defer stop()
+	if err := errors.Join(set.Connected(w.within(patience))...); err != nil {
+		w.t.Fatal(err)
+	}
+	keys, err := set.Keys(w.within(patience))
+	if err != nil || len(keys) != 1 {
+		w.t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	today, secrets := envelope.DayOf(time.Now()), map[string][]byte{}
+	for day := today - 2; day <= today+2; day++ {
+		key, err := envelope.DeriveHoldKey(w.within(patience), set, envelope.AESGCM, keys[0].ID, day)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		secrets[fmt.Sprintf("the hold key of day %d", int(day)-int(today))] = bytes.Clone(key[:])
+	}
+	return secrets
+}
+
+// untilHold waits until the plugin says that of its hold.
+func (w *rig) untilHold(is func(*holdfile.State) bool) {
+	w.t.Helper()
+	eventually(w.t, func() error {
+		answer, err := kmsplugin.StatusOf(w.within(patience), w.plugin.Socket())
+		if err != nil {
+			return err
+		}
+		if answer.Hold == nil || !is(answer.Hold) {
+			return fmt.Errorf("its hold is %+v", answer.Hold)
+		}
+		return nil
+	})
+}
+
+// searchHold looks for DEKs and for hold keys.
+func (w *rig) searchHold(when string, mark []byte, secrets map[string][]byte) {
+	w.t.Helper()
+	found, copies, received := map[string]int{}, 0, 0
+	for region := range w.memory() {
+		for name, secret := range secrets {
+			found[name] += bytes.Count(region, secret)
+		}
+		for rest := region; ; {
+			at := bytes.Index(rest, mark)
+			if at < 0 || len(rest) < at+dekSize {
+				break
+			}
+			if bytes.HasPrefix(rest[at+dekSize:], []byte(receivedEnd)) {
+				received++ // gRPC's
+			} else {
+				copies++
+			}
+			rest = rest[at+dekSize:]
+		}
+	}
+	w.t.Logf("%s: %d copies of %d DEKs, %d more in received requests", when, copies, deks, received)
+	if copies > mostLeft {
+		w.t.Errorf("%s: there are %d copies of DEKs in the memory, want at most %d", when, copies, mostLeft)
+	}
+	for name, n := range found {
+		if n > 0 {
+			w.t.Errorf("%s: %s is in the memory %d times", when, name, n)
+		}
+	}
+}
+
+// lockedPage checks that there is a mapping of one page that is locked and left out of core files (proc_pid_smaps(5)).
+func (w *rig) lockedPage() {
+	w.t.Helper()
+	smaps := read(w.t, fmt.Sprintf("/proc/%d/smaps", w.plugin.Process().PID()))
+	size := false
+	for line := range strings.Lines(smaps) {
+		if strings.HasPrefix(line, "Size:") {
+			size = strings.Fields(line)[1] == "4"
+		}
+		if flags, is := strings.CutPrefix(line, "VmFlags:"); is && size && strings.Contains(flags, " lo") && strings.Contains(flags, " dd") {
+			return
+		}
+	}
+	w.t.Error("no mapping of one page is locked and left out of core files")
+}

@@ -36,7 +36,8 @@ type StatusAnswer struct {
 }
 
 // StatusOf asks the plugin at socketPath for its Status over the connection that kube-apiserver would make, but does not
-// wait for a plugin that is not there. ctx bounds it. Errors: the gRPC status, of code Unavailable when nobody answers.
+// wait for a plugin that is not there. ctx bounds it. Errors: the gRPC status, of code Unavailable when nobody answers. Hold is
+// set with an error too, if a plugin answered.
 func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 	conn, err := Dial(socketPath)
 	if err != nil {
@@ -50,7 +51,7 @@ func StatusOf(ctx context.Context, socketPath string) (StatusAnswer, error) {
 		if conn.GetState() != connectivity.Ready { // nobody answered, or somebody hung up
 			advice = "check that hsm-kms serve runs, that --socket is its socket.path, that you are root or a user of socket.allowedUIDs, and that its log has no refused peer"
 		}
-		return StatusAnswer{}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
+		return StatusAnswer{Hold: holdIn(trailer)}, hint.Wrap(fmt.Errorf("asking %s for its status: %w", socketPath, err), advice)
 	}
 	return StatusAnswer{
 		Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyId, Pending: pendingIn(trailer), Retained: retainedIn(trailer),

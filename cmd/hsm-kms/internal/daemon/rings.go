@@ -95,13 +95,10 @@ func startTokens(ctx context.Context, rings []keyRing, stay bool, log *slog.Logg
 		stopping.Wait()
 		telling.Wait()
 	}
-	if stay {
-		return stop, nil
-	}
 	waitCtx, cancelWait := context.WithTimeout(ctx, firstAttemptWait)
 	defer cancelWait()
 	for _, problem := range rings[0].set.Connected(waitCtx) {
-		if errors.Is(problem, hsm.ErrConfiguration) {
+		if errors.Is(problem, hsm.ErrConfiguration) && !stay {
 			stop()
 			return nil, problem
 		}

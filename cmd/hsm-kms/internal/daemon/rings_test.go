@@ -45,3 +45,20 @@ func TestStartDoesNotWaitForReadRings(t *testing.T) {
 	release()
 	stop()
 }
+
+// With a hold the process does not end for the sake of a token, not even at its start.
+func TestStartWithHoldDoesNotEnd(t *testing.T) {
+	t.Parallel()
+	common := hsm.Config{Ring: "kube-secrets", Profile: envelope.AESGCM, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	for _, stay := range []bool{false, true} {
+		set := hsm.Open(common, []hsm.TokenConfig{{Name: "hsm-a", Module: "/nowhere.so", Label: "k8s", MaxSessions: 1, CallTimeout: time.Second}})
+		rings := []keyRing{{set: set, Ring: envelope.NewRing(envelope.RingConfig{Name: common.Ring, Profile: common.Profile}, set)}}
+		stop, err := startTokens(t.Context(), rings, stay, slog.New(slog.DiscardHandler))
+		if (err == nil) != stay {
+			t.Errorf("stay %t: %v", stay, err)
+		}
+		if err == nil {
+			stop()
+		}
+	}
+}

@@ -40,10 +40,13 @@ func (p Plugin) state(ctx context.Context) (*holdfile.State, error) {
 	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 	defer cancel()
 	answer, err := kmsplugin.StatusOf(ctx, p.Socket)
-	if err == nil && answer.Hold == nil {
+	switch {
+	case answer.Hold != nil:
+		return answer.Hold, nil // whatever Status says of the HSM
+	case err == nil:
 		err = app.Finding(hint.Wrap(errOff, hintOff))
 	}
-	return answer.Hold, err
+	return nil, err
 }
 
 // until asks the plugin until done or the time is over. state is the last answer, nil: there was none.

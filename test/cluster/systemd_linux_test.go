@@ -44,7 +44,7 @@ func TestSystemd(t *testing.T) { // not beside another test: it measures time
 		test func(*testing.T, *node)
 	}{
 		{"Notify", testNotify}, {"SocketActivation", testSocketActivation}, {"Credential", testCredential}, {"RestartGap", testRestartGap},
-		{"WrongPIN", testWrongPIN}, {"FilesOfRoot", testFilesOfRoot}, {"Rotation", testRotationAsPlugin}, {"Reboot", testRebootOfService}, {"Watchdog", testWatchdog},
+		{"WrongPIN", testWrongPIN}, {"FilesOfRoot", testFilesOfRoot}, {"Rotation", testRotationAsPlugin}, {"RotateTimer", testRotateTimer}, {"OperateUnit", testOperateUnit}, {"Reboot", testRebootOfService}, {"Watchdog", testWatchdog},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, n) }) {
 			t.Fatalf("the state of the node is not known after that; its log:\n%s", n.sh(t, "journalctl -u hsm-kms -o cat --no-pager -n 30"))
@@ -175,6 +175,26 @@ func testFilesOfRoot(t *testing.T, n *node) {
 func testRotationAsPlugin(t *testing.T, n *node) {
 	n.sh(t, "hsm-kms-as-plugin keys rotate --activate-in 1m")
 	n.activated(t)
+}
+
+// testRotateTimer: the timer as documented, and what it starts: the key is new, so nothing is made.
+func testRotateTimer(t *testing.T, n *node) {
+	before := n.currentKey(t)
+	n.document(t, "rotate-timer")
+	n.sh(t, "systemctl is-active hsm-kms-rotate.timer; systemctl start hsm-kms-rotate.service; journalctl -u hsm-kms-rotate -o cat --no-pager | grep -i 'not due'")
+	if after := n.currentKey(t); after != before {
+		t.Errorf("the timer made %s of %s", after, before)
+	}
+}
+
+// testOperateUnit: what the unit of operate permits is enough to ask a plugin whose socket is not root's, and hides the PIN.
+// There is no API server here; with one it runs in TestKubeadm.
+func testOperateUnit(t *testing.T, n *node) {
+	n.sh(t, `hsm-kms manifests operator --resources secrets --file hsm-kms-operate.service --output /etc/systemd/system/hsm-kms-operate.service
+mkdir /etc/systemd/system/hsm-kms-operate.service.d
+printf '[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart=/usr/local/bin/hsm-kms status\nExecStart=/bin/sh -c "! grep . /etc/hsm-kms/pin"\n' > /etc/systemd/system/hsm-kms-operate.service.d/test.conf
+systemctl daemon-reload; systemctl start hsm-kms-operate || { journalctl -u hsm-kms-operate -o cat --no-pager -n 20; exit 1; }
+rm -r /etc/systemd/system/hsm-kms-operate.service*; systemctl daemon-reload`)
 }
 
 // activated waits until the plugin uses another key than now.

@@ -105,7 +105,7 @@ func TestKubeadm(t *testing.T) {
 		name string
 		test func(*testing.T, *node)
 	}{
-		{"NewCluster", testNewCluster}, {"Rotation", testRotationInPod}, {"PodKilled", testPodKilled}, {"Reboot", testRebootOfNode},
+		{"NewCluster", testNewCluster}, {"Rotation", testRotationInPod}, {"PodKilled", testPodKilled}, {"Reboot", testRebootOfNode}, {"Operate", testOperate},
 		{"ExistingCluster", testExistingCluster}, {"LaterUpgrade", testLaterUpgrade}, {"ByPatch", testByPatch},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, n) }) {

@@ -22,6 +22,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/sources"
 	"github.com/hsm-kms/hsm-kms/evidence/gate"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -72,6 +73,7 @@ exits 1 when a person has to do something, 2 when it cannot run.`,
 	duration.Var(flags, &f.Settle, "settle", gate.DefaultSettle, "how far apart the two clean readings of etcd are")
 	duration.Var(flags, &f.Recheck, "recheck", time.Hour, "how often etcd is read while nothing is to be done")
 	flags.StringVar((*string)(&f.Engine), "engine", string(operator.EngineOwn), "who rewrites: \"own\", or \"svm\": kube-controller-manager first (StorageVersionMigration v1, Kubernetes 1.37 and later), for built-in resources but Events")
+	flags.StringVar(&f.Cluster, "cluster", "", "the cluster that the ring belongs to, as keys list shows it: the `UID` of its namespace kube-system; compared with etcd (default: not compared)")
 	flags.StringVar(&f.HTTPAddress, "http-address", "127.0.0.1:9809", "host:port of /metrics, which asks for no password; empty for none")
 	flags.BoolVar(&f.once, "once", false, "make one pass and end")
 	return cmd
@@ -129,6 +131,11 @@ func (c *command) fillOperate(f *operateFlags, cfg *config.Config) (err error) {
 	}
 	if wrong := content.IsDNS1123Subdomain(f.Node); len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--node %q is no name: %s", f.Node, strings.Join(wrong, ", ")), "give one such as cp-1")
+	}
+	if f.Cluster != "" {
+		if f.Cluster, err = hsm.ParseCluster(f.Cluster); err != nil {
+			return hint.Wrap(err, "hsm-kms keys list shows the one that the ring is bound to")
+		}
 	}
 	if f.opts.Prefixes, f.opts.Known, err = f.Read(); err != nil {
 		return err

@@ -110,13 +110,17 @@ func (o *Operator) weigh(report *evidence.Report, began time.Time, current state
 	if len(held.Findings) > 0 {
 		read.Findings = describe(held.Findings[0])
 	}
+	if known, _ := report.Clusters(); o.cfg.Cluster != "" && len(known) > 0 && !slices.Equal(known, []string{o.cfg.Cluster}) {
+		read.Foreign = evidence.OtherCluster(o.cfg.Cluster, known)
+	}
 	o.report, o.world.Etcd = report, read
 	o.mu.Lock()
 	o.left = read.Left
 	o.mu.Unlock()
 }
 
-// judge is what hsm-kms keys retire would say of etcd, but for the ring's cluster: that stands on the token.
+// judge is what hsm-kms keys retire would say of etcd, but for the ring's cluster: that stands on the token, and weigh has
+// compared what is known of it here.
 func (o *Operator) judge(key string, file *gate.File, now *evidence.Report, settle time.Duration) []gate.Refusal {
 	c := gate.Case{KeyID: key, Accepted: gate.Accepted{Unreadable: o.cfg.Migrate.Accepted, SoleCluster: true}, Settle: settle, FileName: o.kept.path(key), File: file, Own: now}
 	var keys []state.Key

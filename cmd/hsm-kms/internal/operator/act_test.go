@@ -88,6 +88,29 @@ func TestCleanReadings(t *testing.T) {
 	}
 }
 
+// Where it is known to which cluster the ring belongs, the etcd of another one stops everything before anything is written.
+func TestOtherCluster(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	old, current := keyID(t, now.Add(-100*time.Hour)), keyID(t, now.Add(-50*time.Hour))
+	o := newOperator(t, newAPI(t), newPlugin(t, current, old), "n1")
+	o.look(t.Context())
+	for cluster, want := range map[string]state.Name{"uid-a": state.Active, "": state.Active, "uid-b": state.Blocked} {
+		o.cfg.Cluster = cluster
+		o.weigh(reading(now, 100, current, old, 3), now, state.Key{ID: current}) // of uid-a
+		o.world.Nodes, o.world.Now = []state.Node{o.self.state("n1", "ring")}, now
+		o.world.Etcd.Key = current
+		d := state.Next(o.world)
+		if d.State != want || (d.Do == state.Wait) != (want == state.Blocked) || want == state.Blocked && !strings.Contains(d.Reason, "uid-b") {
+			t.Errorf("a ring of %q: %+v", cluster, d)
+		}
+		o.world.Now = now.Add(state.RetryMost)
+		if d = state.Next(o.world); want == state.Blocked && d.Do != state.Read {
+			t.Errorf("later: %+v", d)
+		}
+	}
+}
+
 // A proof and a migration are about the current key, and begin only when the API servers are ready.
 func TestOptions(t *testing.T) {
 	t.Parallel()

@@ -41,6 +41,7 @@ import (
 // Config says what to operate on. All fields are required, save those of Migrate that its Defaults give.
 type Config struct {
 	Ring     string // name of the key ring
+	Cluster  string // UID of the cluster that the ring belongs to; empty: it is not known here
 	Socket   string // of the plugin on this node
 	Node     string // name of this node, unique among those of the ring
 	Hostname string // of this machine, as its kube-apiserver knows it

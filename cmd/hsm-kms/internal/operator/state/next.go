@@ -169,6 +169,14 @@ func (w *World) step(current Key) Decision {
 	if read == nil || read.Key != current.ID || w.Now.Sub(read.At) > w.Recheck {
 		return w.attempt(Active, Read, "etcd is read")
 	}
+	if read.Foreign != "" { // its objects are none of ours: what is rewritten, proven and named for retirement would be wrong
+		d := blocked(read.Foreign, "see which cluster's configuration names this ring, and correct --endpoints or --cluster; a ring belongs to one cluster")
+		d.Next = read.At.Add(RetryMost)
+		if !w.Now.Before(d.Next) {
+			d.Do, d.Next = Read, time.Time{}
+		}
+		return d
+	}
 	old := w.retained(current)
 	if gone := w.notClean(); len(gone) > 0 {
 		return Decision{State: Migrating, Do: Forget, Keys: gone, Reason: "etcd holds again what was clean before"}

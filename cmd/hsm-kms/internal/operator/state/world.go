@@ -115,6 +115,7 @@ type Etcd struct {
 	Key      string
 	Left     int64            // objects that are not under the key and should be
 	Findings string           // the first of what is not as required; empty: nothing is
+	Foreign  string           // why this is the etcd of another cluster than the ring's; empty: it is not known to be
 	Under    map[string]int64 // objects that need each key, of whichever resource, those of holds too
 	// Against are reasons of the gate against a key, from the clean reading that is kept and this one; no entry: none.
 	Against map[string]string

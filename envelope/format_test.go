@@ -21,7 +21,7 @@ func TestParse(t *testing.T) {
 		b[2], b[4] = size, 1
 		return b
 	}
-	const gcmRest, kdfRest = 2 + NonceSize + TagSize, 2 + SaltSize + TagSize
+	const gcmRest, kdfRest, holdRest = 2 + NonceSize + TagSize, 2 + SaltSize + TagSize, 2 + 4 + SaltSize + NonceSize + TagSize
 	for _, test := range []struct {
 		name  string
 		bytes []byte
@@ -59,7 +59,14 @@ func TestParse(t *testing.T) {
 		{"hsm-iv: 255 bytes", own(255, 400), false},
 		{"hsm-iv: header only", sized(1, 3, 2), false},
 		{"hsm-iv: nonce of zeros", append([]byte{1, 3, 12}, make([]byte, 60)...), false},
-		{"profile 4, reserved", sized(1, 4, gcmRest+32), false},
+		{"hold: no DEK", sized(1, byte(Hold), holdRest), false},
+		{"hold: DEK of 1", sized(1, byte(Hold), holdRest+1), true},
+		{"hold: DEK of 512", sized(1, byte(Hold), holdRest+MaxDEK), true},
+		{"hold: DEK of 513", sized(1, byte(Hold), holdRest+MaxDEK+1), false},
+		{"hold: half a day", sized(1, byte(Hold), 4), false},
+		{"hold: the last day", append([]byte{1, byte(Hold), 0, 0xff, 0xff, 0xff}, make([]byte, 92)...), true},
+		{"hold: a day too late", append([]byte{1, byte(Hold), 1, 0, 0, 0}, make([]byte, 92)...), false},
+		{"profile 6", sized(1, 6, gcmRest+32), false},
 		{"profile 255", sized(1, 255, gcmRest+32), false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -78,7 +85,7 @@ func TestParse(t *testing.T) {
 // TestEveryEnvelopeFits: the API server takes at most 1 kB as an encrypted DEK source.
 func TestEveryEnvelopeFits(t *testing.T) {
 	t.Parallel()
-	for _, p := range append(Profiles(), HMACKDFNonce) {
+	for _, p := range append(Profiles(), HMACKDFNonce, Hold) {
 		if n := headerSize + 1 + max(p.uniqueSize(), LongNonceSize) + MaxDEK + TagSize; n > MaxEnvelope || MaxEnvelope > 1024 {
 			t.Errorf("%s: the longest envelope has %d bytes", p, n)
 		}

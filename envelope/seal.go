@@ -29,8 +29,8 @@ func SealDEK(ctx context.Context, token Token, profile Profile, id KeyID, dek []
 	return sealWith(ctx, token, profile, id, unique, dek)
 }
 
-// fillUnique draws a nonce or salt. A reserved nonce is drawn again: a second message under the fingerprint's
-// would give its key stream away. crypto/rand.Read never fails.
+// fillUnique draws a nonce or salt. A reserved nonce is drawn again: a second message under that of the
+// fingerprint, or of a hold key, would give its key stream away. crypto/rand.Read never fails.
 func fillUnique(profile Profile, unique []byte) {
 	_, _ = rand.Read(unique)
 	for profile == AESGCM && isReserved(unique) {

@@ -137,7 +137,7 @@ func TestKeyIDIsBound(t *testing.T) {
 func TestAssociatedDataIsInjective(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}
-	for _, profile := range profiles {
+	for _, profile := range append(Profiles(), HMACKDFNonce, Hold) {
 		for _, fill := range []byte{0, 1, 'r', '/'} {
 			if profile == AESGCMHSMIV && fill > 1 {
 				continue
@@ -164,7 +164,7 @@ func TestAssociatedDataIsInjective(t *testing.T) {
 // TestDomainsArePrefixFree: what a key authenticates for one purpose cannot pass for another.
 func TestDomainsArePrefixFree(t *testing.T) {
 	t.Parallel()
-	domains := []string{associatedDomain, kdfDomain, fingerprintDomain} // in AES the nonces are apart, by reservedNonces
+	domains := []string{associatedDomain, kdfDomain, fingerprintDomain, holdDomain, holdKDFDomain} // in AES the nonces are apart, by reservedNonces
 	for i, a := range domains {
 		for j, b := range domains {
 			if i != j && bytes.HasPrefix([]byte(a), []byte(b)) {

@@ -98,7 +98,7 @@ func TestPanelsAndRulesInPrometheus(t *testing.T) {
 	for title, expr := range queries {
 		eventually(t, func() error {
 			n, err := p.query(w.within(patience), expr)
-			if err == nil && n == 0 {
+			if err == nil && n == 0 && !strings.Contains(expr, "hsm_kms_operate_") { // those are of a process that does not run here
 				err = fmt.Errorf("panel %s: nothing for %s", title, expr)
 			}
 			return err

@@ -52,7 +52,14 @@ func faults() map[string]func(s *sim, leader string) (restore func()) {
 		"the leader": func(s *sim, leader string) func() {
 			n := s.node(leader)
 			n.kill()
-			return func() { n.start(nil) }
+			return func() {
+				s.set(func() {
+					if s.last.Leader == leader {
+						s.t.Error("nobody else leads")
+					}
+				})
+				n.start(nil)
+			}
 		},
 	}
 	for _, how := range []mode{refused, hanging, failing} {
@@ -94,7 +101,7 @@ func faults() map[string]func(s *sim, leader string) (restore func()) {
 	return all
 }
 
-// Each operate, the leader, API servers, plugins and etcd are lost once in each state, for three minutes. The rotation comes to
+// Each operate, the leader, API servers, plugins and etcd are lost once in each state, for four minutes. The rotation comes to
 // its end by itself, and the old key is not retirable before (see sim.saw).
 func TestKillMatrix(t *testing.T) {
 	t.Parallel()
@@ -113,7 +120,7 @@ func TestKillMatrix(t *testing.T) {
 							restore := lose(s, leader)
 							go func() {
 								defer close(done)
-								time.Sleep(3 * time.Minute)
+								time.Sleep(4 * time.Minute)
 								restore()
 							}()
 						}
@@ -239,6 +246,25 @@ func TestTwoLeaders(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An API server that gets another EncryptionConfiguration while the old key settles would write under it, although etcd is clean
+// of it. It is found, and the key is not retirable before that is put right.
+func TestStrayedServer(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		s := simulate(t, 3, nil)
+		s.waitState(state.Steady, 10*time.Minute)
+		s.rotate()
+		s.waitState(state.Settling, time.Hour)
+		n := s.node("n2")
+		s.set(func() { n.strayed = true; n.notice() })
+		s.wait("a block", time.Hour, func(status Status) bool {
+			return status.State == state.Blocked && strings.Contains(status.Message, n.url+" writes secrets under another key")
+		})
+		time.Sleep(time.Hour)
+		s.set(func() { n.strayed = false; n.notice() })
+		s.finish()
+	})
 }
 
 // fork gives each node a Lease of the leader of its own.

@@ -96,6 +96,7 @@ type simNode struct {
 	skew     time.Duration // of its plugin's clock
 	floor    string        // key_id below which the plugin does not go back
 	writes   string        // key_id under which its API server writes
+	strayed  bool          // its API server has another EncryptionConfiguration, with the first key alone, and no clients
 	protocol string        // that its Lease says; empty: as it is
 	conns    map[net.Conn]*simOperate
 
@@ -228,7 +229,7 @@ func (n *simNode) live(ctx context.Context, offset time.Duration) {
 			if i%6 == 0 {
 				n.notice()
 			}
-			if n.plugin == up && n.problem == "" {
+			if n.plugin == up && n.problem == "" && !n.strayed {
 				s.revision++
 				s.objects[fmt.Sprintf("/registry/secrets/app/%s-%d", n.name, i%5)] = simObject{n.writes, s.revision}
 				s.objects[fmt.Sprintf("/registry/example.com/widgets/app/%s-%d", n.name, i%5)] = simObject{n.writes, s.revision}
@@ -241,7 +242,10 @@ func (n *simNode) live(ctx context.Context, offset time.Duration) {
 
 // notice: the API server asks its plugin. With the lock.
 func (n *simNode) notice() {
-	if n.plugin == up {
+	switch {
+	case n.strayed:
+		n.writes = n.s.first.String()
+	case n.plugin == up:
 		n.writes = n.current()
 	}
 }

@@ -56,7 +56,7 @@ var errPackages = errors.New("packages of Debian cannot be had here")
 func newEnvironment(ctx context.Context) (*environment, error) {
 	w := &environment{}
 	var err error
-	if w.kube, err = kubebin.Node(ctx, os.Stderr); err != nil {
+	if w.kube, err = kubebin.Node(ctx, os.Stderr, false); err != nil {
 		return nil, err
 	}
 	if w.root, err = fileSystem(ctx); err != nil {

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,10 +113,13 @@ func (a *authority) kubeconfig(t *testing.T, path, name string, via *node, all [
 	}
 }
 
+// operated are the resources of which operate takes care: a built-in one and a custom one.
+const operated = "secrets," + kube.Widgets
+
 // applyPrinted makes what hsm-kms manifests operator prints.
 func applyPrinted(t *testing.T, n *node, file string) {
 	t.Helper()
-	printed, err := n.plugin.Run(t.Context(), "manifests", "operator", "--file", file)
+	printed, err := n.plugin.Run(t.Context(), "manifests", "operator", "--resources", operated, "--file", file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,25 +204,30 @@ func (p *plane) waitState(t *testing.T, state string, patience time.Duration, ok
 	}
 }
 
-// A rotation of three nodes whose clients write all the time, with an operate beside each, under the roles that are printed.
-// On the way a plugin is away, the leader is killed, and admission refuses the canaries: its work goes on when the cause is
-// gone. Nobody does anything but rotate, and retire at the end.
+// A rotation of three nodes with 1,000 Secrets, whose clients write Secrets and custom resources all the time, with an operate
+// beside each, under the roles that are printed. On the way a plugin is away, the leader is killed, admission refuses the
+// canaries, and while objects are rewritten an API server and a member of etcd are killed: its work goes on when the cause
+// is gone. Nobody does anything but rotate, and retire at the end. In every state and of every part: TestKillMatrix of package operator.
 func TestOperate(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	ca := newAuthority(t, dir)
-	p := newPlaneWith(t, planeOptions{args: []string{"--client-ca-file=" + ca.file}, create: func(_ *plane, n *node) {
+	p := newPlaneWith(t, planeOptions{args: []string{"--client-ca-file=" + ca.file}, resources: strings.Split(operated, ","), create: func(_ *plane, n *node) {
 		if _, err := n.plugin.CreateKey(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}})
+	if err := p.nodes[0].cluster.DefineWidgets(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.fill(t, 1000)
 	applyPrinted(t, p.nodes[0], "operate-rbac.yaml")
 	applyPrinted(t, p.nodes[0], "keyring-crd.yaml")
 	old, err := p.nodes[0].plugin.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := startTraffic(t, p.nodes)
+	tr, widgets := startTraffic(t, p.nodes), p.writeWidgets(t)
 	tr.waitMore(t, 60)
 	operates := p.startOperates(t, dir, ca)
 	p.waitState(t, "Active", 2*patience, func(s ringStatus) bool { return s.Nodes == "3/3" && s.CurrentKey == old.KeyID })
@@ -242,6 +251,11 @@ func TestOperate(t *testing.T) {
 	if err := p.nodes[0].cluster.Do(t.Context(), http.MethodDelete, policies+"ybindings/canaries", nil, nil); err != nil {
 		t.Fatal(err)
 	}
+	p.waitState(t, "Migrating", 2*patience, nil)
+	tr.check(t) // what is killed now was answering clients
+	widgets(t)
+	p.killInTheMiddle(t)
+	tr = startTraffic(t, p.nodes)
 	done := p.waitState(t, "Retirable", 6*patience, nil)
 	t.Logf("history: %+v", done.History)
 	if !slices.Equal(done.Retirable, []string{old.KeyID}) || done.CurrentKey != key.KeyID || done.ObjectsLeft != 0 {
@@ -262,6 +276,74 @@ func TestOperate(t *testing.T) {
 		if !o.proc.Running() {
 			t.Errorf("an operate ended: %s", o.proc.Tail(20))
 		}
+	}
+}
+
+// fill makes n Secrets, through all API servers.
+func (p *plane) fill(t *testing.T, n int) {
+	t.Helper()
+	var making sync.WaitGroup
+	errs := make([]error, len(p.nodes))
+	for at, node := range p.nodes {
+		making.Go(func() {
+			for i := at; i < n && errs[at] == nil; i += len(p.nodes) {
+				errs[at] = node.cluster.CreateSecret(t.Context(), namespace, fmt.Sprintf("filled-%04d", i), map[string][]byte{"password": []byte("x")})
+			}
+		})
+	}
+	making.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writeWidgets writes custom resources through every API server until check is called.
+func (p *plane) writeWidgets(t *testing.T) (check func(t *testing.T)) {
+	t.Helper()
+	for _, n := range p.nodes {
+		eventually(t, n.name+" serves widgets", func() (bool, string) {
+			err := n.cluster.CreateWidget(t.Context(), namespace, n.name+"-first", "spec")
+			return err == nil, fmt.Sprint(err)
+		})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var writing sync.WaitGroup
+	failed := make([]error, len(p.nodes))
+	for at, n := range p.nodes {
+		writing.Go(func() {
+			every(ctx, writeEvery, func(i int) {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+				defer cancel()
+				failed[at] = errors.Join(failed[at], n.cluster.CreateWidget(ctx, namespace, fmt.Sprintf("%s-%05d", n.name, i), "spec"))
+			})
+		})
+	}
+	finish := sync.OnceValue(func() error { stop(); writing.Wait(); return errors.Join(failed...) })
+	t.Cleanup(func() { _ = finish() })
+	return func(t *testing.T) {
+		t.Helper()
+		if err := finish(); err != nil {
+			t.Errorf("writing custom resources: %v", err)
+		}
+	}
+}
+
+// killInTheMiddle kills an API server and a member of etcd, and starts them again when the API server is missed.
+func (p *plane) killInTheMiddle(t *testing.T) {
+	t.Helper()
+	n := p.nodes[2]
+	n.cluster.APIServer().Kill()
+	p.etcd.Kill(2)
+	if s := p.waitState(t, "Blocked", 2*patience, nil); s.Hint == "" {
+		t.Errorf("without an API server the KeyRing says %+v", s)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := errors.Join(p.etcd.Launch(2), n.cluster.StartAPIServer(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(p.etcd.WaitReady(ctx), n.cluster.WaitReady(ctx)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -325,8 +407,8 @@ func (p *plane) retireAsTold(t *testing.T, n *node, s ringStatus, keyID string) 
 	}
 }
 
-// startOperates starts one beside each plugin.
-func (p *plane) startOperates(t *testing.T, dir string, ca *authority) []*operate {
+// startOperates starts one beside each plugin, with more flags if need be.
+func (p *plane) startOperates(t *testing.T, dir string, ca *authority, flags ...string) []*operate {
 	t.Helper()
 	var operates []*operate
 	for _, n := range p.nodes {
@@ -336,6 +418,7 @@ func (p *plane) startOperates(t *testing.T, dir string, ca *authority) []*operat
 			"operate", "--config", n.plugin.Config(), "--kubeconfig", kubeconfig, "--node", n.name, "--state-dir", filepath.Join(dir, n.name),
 			"--interval", "1s", "--settle", "5s", "--recheck", "10m", "--endpoints", strings.Join(p.etcd.URLs(), ","),
 		}}
+		o.args = append(o.args, append(flags, "--resources", operated, "--http-address", "")...)
 		for _, server := range p.nodes {
 			o.args = append(o.args, "--server", server.cluster.URL())
 		}

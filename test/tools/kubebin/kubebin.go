@@ -74,9 +74,10 @@ type NodeSet struct {
 	Version string // of Kubernetes, such as v1.37.2
 }
 
-// Node gives the programs of a control-plane node, building what the cache lacks: 5 CPU minutes more than Find. A user's
-// own kube-apiserver is not used, because all must be of one release.
-func Node(ctx context.Context, log io.Writer) (NodeSet, error) {
+// Node gives the programs of a control-plane node, building what the cache lacks: 5 CPU minutes more than Find. With
+// onlyCached, what is not there of a node is ErrNotCached. A user's own kube-apiserver is not used, because all must be of one
+// release.
+func Node(ctx context.Context, log io.Writer, onlyCached bool) (NodeSet, error) {
 	source, version, err := sources(ctx, "")
 	if err != nil {
 		return NodeSet{}, err
@@ -90,7 +91,7 @@ func Node(ctx context.Context, log io.Writer) (NodeSet, error) {
 	if err != nil {
 		return NodeSet{}, err
 	}
-	node, err := build(ctx, b, "node-"+key)
+	node, err := b.get(ctx, "node-"+key, onlyCached)
 	return NodeSet{Server: server, Node: node, Version: version}, err
 }
 

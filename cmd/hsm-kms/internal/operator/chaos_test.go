@@ -77,7 +77,7 @@ func faults() map[string]func(s *sim, leader string) (restore func()) {
 				}
 			}
 		}
-		if how == failing {
+		if how != refused {
 			continue
 		}
 		for _, name := range []string{"n1", "n3"} {

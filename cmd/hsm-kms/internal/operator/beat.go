@@ -177,7 +177,7 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 		return holder, nil
 	}
 	if err != nil {
-		lease = nil // there is none
+		lease = &coordinationv1.Lease{} // it is made, if nobody was quicker
 	}
 	lease, err = o.renew(limited, leaderLease, lease, o.share)
 	switch {

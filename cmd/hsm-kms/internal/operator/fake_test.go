@@ -46,6 +46,7 @@ type api struct {
 	conflict  bool   // every update comes too late
 	notReady  bool   // its KMS providers are not
 	noList    bool   // a list is answered with another object
+	rival     string // takes the leadership as soon as somebody has seen that nobody has it
 	forbidden string // end of the path of what may not be made
 	ready     func() // called when the KMS providers are asked about, with the lock held; nil: nothing
 }
@@ -117,6 +118,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "metadata": meta, "items": items})
 	case object == nil:
 		a.fail(w, http.StatusNotFound)
+		if rival := a.rival; rival != "" && strings.HasSuffix(path, "/"+leaderLease) {
+			a.version++
+			a.objects[path] = map[string]any{"metadata": map[string]any{"name": leaderLease, "resourceVersion": strconv.Itoa(a.version)}, "spec": map[string]any{"holderIdentity": rival}}
+		}
 	case r.Method == http.MethodDelete:
 		delete(a.objects, path)
 		_ = json.NewEncoder(w).Encode(object)

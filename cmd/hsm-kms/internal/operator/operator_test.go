@@ -500,6 +500,20 @@ func TestLongEvent(t *testing.T) {
 	}
 }
 
+// Of two that see at the same moment that nobody leads, the second one does not take the leadership from the first one.
+func TestLeadershipAtStart(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	a.rival = "n2"
+	if leader, err := o.campaign(t.Context(), time.Now()); err != nil || leader != "" || o.leading() != nil {
+		t.Errorf("%q leads, %v", leader, err)
+	}
+	if leader, err := o.campaign(t.Context(), time.Now()); err != nil || leader != "n2" || o.leading() != nil {
+		t.Errorf("%q leads, %v", leader, err)
+	}
+}
+
 // An identity that may not write the Lease of the leader is told so.
 func TestLeaseRefused(t *testing.T) {
 	t.Parallel()

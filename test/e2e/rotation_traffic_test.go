@@ -26,6 +26,7 @@ const (
 // fails is kept.
 type traffic struct {
 	nodes   []*node
+	began   int64 // it is in the names: there may be traffic before and after
 	mu      sync.Mutex
 	written []string          // names of all Secrets, in order
 	last    map[string]string // the last Secret that was written through a node
@@ -38,7 +39,7 @@ type traffic struct {
 func startTraffic(t *testing.T, nodes []*node) *traffic {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	tr := &traffic{nodes: nodes, last: map[string]string{}}
+	tr := &traffic{nodes: nodes, began: time.Now().UnixMilli(), last: map[string]string{}}
 	var wg sync.WaitGroup
 	for _, n := range nodes {
 		wg.Go(func() { every(ctx, writeEvery, func(i int) { tr.write(ctx, n, i) }) })
@@ -64,7 +65,7 @@ func every(ctx context.Context, interval time.Duration, do func(i int)) {
 }
 
 func (tr *traffic) write(ctx context.Context, n *node, i int) {
-	name := fmt.Sprintf("%s-%05d", n.name, i)
+	name := fmt.Sprintf("%s-%d-%05d", n.name, tr.began, i)
 	// A write that is under way when the traffic stops goes on: cut off, it may have been made or not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()

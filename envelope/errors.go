@@ -22,6 +22,8 @@ var (
 	ErrUnavailable = errors.New("HSM unavailable")
 	// ErrKeySuspended: the token can use other keys, and not this one, for now. It comes with ErrUnavailable.
 	ErrKeySuspended = errors.New("the HSM cannot use the key just now")
+	// ErrDeadly: the HSM's library ended its process at this very request, twice. It comes with ErrUnavailable.
+	ErrDeadly = errors.New("this request ended the PKCS#11 module twice, and is not tried again for a while")
 	// ErrBusy: too many callers already wait for a session.
 	ErrBusy = errors.New("too many requests are waiting for the HSM")
 	// ErrPINRefused: the token refused the PIN, or an earlier attempt with this PIN file did not succeed.

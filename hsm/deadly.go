@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"sync"
 	"time"
 
@@ -22,9 +21,6 @@ const deadlyFor = 10 * time.Minute
 
 // maxDeadly bounds those that are remembered.
 const maxDeadly = 1024
-
-// errDeadly: the worker has died of this very request twice.
-var errDeadly = errors.New("this request ended the PKCS#11 module twice, and is not tried again for a while")
 
 // deadly remembers requests by a digest under a key of this process, so that nothing of a DEK can be found from it.
 type deadly struct {

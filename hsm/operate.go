@@ -62,7 +62,7 @@ func (t *Token) MAC(ctx context.Context, id envelope.KeyID, data []byte) (mac [e
 func (t *Token) operate(ctx context.Context, id envelope.KeyID, op operation) ([]byte, error) {
 	until := time.Now().Add(t.cfg.CallTimeout)
 	if t.deadly.refuses(id, &op) {
-		return nil, fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnavailable, errDeadly)
+		return nil, fmt.Errorf("token %s: %w: %w", t.cfg.Name, envelope.ErrUnavailable, envelope.ErrDeadly)
 	}
 	var did progress
 	for {

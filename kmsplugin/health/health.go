@@ -38,7 +38,7 @@ type Hold interface {
 	Judge(Report) Report
 	// Holding reports whether the probe alone asks the HSM now.
 	Holding() bool
-	// Begun gets a value when it begins: the probe is to look from then on.
+	// Begun gets a value when it begins, or perhaps should: the probe is to look now.
 	Begun() <-chan struct{}
 }
 
@@ -142,7 +142,7 @@ func (h *Health) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-begun:
-			h.schedule.within(time.Now(), holdProbe)
+			h.schedule.within(time.Unix(0, h.turned.Load()), firstBackOff) // at once, and not more often than that
 		case <-timer.C:
 		}
 		h.turned.Store(time.Now().UnixNano())

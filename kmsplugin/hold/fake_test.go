@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,6 +26,7 @@ type fakeRing struct {
 	view  envelope.View
 	err   error
 	byKey map[envelope.KeyID]error // of one key
+	read  []envelope.View          // of rings that are only read
 	delay time.Duration
 	calls int // that reached the HSM
 	opens int
@@ -80,7 +82,14 @@ func (r *fakeRing) asked() (n, opens int) { r.mu.Lock(); defer r.mu.Unlock(); re
 func (r *fakeRing) Views() []envelope.View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return []envelope.View{r.view}
+	return append([]envelope.View{r.view}, r.read...)
+}
+
+// also has a ring that is only read hold this version.
+func (r *fakeRing) also(v envelope.Version) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.read = append(r.read, envelope.View{Ring: v.ID.Ring, Versions: []envelope.Version{v}, LastRead: time.Now()})
 }
 
 // call is one call into the HSM.
@@ -92,7 +101,11 @@ func (r *fakeRing) call(ctx context.Context, id envelope.KeyID) error {
 		err = r.byKey[id]
 	}
 	served := false
-	for _, v := range r.view.Versions {
+	versions := r.view.Versions
+	for _, view := range r.read {
+		versions = slices.Concat(versions, view.Versions)
+	}
+	for _, v := range versions {
 		served = served || v.ID == id && v.State != envelope.Refused
 	}
 	r.mu.Unlock()

@@ -81,6 +81,7 @@ type Hold struct {
 	machine  machine
 	up       bool                    // the last probe was good, and nothing failed since
 	served   map[envelope.KeyID]bool // by the HSM, as last read
+	written  string                  // the ring that is written under
 	rings    map[string]bool         // of the configuration, and whether they have been read
 	paused   bool                    // somebody wiped the hold with hold drop
 	troubles map[string]string       // what keeps the hold from being armed, by what it is about
@@ -151,7 +152,7 @@ func (h *Hold) Seal(ctx context.Context, id envelope.KeyID, dek []byte) (Answer,
 		h.store.put(keyID, sealed, dek)
 		return Answer{KeyID: keyID, Bytes: sealed}, nil
 	}
-	if h.standsIn(ctx, err) {
+	if h.standsIn(ctx, id, err) {
 		if a, done, holdErr := h.sealOnHold(dek); done {
 			return a, holdErr
 		}
@@ -171,7 +172,8 @@ func (h *Hold) Open(ctx context.Context, keyID string, sealed []byte) (Answer, e
 		h.store.put(keyID, sealed, dek)
 		return Answer{KeyID: keyID, Bytes: dek}, nil
 	}
-	if h.standsIn(ctx, err) {
+	id, _, _ := envelope.ParseUsedKeyID(keyID) // otherwise it is of no ring
+	if h.standsIn(ctx, id, err) {
 		if a, done, holdErr := h.openOnHold(keyID, sealed); done {
 			return a, holdErr
 		}
@@ -186,14 +188,22 @@ func within(ctx context.Context, f func(context.Context) ([]byte, error)) ([]byt
 	return f(ctx)
 }
 
-// standsIn reports whether the hold answers in place of an HSM that failed like this, and begins it if need be. A caller who had
-// less time than Budget says nothing of the HSM.
-func (h *Hold) standsIn(ctx context.Context, err error) bool {
+// standsIn reports whether the hold answers in place of an HSM that failed like this under the key id, and begins it if need be. A
+// caller who had less time than Budget says nothing of the HSM. Nor does a key that the ring does not serve, which takes long to be
+// looked for, and one of a ring that is only read says nothing of the HSM that is written with: the probe does that then, at once.
+func (h *Hold) standsIn(ctx context.Context, id envelope.KeyID, err error) bool {
 	if ctx.Err() != nil || classOf(err) != away {
 		return false
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.machine.holding {
+		return true
+	}
+	if !h.served[id] || id.Ring != h.written {
+		h.wake(h.begun)
+		return false
+	}
 	return h.begin(err)
 }
 
@@ -219,7 +229,7 @@ func (h *Hold) begin(cause error) bool {
 	return true
 }
 
-// Begun implements health.Hold.
+// Begun implements health.Hold: a value asks for a probe.
 func (h *Hold) Begun() <-chan struct{} { return h.begun }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -437,7 +447,7 @@ func (h *Hold) proven(key envelope.KeyID, quick bool) {
 // see takes what the rings look like: what the HSM has no more, or what the configuration refuses, is wiped. A ring that was not read
 // yet says nothing. mu is held.
 func (h *Hold) see(views []envelope.View) {
-	h.served, h.rings = map[envelope.KeyID]bool{}, map[string]bool{}
+	h.served, h.rings, h.written = map[envelope.KeyID]bool{}, map[string]bool{}, views[0].Ring
 	for i := range views {
 		view := &views[i]
 		h.rings[view.Ring] = !view.LastRead.IsZero()

@@ -42,7 +42,7 @@ func classOf(err error) class {
 		return revoked
 	case is(envelope.ErrSelfTest):
 		return broken
-	case is(envelope.ErrPINLocked, envelope.ErrKeySuspended, envelope.ErrBusy, envelope.ErrAmbiguous, envelope.ErrRingEmpty, envelope.ErrKeyMissing,
+	case is(envelope.ErrPINLocked, envelope.ErrKeySuspended, envelope.ErrDeadly, envelope.ErrBusy, envelope.ErrAmbiguous, envelope.ErrRingEmpty, envelope.ErrKeyMissing,
 		envelope.ErrNonceRepeated, envelope.ErrNonceMemory, envelope.ErrMalformed, envelope.ErrUnauthentic, context.Canceled, problem.ErrPanic):
 		return other
 	case is(envelope.ErrUnavailable, context.DeadlineExceeded):

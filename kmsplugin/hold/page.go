@@ -54,13 +54,6 @@ func newPage() (*page, error) {
 	return &page{memory: memory}, nil
 }
 
-// close gives the memory back.
-func (p *page) close() {
-	p.wipe()
-	_ = unix.Munmap(p.memory) // it was mapped above
-	p.memory = nil
-}
-
 // draw makes a new key. What was sealed under another one is lost.
 func (p *page) draw() {
 	_, _ = rand.Read(p.memory[:keySize]) // it never fails

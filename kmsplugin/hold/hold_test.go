@@ -136,6 +136,7 @@ func TestWhatFailuresMean(t *testing.T) {
 		"self-test":      {fmt.Errorf("token: %w", envelope.ErrSelfTest), false, false},
 		"PIN locked":     {fmt.Errorf("token: %w", envelope.ErrPINLocked), false, true},
 		"key suspended":  {fmt.Errorf("token: %w: %w", envelope.ErrUnavailable, envelope.ErrKeySuspended), false, true},
+		"deadly request": {fmt.Errorf("token: %w: %w", envelope.ErrUnavailable, envelope.ErrDeadly), false, true},
 		"busy":           {fmt.Errorf("token: %w", envelope.ErrBusy), false, true},
 		"ambiguous":      {fmt.Errorf("ring: %w", envelope.ErrAmbiguous), false, true},
 		"repeated nonce": {fmt.Errorf("token: %w", envelope.ErrNonceRepeated), false, true},

@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"bytes"
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"fmt"
@@ -63,6 +64,34 @@ func FingerprintECB(encrypted []byte) ([FingerprintSize]byte, error) {
 		return [FingerprintSize]byte{}, fmt.Errorf("%w: the token returned the plaintext as ciphertext", ErrSelfTest)
 	}
 	return fingerprintOf(encrypted), nil
+}
+
+// checkFingerprint reports ErrSelfTest when the token uses another key than the one that id names.
+func checkFingerprint(ctx context.Context, token Token, profile Profile, id KeyID) error {
+	var fp [FingerprintSize]byte
+	var raw []byte
+	var err error
+	switch profile {
+	case HMACKDF:
+		var mac [MACSize]byte
+		if mac, err = token.MAC(ctx, id, FingerprintMessage()); err == nil {
+			fp, err = FingerprintMAC(mac)
+		}
+	case AESGCMHSMIV:
+		if raw, err = token.EncryptBlocks(ctx, id, FingerprintBlocks()); err == nil {
+			fp, err = FingerprintECB(raw)
+		}
+	default:
+		probe := NewFingerprintProbe()
+		if raw, err = token.EncryptGCM(ctx, id, &probe.Nonce, probe.Associated, probe.Plaintext); err == nil {
+			fp, err = FingerprintGCM(raw)
+		}
+	}
+	clear(raw)
+	if err == nil && fp != id.Fingerprint {
+		err = fmt.Errorf("%w: it uses another key than %s", ErrSelfTest, id)
+	}
+	return err
 }
 
 // FingerprintMessage is what an HMAC key authenticates to show which key it is. No input of the key

@@ -40,16 +40,19 @@ const (
 	holdKDFDomain = "hsm-kms/outage-kdf/1\x00"
 )
 
-// DeriveHoldKey makes the hold key of a day inside the token, for a ring of the profile. It asks twice, and compares: what
-// is sealed under a wrong key is lost, and no tag shows it before. Errors: ErrMalformed for a day after MaxDay, ErrSelfTest,
-// and those of Token.
+// DeriveHoldKey makes the hold key of a day inside the token, for a ring of the profile. What is sealed under a wrong key is
+// lost, and no tag shows it before: so it derives twice, compares, and takes the fingerprint in between. Three HSM operations.
+// Errors: ErrMalformed for a day after MaxDay, ErrSelfTest, and those of Token.
 func DeriveHoldKey(ctx context.Context, token Token, profile Profile, id KeyID, day Day) (HoldKey, error) {
 	first, err := deriveHoldKey(ctx, token, profile, id, day)
 	if err != nil {
 		return HoldKey{}, err
 	}
-	second, err := deriveHoldKey(ctx, token, profile, id, day)
+	var second HoldKey
 	defer clear(second[:])
+	if err = checkFingerprint(ctx, token, profile, id); err == nil {
+		second, err = deriveHoldKey(ctx, token, profile, id, day)
+	}
 	if err == nil && !hmac.Equal(first[:], second[:]) {
 		err = fmt.Errorf("%w: it derived two hold keys of %s for one day", ErrSelfTest, id)
 	}

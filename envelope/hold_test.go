@@ -71,8 +71,17 @@ func TestHoldKeyOfAFaultyToken(t *testing.T) {
 		"ECB is short":              {AESGCMHSMIV, func(s *softToken) { s.blocks = func(in []byte) []byte { return in[:16] } }},
 		"the HMAC is of zeros":      {HMACKDF, func(s *softToken) { s.mac = func(_, _ []byte) (mac [MACSize]byte) { return mac } }},
 		"two answers differ": {HMACKDF, func(s *softToken) {
-			s.mac = func(key, data []byte) [MACSize]byte { calls++; return softMAC(key, append(data, byte(calls))) }
+			s.mac = func(key, data []byte) [MACSize]byte {
+				if bytes.HasPrefix(data, []byte(holdDomain)) {
+					calls++
+					data = append(data, byte(calls))
+				}
+				return softMAC(key, data)
+			}
 		}},
+		"GCM under another key":  {AESGCM, anotherKey},
+		"ECB under another key":  {AESGCMHSMIV, anotherKey},
+		"HMAC under another key": {HMACKDF, anotherKey},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, token, id := holdRing(t, c.profile, "one")
@@ -81,6 +90,13 @@ func TestHoldKeyOfAFaultyToken(t *testing.T) {
 				t.Errorf("%x, %v; want ErrSelfTest", key, err)
 			}
 		})
+	}
+}
+
+// anotherKey is what a handle does that names another key meanwhile: all operations agree with each other.
+func anotherKey(s *softToken) {
+	for id := range s.held {
+		s.held[id] = bytes.Repeat([]byte{9}, 32)
 	}
 }
 

@@ -35,6 +35,24 @@
 //
 // Refreshes may fail and be late, ways to tokens come and go, plugins restart with and without their file, at any time.
 //
+// # What is promised of outage holds
+//
+// The tests named Hold run nodes with the real hold.Hold, each with the clocks of its own machine, through outages, brown-outs,
+// suspended machines, restarts of plugins and API servers, and rotations.
+//
+//  1. What a node writes on hold, every node opens whose Status is ok: with the HSM, or on its own hold, on any day.
+//  2. What a node writes with the HSM, or on hold under a key that another node has not read before its own hold, that node opens if
+//     it has seen it before; otherwise its Status is not ok from then on.
+//  3. A node that is armed when its HSM goes away, and says ok, answers every request within the API server's time-out; its API
+//     server can restart.
+//  4. Encrypt answers under the key_id that Status gave last, except once when a hold begins and when it ends.
+//  5. A node is on hold for at most outageHold within seven days, suspended time included, whatever restarts.
+//  6. What was dropped, is under a key that is gone, or was held when the PIN was refused, is not opened any more.
+//  7. No key becomes current on hold; a hold ends after some good time of the HSM only; and then all nodes name the same key.
+//
+// Clocks may be off by half a day. TestHoldVariants switches off one rule of the hold after the other, by building it again with
+// another line, and wants the tests to find out.
+//
 // # What happens outside
 //
 // A node whose tokens lack a due key defers it: it stays with the predecessor and says so. What others seal under the key

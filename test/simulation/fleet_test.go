@@ -22,7 +22,8 @@ type nodeSetup struct {
 type setup struct {
 	Latency []time.Duration // of each token: as many as there are tokens
 	Nodes   []nodeSetup
-	Eager   bool // the broken variant: activation at once
+	Eager   bool          // the broken variant: activation at once
+	Hold    time.Duration // outageHold of every node
 }
 
 // fleet is a cluster. One goroutine drives it, in a bubble; the plugins run beside it.
@@ -55,7 +56,7 @@ func newFleet(pair *net.UnixConn, dir string, s setup) (*fleet, error) {
 		w.tokens = append(w.tokens, &hsm{name: fmt.Sprintf("token %d", i), latency: latency, keys: map[envelope.KeyID]*key{}})
 	}
 	for i, setup := range s.Nodes {
-		n := &node{name: fmt.Sprintf("node %d", i), clock: &wallClock{}, refresh: setup.Refresh, eager: s.Eager}
+		n := &node{name: fmt.Sprintf("node %d", i), clock: &wallClock{}, refresh: setup.Refresh, eager: s.Eager, limit: s.Hold, booted: w.start}
 		n.clock.set(setup.Skew)
 		for _, t := range setup.Tokens {
 			n.links = append(n.links, newLink(w.tokens[t]))

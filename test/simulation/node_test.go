@@ -13,6 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold"
 )
 
 // wallClock is a node's: the bubble's time, and how far the node is off.
@@ -63,6 +64,16 @@ type node struct {
 
 	eager bool // the broken variant: every key counts as due at once
 
+	limit     time.Duration // outageHold; 0: off
+	booted    time.Time
+	suspended atomic.Int64    // nanoseconds that the machine stood still
+	hold      *hold.Hold      // of the plugin that runs; nil: it has none
+	seen      map[string]bool // what its plugins have sealed or opened, by ciphertext
+
+	mu     sync.Mutex
+	events []hold.Event // of all its plugins
+	before int          // of them, of those before the one that runs
+
 	stop    func() // nil: the plugin does not run
 	started time.Time
 	conn    *grpc.ClientConn
@@ -86,7 +97,15 @@ func (n *node) start(w *wire) error {
 	ring := envelope.NewRing(envelope.RingConfig{
 		Name: ringName, Profile: envelope.AESGCM, Floor: proven.Key, Now: now, Grace: deferGrace, AbsentAfter: absentAfter,
 	}, n.links)
+	n.hold, n.before = nil, len(n.events)
+	if n.limit > 0 {
+		n.hold = hold.New(hold.Config{
+			Ring: ring, StateDir: n.state, Limit: n.limit, CallTimeout: callTimeout, Now: n.clock.now, Boot: n.boot, BootID: "boot",
+			Record: func(_ context.Context, e hold.Event) { n.record(e) },
+		})
+	}
 	plugin := kmsplugin.New(kmsplugin.Options{
+		Hold: n.hold,
 		Ring: nodeRing{ring, n.clock}, StateDir: n.state, Proven: proven, RefreshInterval: n.refresh,
 		Random: func(d time.Duration) time.Duration { return d / 3 }, // a run is the plan's alone
 	})
@@ -106,6 +125,20 @@ func (n *node) start(w *wire) error {
 		n.stop, n.client = nil, nil
 	}
 	return nil
+}
+
+// callTimeout is that of every token, for the hold alone: the simulated tokens have none.
+const callTimeout = 2 * time.Second
+
+// boot is CLOCK_BOOTTIME.
+func (n *node) boot() time.Duration { return time.Hour + time.Since(n.booted) + n.stoodStill() }
+
+func (n *node) stoodStill() time.Duration { return time.Duration(n.suspended.Load()) }
+
+func (n *node) record(e hold.Event) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.events = append(n.events, e)
 }
 
 // apiServerTimeout is kube-apiserver's default for a call.

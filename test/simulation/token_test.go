@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -99,6 +100,15 @@ type link struct {
 	stalled    bool // the ring cannot be read, and keys can be used: finding objects is slow, or refused for a while
 	known      map[envelope.KeyID]envelope.Key
 	changed    time.Time // when up or stalled changed last
+	refused    error     // why the way is cut; nil: the token cannot be reached
+	fault      fault
+	calls      int // of operations with a key
+}
+
+// fault is a brown-out of a way to a token.
+type fault struct {
+	slow  time.Duration // what each operation takes more
+	fails int           // of ten operations
 }
 
 var errStalled = fmt.Errorf("reading the keys: %w", envelope.ErrBusy)
@@ -112,7 +122,7 @@ func newLink(h *hsm) *link {
 func (l *link) setUp(up bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.changed = time.Now()
+	l.changed, l.refused = time.Now(), nil
 	switch {
 	case !up:
 		l.generation = 0
@@ -120,6 +130,31 @@ func (l *link) setUp(up bool) {
 		l.connects++
 		l.generation, l.known = l.connects, l.hsm.list()
 	}
+}
+
+// refuse cuts the way because the token refuses the PIN.
+func (l *link) refuse(why error) {
+	l.setUp(false)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refused = why
+}
+
+func (l *link) setFault(f fault) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fault, l.changed = f, time.Now()
+}
+
+// begin is what an operation with a key meets.
+func (l *link) begin() (takes time.Duration, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.calls++
+	if l.calls*7%10 < l.fault.fails {
+		err = fmt.Errorf("token %s: %w: CKR_GENERAL_ERROR", l.hsm.name, envelope.ErrUnavailable)
+	}
+	return l.hsm.latency + l.fault.slow, err
 }
 
 func (l *link) setStalled(stalled bool) {
@@ -144,8 +179,10 @@ func (l *link) Generation() uint64 {
 }
 
 func (l *link) Problem() error {
-	if l.Generation() == 0 {
-		return fmt.Errorf("token %s: %w", l.hsm.name, envelope.ErrUnavailable)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.generation == 0 {
+		return fmt.Errorf("token %s: %w", l.hsm.name, cmp.Or(l.refused, envelope.ErrUnavailable))
 	}
 	return nil
 }
@@ -174,12 +211,16 @@ func (l *link) use(ctx context.Context, id envelope.KeyID) (*key, error) {
 	if err := l.Problem(); err != nil {
 		return nil, err
 	}
-	timer := time.NewTimer(l.hsm.latency)
+	takes, failure := l.begin()
+	timer := time.NewTimer(takes)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-timer.C:
+	}
+	if failure != nil {
+		return nil, failure
 	}
 	if l.Generation() != began {
 		return nil, fmt.Errorf("token %s: %w: cut off in a call", l.hsm.name, envelope.ErrUnavailable)

@@ -40,9 +40,11 @@ type node struct {
 
 // planeOptions say how a plane differs from one with a token for all, a key, and Secrets that are encrypted.
 type planeOptions struct {
-	apart     bool     // each node's token is a copy of the first's
-	resources []string // to encrypt
-	args      []string // more flags for the API servers
+	apart     bool                              // each node's token is a copy of the first's
+	resources []string                          // to encrypt
+	args      []string                          // more flags for the API servers
+	extra     string                            // more lines of the plugins' configuration
+	module    func(token *softhsm.Token) string // that a node's plugin loads; nil: the token's own
 	create    func(p *plane, n *node)
 }
 
@@ -83,8 +85,13 @@ func newPlaneWith(t *testing.T, opts planeOptions) *plane {
 				t.Fatal(err)
 			}
 		}
+		if opts.module != nil {
+			own := *n.token
+			own.Module = opts.module(n.token)
+			n.token = &own
+		}
 		n.plugin, err = plugin.New(plugin.Options{
-			Bin: bin.HSMKMS, Dir: filepath.Join(dir, n.name), Token: n.token, HTTP: n.http, Extra: quick,
+			Bin: bin.HSMKMS, Dir: filepath.Join(dir, n.name), Token: n.token, HTTP: n.http, Extra: quick + "\n" + opts.extra,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -12,8 +12,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 GO=${GO:-go}
 
-# Start, read, write, the plugin away and back, limits, a rotation on three nodes; what etcd holds, and its migration.
-core='^(TestSecretThroughTheAPI|TestAPIServerStartsBeforePlugin|TestPluginRestartsWhileAPIServerServes|TestPluginDownTurnsReadyzRed|TestLimitsOfTheAPIServer|TestRotationOnThreeNodes|TestEvidence|TestMigrate)$'
+# Start, read, write, the plugin away and back, limits, a rotation on three nodes, an outage hold; what etcd holds, and its migration.
+core='^(TestSecretThroughTheAPI|TestAPIServerStartsBeforePlugin|TestPluginRestartsWhileAPIServerServes|TestPluginDownTurnsReadyzRed|TestLimitsOfTheAPIServer|TestRotationOnThreeNodes|TestHold|TestEvidence|TestMigrate)$'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

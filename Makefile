@@ -60,11 +60,11 @@ bench: need build ## latency, rate and what is held, against the bare token and 
 	@bin/bench -bin bin/hsm-kms -time $(BENCH_TIME) -ops $(BENCH_OPS)
 	@GO=$(GO) test/tools/benchstat.sh bin/bench-results
 
-bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets: time and memory
+bench-evidence: need build tools ## etcd report and verify over BENCH_OBJECTS (1,000,000) Secrets, and etcd migrate: time and memory
 	@$(GO) build -o bin/bench-evidence ./test/bench/evidence
 	@exec bin/bench-evidence -bin bin/hsm-kms -objects $(BENCH_OBJECTS)
 
-bench-apiserver: need build tools ## a kube-apiserver's start, list, create and get with hsm-kms, aescbc and nothing; QUICK=1 for a look
+bench-apiserver: need build tools ## a kube-apiserver's start, list, create and get with hsm-kms, HSM there and away, aescbc and nothing; QUICK=1 for a look
 	@$(GO) build -o bin/bench-apiserver ./test/bench/apiserver
 	@exec bin/bench-apiserver -bin bin/hsm-kms $(if $(QUICK),-quick)
 

@@ -40,27 +40,12 @@ func TestRatiosAreMadeWithinARound(t *testing.T) {
 	}
 }
 
-func TestLimits(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		l     *limit
-		value float64
-		keeps bool
-	}{
-		{atMost(2), 2, true}, {atMost(2), 2.1, false}, {below(2), 2, false}, {below(2), 1.9, true}, {atLeast(2), 2, true}, {atLeast(2), 1.9, false},
-	} {
-		if got := tc.l.keeps(tc.value); got != tc.keeps {
-			t.Errorf("%v %s %v is %v", tc.value, tc.l.sign, tc.l.bound, got)
-		}
-	}
-}
-
 func TestResultsAreForPeopleAndForBenchstat(t *testing.T) {
 	t.Parallel()
 	results := &table{measured: samples()}
-	results.figure("start, SoftHSM", 400, "ms", below(300))
-	results.figure("told only", 1, "s", nil)
-	if got := results.missed(); got != 1 {
+	results.Figure("start, SoftHSM", 400, "ms", measure.Below(300))
+	results.Figure("told only", 1, "s", nil)
+	if got := results.Missed(); got != 1 {
 		t.Errorf("%d limits missed, want 1", got)
 	}
 	dir := filepath.Join(t.TempDir(), "results")

@@ -31,7 +31,7 @@ func callsPerOperation(ctx context.Context, s *subject, t *table) error {
 			return err
 		}
 		calls := float64(s.fault.TotalCalls()-before) / ops
-		t.figure("PKCS#11 calls per "+op+", "+s.profile, calls, "calls", atMost(2))
+		t.Figure("PKCS#11 calls per "+op+", "+s.profile, calls, "calls", measure.AtMost(2))
 	}
 	return nil
 }
@@ -43,22 +43,22 @@ func idleCalls(ctx context.Context, s *subject, t *table) error {
 	if _, err := s.client.measure(ctx, opStatus, load{Clients: 8, Ops: asked}); err != nil {
 		return err
 	}
-	t.figure(fmt.Sprintf("HSM crypto calls while Status is asked %d times", asked), float64(keyUses(s.fault)-uses), "calls", atMost(0))
-	t.figure("all PKCS#11 calls meanwhile", float64(s.fault.TotalCalls()-all), "calls", atMost(0))
+	t.Figure(fmt.Sprintf("HSM crypto calls while Status is asked %d times", asked), float64(keyUses(s.fault)-uses), "calls", measure.AtMost(0))
+	t.Figure("all PKCS#11 calls meanwhile", float64(s.fault.TotalCalls()-all), "calls", measure.AtMost(0))
 	return nil
 }
 
 // sessions counts them: after the start, and under twice as many clients as there may be sessions.
 func sessions(ctx context.Context, s *subject, t *table) error {
-	t.figure("sessions after the start, none at work", float64(s.fault.OpenSessions()), "sessions", atMost(2))
+	t.Figure("sessions after the start, none at work", float64(s.fault.OpenSessions()), "sessions", measure.AtMost(2))
 	s.fault.ResetCounters()
 	s.delay(time.Millisecond)
 	defer s.delay(0)
 	if _, err := s.client.measure(ctx, opEncrypt, load{Clients: 2 * manySessions, Ops: 40 * manySessions}); err != nil {
 		return err
 	}
-	t.figure(fmt.Sprintf("most sessions with %d clients and maxSessions %d (one more is for login)", 2*manySessions, manySessions),
-		float64(s.fault.MaxOpenSessions()), "sessions", atMost(manySessions+1))
+	t.Figure(fmt.Sprintf("most sessions with %d clients and maxSessions %d (one more is for login)", 2*manySessions, manySessions),
+		float64(s.fault.MaxOpenSessions()), "sessions", measure.AtMost(manySessions+1))
 	return nil
 }
 
@@ -90,8 +90,8 @@ func statusWhileHung(ctx context.Context, s *subject, t *table) error {
 	if err != nil {
 		return fmt.Errorf("asking for Status while the HSM hangs: %w", err)
 	}
-	t.figure("Status p50 while the HSM hangs", milliseconds(got.P50), "ms", nil)
-	t.figure("Status p99 while the HSM hangs", milliseconds(got.P99), "ms", below(5))
+	t.Figure("Status p50 while the HSM hangs", milliseconds(got.P50), "ms", nil)
+	t.Figure("Status p99 while the HSM hangs", milliseconds(got.P99), "ms", measure.Below(5))
 	return nil
 }
 
@@ -120,7 +120,7 @@ func coldStart(ctx context.Context, s *subject, deks int, delay time.Duration, t
 		if err != nil {
 			return err
 		}
-		t.figure(fmt.Sprintf("cold start: %d DEKs, %s more per call, %s", deks, delay, counted(clients, "client")), got.Elapsed.Seconds(), "s", nil)
+		t.Figure(fmt.Sprintf("cold start: %d DEKs, %s more per call, %s", deks, delay, counted(clients, "client")), got.Elapsed.Seconds(), "s", nil)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func run() error {
 	flag.IntVar(&o.rounds, "rounds", 9, "how many rounds of turns; those with a slow token are a third of it")
 	flag.IntVar(&o.ops, "ops", 1_000_000, "how many operations the memory is measured over")
 	flag.IntVar(&o.deks, "deks", 2000, "how many DEKs a cold start opens")
-	flag.StringVar(&o.parts, "parts", "fast,starts,slow,held", "which `parts` to measure: ratios to N and R; starts; a slow token and counts; what the processes hold")
+	flag.StringVar(&o.parts, "parts", "fast,starts,slow,held,growth", "which `parts` to measure: ratios to N and R; starts; a slow token and counts; what the processes hold; growth with keys, tokens, sessions and connections")
 	flag.BoolVar(&o.strict, "strict", false, "exit 1 when a limit is missed")
 	flag.StringVar(&o.role, "role", "", "internal: what this process is")
 	flag.StringVar(&o.who, "who", "", "internal")
@@ -90,11 +90,11 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := w.startEmpty(ctx); err != nil {
 		return err
 	}
-	parts := map[string]func(context.Context, *table) error{"fast": w.fast, "starts": w.starts, "slow": w.slow, "held": w.held}
+	parts := map[string]func(context.Context, *table) error{"fast": w.fast, "starts": w.starts, "slow": w.slow, "held": w.held, "growth": w.growth}
 	for name := range strings.SplitSeq(o.parts, ",") {
 		part := parts[name]
 		if part == nil {
-			return fmt.Errorf("-parts: there is no part %q; there are fast, starts, slow and held", name)
+			return fmt.Errorf("-parts: there is no part %q; there are fast, starts, slow, held and growth", name)
 		}
 		if err := part(ctx, t); err != nil {
 			return err
@@ -108,7 +108,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	fmt.Printf("\nresults: %s\n", path)
-	if n := t.missed(); n > 0 {
+	if n := t.Missed(); n > 0 {
 		fmt.Printf("%s missed\n", counted(n, "limit"))
 		if o.strict {
 			return errors.New("a limit was missed")

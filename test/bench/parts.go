@@ -32,7 +32,7 @@ func (w *rig) fast(ctx context.Context, t *table) error {
 		return err
 	}
 	if after, _ := measure.CPUNow(w.pids()...); known {
-		t.figure("processors used by others during these rounds (above 10 the ratios tell of the machine, too)", measure.Others(before, after), "percent", nil)
+		t.Figure("processors used by others during these rounds (above 10 the ratios tell of the machine, too)", measure.Others(before, after), "percent", nil)
 	}
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
@@ -51,7 +51,7 @@ func (w *rig) fast(ctx context.Context, t *table) error {
 // judge tells the ratios of the plugin, which are judged, and of those beside it.
 func (t *table) judge(profile, op string) {
 	for _, who := range append([]string{whoPlugin}, beside...) {
-		bound := func(l *limit) *limit {
+		bound := func(l *measure.Limit) *measure.Limit {
 			if who != whoPlugin {
 				return nil
 			}
@@ -64,9 +64,9 @@ func (t *table) judge(profile, op string) {
 			continue
 		}
 		what := fmt.Sprintf("%s, %s, %s, ", who, profile, op)
-		t.figure(what+"p50 with 1 client", at(1, latencyRatio), "x (N + R)", bound(atMost(1.35)))
-		t.figure(what+"rate with 8 clients", at(8, rateRatio), "of 1/(1/N + 1/R)", bound(atLeast(0.92)))
-		t.figure(what+"rate with 32 clients", at(32, rateRatio), "of 1/(1/N + 1/R)", bound(atLeast(0.88)))
+		t.Figure(what+"p50 with 1 client", at(1, latencyRatio), "x (N + R)", bound(measure.AtMost(1.35)))
+		t.Figure(what+"rate with 8 clients", at(8, rateRatio), "of 1/(1/N + 1/R)", bound(measure.AtLeast(0.92)))
+		t.Figure(what+"rate with 32 clients", at(32, rateRatio), "of 1/(1/N + 1/R)", bound(measure.AtLeast(0.88)))
 	}
 }
 
@@ -118,8 +118,8 @@ func (w *rig) slow(ctx context.Context, t *table) error {
 	for _, s := range subjects {
 		for _, op := range []string{opEncrypt, opDecrypt} {
 			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, judgedDelay} }
-			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", atMost(10.7))
-			t.figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", atLeast(3000))
+			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", measure.AtMost(10.7))
+			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", measure.AtLeast(3000))
 		}
 	}
 	return w.coldAndHung(ctx, gcm, t)

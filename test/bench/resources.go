@@ -86,12 +86,12 @@ func memory(ctx context.Context, s *subject, ops int, t *table) error {
 		}
 		t.resources(step*ops/steps, now)
 	}
-	t.figure(fmt.Sprintf("RssAnon of the plugin and its worker over %d operations, a tenth of them failed Decrypts", ops), most.AnonMiB, "MiB", below(48))
-	t.figure("RssAnon, growth over the last 8 tenths of them", most.AnonMiB-settled.AnonMiB, "MiB", below(2))
-	t.figure("descriptors, growth over the same", float64(most.Files-settled.Files), "fds", atMost(0))
-	t.figure("threads, growth over the same", float64(most.Threads-settled.Threads), "threads", atMost(4))
-	t.figure(fmt.Sprintf("most sessions over all of them, maxSessions %d (one more is for login)", usualSessions),
-		float64(s.fault.MaxOpenSessions()), "sessions", atMost(usualSessions+1))
+	t.Figure(fmt.Sprintf("RssAnon of the plugin and its worker over %d operations, a tenth of them failed Decrypts", ops), most.AnonMiB, "MiB", measure.Below(48))
+	t.Figure("RssAnon, growth over the last 8 tenths of them", most.AnonMiB-settled.AnonMiB, "MiB", measure.Below(2))
+	t.Figure("descriptors, growth over the same", float64(most.Files-settled.Files), "fds", measure.AtMost(0))
+	t.Figure("threads, growth over the same", float64(most.Threads-settled.Threads), "threads", measure.AtMost(4))
+	t.Figure(fmt.Sprintf("most sessions over all of them, maxSessions %d (one more is for login)", usualSessions),
+		float64(s.fault.MaxOpenSessions()), "sessions", measure.AtMost(usualSessions+1))
 	return nil
 }
 
@@ -172,6 +172,6 @@ func startUp(ctx context.Context, s *subject, t *table) error {
 		}
 		took = append(took, milliseconds(d))
 	}
-	t.figure("start to first answer, SoftHSM, "+s.profile, measure.Median(took), "ms", below(300))
+	t.Figure("start to first answer, SoftHSM, "+s.profile, measure.Median(took), "ms", measure.Below(300))
 	return nil
 }

@@ -28,15 +28,16 @@ func save(t *table, dir string) (path string, err error) {
 func writeBenchmarks(out io.Writer, t *table) error {
 	var b strings.Builder
 	b.WriteString(measure.Heading("test/bench"))
-	b.WriteString("Unit ops/s better=higher\nUnit rate-ratio better=higher\nUnit p50-ratio better=lower\nUnit value better=lower\n")
+	b.WriteString("Unit ops/s better=higher\nUnit rate-ratio better=higher\nUnit p50-ratio better=lower\n")
 	for _, who := range append([]string{whoN, whoR, whoPlugin}, beside...) {
 		for _, p := range t.points(who) {
 			writePoint(&b, t, p)
 		}
 	}
-	for _, f := range t.figures {
-		fmt.Fprintf(&b, "BenchmarkFigure/%s 1 %g value\n", measure.Joined(f.what+" in "+f.unit), f.value)
+	for _, line := range t.growthLines {
+		b.WriteString(line + "\n")
 	}
+	t.Benchmarks(&b)
 	_, err := io.WriteString(out, b.String())
 	return err
 }

@@ -69,13 +69,13 @@ func startsAt(ctx context.Context, s *subject, keys int, delay time.Duration, t 
 		}
 		took = append(took, milliseconds(d))
 	}
-	var bound *limit
+	var bound *measure.Limit
 	if keys == 20 && delay == 20*time.Millisecond {
-		bound = below(1200)
+		bound = measure.Below(1200)
 	}
 	name := fmt.Sprintf("start to first good Status, %s, %s per call", counted(keys, "key"), delay)
-	t.figure(name, measure.Median(took), "ms", bound)
-	t.figure("the same: PKCS#11 calls", float64(calls), "calls", nil)
+	t.Figure(name, measure.Median(took), "ms", bound)
+	t.Figure("the same: PKCS#11 calls", float64(calls), "calls", nil)
 	return nil
 }
 

@@ -11,44 +11,15 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
-// limit is what a figure must keep to.
-type limit struct {
-	sign  string
-	bound float64
-}
-
-func atMost(bound float64) *limit  { return &limit{"<=", bound} }
-func below(bound float64) *limit   { return &limit{"<", bound} }
-func atLeast(bound float64) *limit { return &limit{">=", bound} }
-
-func (l *limit) keeps(value float64) bool {
-	switch l.sign {
-	case "<":
-		return value < l.bound
-	case "<=":
-		return value <= l.bound
-	}
-	return value >= l.bound
-}
-
-// figure is one number with a name.
-type figure struct {
-	what  string
-	value float64
-	unit  string
-	limit *limit // nil: told, and not judged
-}
-
 // table is what comes out, in the order in which it came in. It is used by one goroutine.
 type table struct {
+	measure.Figures
 	measured rounds
-	figures  []figure
 	held     [][]string // of the process, over many operations
-	notes    []string
-}
-
-func (t *table) figure(what string, value float64, unit string, l *limit) {
-	t.figures = append(t.figures, figure{what, value, unit, l})
+	grown    [][]string // rows of growthHeading
+	// growthLines are the same for benchstat.
+	growthLines []string
+	notes       []string
 }
 
 func (t *table) note(text string) { t.notes = append(t.notes, text) }
@@ -57,23 +28,13 @@ func (t *table) resources(ops int, r resources) {
 	t.held = append(t.held, []string{fmt.Sprint(ops), fmt.Sprintf("%.1f", r.AnonMiB), fmt.Sprint(r.Threads), fmt.Sprint(r.Files), fmt.Sprint(r.Sessions)})
 }
 
-// missed counts the figures that do not keep to their limits.
-func (t *table) missed() int {
-	n := 0
-	for _, f := range t.figures {
-		if f.limit != nil && !f.limit.keeps(f.value) {
-			n++
-		}
-	}
-	return n
-}
-
 // write writes all of it as tables for people, each line after prefix.
 func (t *table) write(out io.Writer, prefix string) error {
 	var text strings.Builder
 	measure.Section(&text, "", t.operations())
 	measure.Section(&text, "What the process holds over many operations", append([][]string{{"operations", "RssAnon MiB", "threads", "descriptors", "sessions"}}, t.held...))
-	measure.Section(&text, "Figures and their limits", t.judged())
+	measure.Section(&text, "How it grows, one thing at a time", append([][]string{growthHeading()}, t.grown...))
+	t.Judged(&text)
 	for _, note := range t.notes {
 		fmt.Fprintf(&text, "\nnote: %s\n", note)
 	}
@@ -124,21 +85,6 @@ func ratio(perRound []float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.2f", measure.Median(perRound))
-}
-
-func (t *table) judged() [][]string {
-	rows := [][]string{{"figure", "value", "limit", ""}}
-	for _, f := range t.figures {
-		bound, verdict := "", ""
-		if f.limit != nil {
-			bound, verdict = fmt.Sprintf("%s %s", f.limit.sign, measure.Number(f.limit.bound)), "PASS"
-			if !f.limit.keeps(f.value) {
-				verdict = "MISS"
-			}
-		}
-		rows = append(rows, []string{f.what, measure.Number(f.value) + " " + f.unit, bound, verdict})
-	}
-	return rows
 }
 
 // points are those measured of one of the three, in the table's order.

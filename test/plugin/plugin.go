@@ -149,6 +149,10 @@ type Status struct {
 	Healthz string `json:"healthz"`
 	KeyID   string `json:"keyID"`
 	Error   string `json:"error"`
+	Hold    struct {
+		Armed   bool `json:"armed"`
+		Holding bool `json:"holding"`
+	} `json:"hold"` // zero while outageHold is off
 }
 
 // Status asks the running plugin. An answer that is not healthy is an *ExitError with code 1, beside what it says.

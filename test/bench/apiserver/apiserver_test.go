@@ -93,6 +93,28 @@ func TestMinor(t *testing.T) {
 	}
 }
 
+// The limit is that of an API server with 200 DEKs whose HSM is away.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	results := &table{variants: []string{none, aescbc}, measured: map[string][]turn{}}
+	for _, n := range []int{200, 2000} {
+		results.variants = append(results.variants, fmt.Sprintf("hsm-kms, %d DEKs, 0 ms", n), fmt.Sprintf("hsm-kms, %d DEKs%s", n, awayName))
+	}
+	for _, v := range results.variants {
+		took := time.Second
+		if v != none && v != aescbc {
+			took = 2 * time.Second
+		}
+		results.measured[v] = []turn{{Ready: took, List: took}}
+	}
+	results.judge()
+	var text strings.Builder
+	results.Judged(&text)
+	if got := results.Missed(); got != 1 || strings.Count(text.String(), "MISS") != 1 || len(results.Figures) != 16 {
+		t.Errorf("%d limits missed:\n%s", got, text.String())
+	}
+}
+
 // What is put into etcd must be what the configuration beside it can read.
 func TestStoresHoldWhatTheirConfigurationReads(t *testing.T) {
 	t.Parallel()

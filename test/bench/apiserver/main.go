@@ -1,8 +1,8 @@
 // Command apiserver measures hsm-kms where it is used, inside a real kube-apiserver with a real etcd, beside the same
 // API server without encryption and with aescbc: `make bench-apiserver`.
 //
-// There are three stores, each an etcd of its own that holds the same Secrets: in plain, under aescbc, and under DEKs
-// that the plugin has wrapped, as many as an API server leaves behind by so many starts. They are written as the API
+// There are four stores, each an etcd of its own that holds the same Secrets: in plain, under aescbc, and under 200 and 2,000
+// DEKs that the plugin has wrapped, as many as an API server leaves behind by so many starts. They are written as the API
 // server would write them (package kubestore), because 200 starts would take half an hour.
 //
 // A turn is one life of an API server on one store: its start until /readyz is green, the first list of all Secrets,
@@ -11,7 +11,8 @@
 // other work on the machine meets all of them alike.
 //
 // The plugin stands before a PKCS#11 module that counts calls and makes each one take so much longer (package faultp11),
-// with SoftHSM behind it.
+// with SoftHSM behind it. A second plugin on the same token has an outage hold, is armed, and then loses its HSM for the whole
+// run: that is the HSM being away.
 package main
 
 import (
@@ -22,6 +23,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
@@ -39,11 +43,33 @@ type options struct {
 	measure.Flags
 	rounds  int
 	secrets int
-	deks    int
+	deks    deks
 	keys    int
 	size    int
 	ops     int
 	quick   bool
+}
+
+// deks are numbers of DEKs.
+type deks []int
+
+func (d *deks) String() string { return strings.Trim(fmt.Sprint([]int(*d)), "[]") }
+
+func (d *deks) Set(text string) error {
+	*d = nil
+	for number := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return fmt.Errorf("%q is no number", number)
+		}
+		*d = append(*d, n)
+	}
+	return nil
+}
+
+// outside reports whether one of them is not between 1 and most.
+func (d deks) outside(most int) bool {
+	return slices.ContainsFunc(d, func(n int) bool { return n < 1 || n > most })
 }
 
 func main() {
@@ -58,7 +84,8 @@ func run() error {
 	o.Register()
 	flag.IntVar(&o.rounds, "rounds", 6, "how many rounds of turns; benchstat wants six at least")
 	flag.IntVar(&o.secrets, "secrets", 5000, "how many Secrets there are")
-	flag.IntVar(&o.deks, "deks", 200, "under how many DEKs")
+	o.deks = deks{200, 2000}
+	flag.Var(&o.deks, "deks", "under how many DEKs: one store for each of these `numbers`; the limit is that of 200")
 	flag.IntVar(&o.keys, "keys", 1, "how many keys there are in the ring; the DEKs are under the newest")
 	flag.IntVar(&o.size, "size", 1000, "bytes of data in each Secret")
 	flag.IntVar(&o.ops, "ops", 300, "how many Secrets one client creates and reads in a turn; 8 clients do three times as many")
@@ -67,8 +94,8 @@ func run() error {
 	switch {
 	case flag.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q: there are only flags (-h lists them)", flag.Arg(0))
-	case o.rounds < 1 || o.secrets < 1 || o.keys < 1 || o.deks < 1 || o.deks > o.secrets || o.size < 1 || o.size > 500_000 || o.ops < 1:
-		return errors.New("-rounds, -secrets, -deks, -keys, -size and -ops must be positive, -deks at most -secrets, -size at most 500000")
+	case o.rounds < 1 || o.secrets < 1 || o.keys < 1 || o.deks.outside(o.secrets) || o.size < 1 || o.size > 500_000 || o.ops < 1:
+		return errors.New("-rounds, -secrets, -deks, -keys, -size and -ops must be positive, no number of -deks above -secrets, -size at most 500000")
 	}
 	if o.quick {
 		o.rounds = 1
@@ -102,6 +129,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := w.rounds(ctx, t); err != nil {
 		return err
 	}
+	t.judge()
 	if err := t.write(os.Stdout, ""); err != nil {
 		return err
 	}

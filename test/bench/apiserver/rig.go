@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/miekg/pkcs11"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -35,9 +36,9 @@ type variant struct {
 	store *store
 	// server is shared by variants on one store, which differ in the delay.
 	server *kube.Cluster
-	kms    bool
 	delay  time.Duration // added to each PKCS#11 call
 	boot   bool          // the plugin starts at the same moment, as on a node that boots
+	away   bool          // the HSM is away, and the plugin is that with the outage hold
 }
 
 // rig is what is measured: token, plugin, etcds and API servers in one folder, which goes with it. It is used by one
@@ -46,8 +47,10 @@ type rig struct {
 	options  *options
 	programs kubebin.Set
 	dir      string
+	token    *softhsm.Token
 	plugin   *plugin.Plugin
 	fault    *faultp11.Module
+	hold     *plugin.Plugin // on its outage hold
 	stores   []*store
 	variants []variant
 	ends     []func() error
@@ -81,40 +84,37 @@ func (w *rig) start(ctx context.Context) error {
 	if err := w.startPlugin(ctx); err != nil {
 		return err
 	}
-	deks, err := makeDEKs(ctx, w.plugin.Socket(), w.options.deks)
-	if err != nil {
-		return err
-	}
 	cbc, err := cbcStore()
 	if err != nil {
 		return err
 	}
-	for _, s := range []*store{plainStore(), cbc, kmsStore(deks)} {
+	stores := []*store{plainStore(), cbc}
+	for _, n := range w.options.deks {
+		deks, err := makeDEKs(ctx, w.plugin.Socket(), n)
+		if err != nil {
+			return err
+		}
+		stores = append(stores, kmsStore(deks))
+	}
+	for _, s := range stores {
 		if err := w.startStore(ctx, s); err != nil {
 			return err
 		}
 	}
-	tell("three stores of %d Secrets, %d DEKs", w.options.secrets, w.options.deks)
+	if err := w.startHold(ctx); err != nil {
+		return err
+	}
+	tell("%d stores of %d Secrets, with %s DEKs", len(stores), w.options.secrets, &w.options.deks)
 	return w.startVariants(ctx)
 }
 
-func (w *rig) startPlugin(ctx context.Context) error {
+func (w *rig) startPlugin(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	token, err := softhsm.New(ctx, filepath.Join(w.dir, "t"), "bench", "")
-	if err != nil {
+	if w.token, err = softhsm.New(ctx, filepath.Join(w.dir, "t"), "bench", ""); err != nil {
 		return err
 	}
-	dir := filepath.Join(w.dir, "f")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making a folder: %w", err)
-	}
-	if w.fault, err = faultp11.Install(dir, token.Module, faultp11.Options{}); err != nil {
-		return err
-	}
-	token.Module = w.fault.Path()
-	w.plugin, err = plugin.New(plugin.Options{Bin: w.options.Bin, Dir: filepath.Join(w.dir, "p"), Token: token, Extra: quiet})
-	if err != nil {
+	if w.plugin, w.fault, err = w.newPlugin("p", quiet); err != nil {
 		return err
 	}
 	if _, err := w.plugin.CreateKey(ctx); err != nil {
@@ -130,10 +130,65 @@ func (w *rig) startPlugin(ctx context.Context) error {
 	return err
 }
 
+// newPlugin makes a plugin on the token, behind a faulty module of its own.
+func (w *rig) newPlugin(name, extra string) (*plugin.Plugin, *faultp11.Module, error) {
+	dir := filepath.Join(w.dir, name+"-module")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("making a folder: %w", err)
+	}
+	fault, err := faultp11.Install(dir, w.token.Module, faultp11.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	token := *w.token
+	token.Module = fault.Path()
+	p, err := plugin.New(plugin.Options{Bin: w.options.Bin, Dir: filepath.Join(w.dir, name), Token: &token, Extra: extra})
+	return p, fault, err
+}
+
+// startHold starts the other plugin, has it open all DEKs, and takes its HSM away when its hold is armed.
+func (w *rig) startHold(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var fault *faultp11.Module
+	var err error
+	if w.hold, fault, err = w.newPlugin("h", "probeInterval: 1s\noutageHold: 24h\n"); err != nil {
+		return err
+	}
+	w.atEnd(func() error { return w.hold.Stop() })
+	if _, err := w.hold.Start(ctx); err != nil {
+		return err
+	}
+	for _, s := range w.stores {
+		if err := s.open(ctx, w.hold.Socket()); err != nil {
+			return err
+		}
+	}
+	if err := w.untilHold(ctx, "is armed", func(s plugin.Status) bool { return s.Hold.Armed }); err != nil {
+		return err
+	}
+	fault.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()
+	return w.untilHold(ctx, "answers", func(s plugin.Status) bool { return s.Hold.Holding })
+}
+
+func (w *rig) untilHold(ctx context.Context, what string, is func(plugin.Status) bool) error {
+	for tick := time.NewTicker(readyPoll); ; {
+		status, err := w.hold.Status(ctx)
+		if err == nil && is(status) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until the outage hold %s: %w (last: %+v, %w)", what, context.Cause(ctx), status, err)
+		case <-tick.C:
+		}
+	}
+}
+
 func (w *rig) startStore(ctx context.Context, s *store) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if s.members, err = kube.NewMembers(w.programs, filepath.Join(w.dir, "etcd-"+s.name), 1); err != nil {
+	if s.members, err = kube.NewMembers(w.programs, filepath.Join(w.dir, "etcd-"+measure.Joined(s.name)), 1); err != nil {
 		return err
 	}
 	w.atEnd(s.members.Stop)
@@ -146,11 +201,11 @@ func (w *rig) startStore(ctx context.Context, s *store) (err error) {
 	return s.fill(ctx, w.options.secrets, w.options.size)
 }
 
-// startVariants makes the variants. Those of the plugin differ in what a call of the HSM takes; one more has an API
-// server that decodes one object after the other, as all did by default before 1.37.
+// startVariants makes the variants. Those of the plugin differ in what a call of the HSM takes, and in whether there is one.
+// With the fewest DEKs, one more has an API server that decodes one object after the other, as all did by default before 1.37.
 func (w *rig) startVariants(ctx context.Context) error {
-	for _, s := range w.stores {
-		server, err := w.startServer(ctx, s, s.name)
+	for i, s := range w.stores {
+		server, err := w.startServer(ctx, s, s.name, w.plugin)
 		if err != nil {
 			return err
 		}
@@ -159,19 +214,30 @@ func (w *rig) startVariants(ctx context.Context) error {
 			continue
 		}
 		for _, delay := range []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond} {
-			w.variants = append(w.variants, variant{fmt.Sprintf("%s, %d ms", s.name, delay.Milliseconds()), s, server, true, delay, false})
+			w.variants = append(w.variants, variant{name: fmt.Sprintf("%s, %d ms", s.name, delay.Milliseconds()), store: s, server: server, delay: delay})
 		}
-		w.variants = append(w.variants, variant{s.name + ", 20 ms, both start", s, server, true, 20 * time.Millisecond, true})
+		away, err := w.startServer(ctx, s, s.name+" away", w.hold)
+		if err != nil {
+			return err
+		}
+		w.variants = append(w.variants, variant{name: s.name + awayName, store: s, server: away, away: true})
+		if i > 2 {
+			continue
+		}
+		w.variants = append(w.variants, variant{name: s.name + ", 20 ms, both start", store: s, server: server, delay: 20 * time.Millisecond, boot: true})
 		if w.options.quick || !w.decodesAtOnce(ctx) {
 			continue
 		}
-		if server, err = w.startServer(ctx, s, s.name+"-serial", "--feature-gates=ConcurrentWatchObjectDecode=false"); err != nil {
+		if server, err = w.startServer(ctx, s, s.name+" serial", w.plugin, "--feature-gates=ConcurrentWatchObjectDecode=false"); err != nil {
 			return err
 		}
-		w.variants = append(w.variants, variant{s.name + ", 20 ms, as up to 1.36", s, server, true, 20 * time.Millisecond, false})
+		w.variants = append(w.variants, variant{name: s.name + ", 20 ms, as up to 1.36", store: s, server: server, delay: 20 * time.Millisecond})
 	}
 	return nil
 }
+
+// awayName ends the names of variants without an HSM.
+const awayName = ", HSM away"
 
 // decodesAtOnce reports whether this API server decodes several objects of a watch at once unless told not to (the feature
 // ConcurrentWatchObjectDecode: there since 1.31, the default since 1.37).
@@ -188,11 +254,11 @@ func minor(version string) (n int) {
 }
 
 // startServer makes an API server on the store and lets it live once.
-func (w *rig) startServer(ctx context.Context, s *store, name string, args ...string) (*kube.Cluster, error) {
+func (w *rig) startServer(ctx context.Context, s *store, name string, kms *plugin.Plugin, args ...string) (*kube.Cluster, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	server, err := kube.New(kube.Options{
-		Bin: w.programs, Dir: filepath.Join(w.dir, name), Socket: w.plugin.Socket(), Etcd: s.members, Args: args,
+		Bin: w.programs, Dir: filepath.Join(w.dir, measure.Joined(name)), Socket: kms.Socket(), Etcd: s.members, Args: args,
 	})
 	if err != nil {
 		return nil, err
@@ -223,7 +289,7 @@ func (w *rig) startServer(ctx context.Context, s *store, name string, args ...st
 
 // pids are the processes that run between turns.
 func (w *rig) pids() []int {
-	pids := []int{w.plugin.Process().PID()}
+	pids := []int{w.plugin.Process().PID(), w.hold.Process().PID()}
 	for _, s := range w.stores {
 		pids = append(pids, s.members.PIDs()...)
 	}

@@ -30,6 +30,7 @@ type store struct {
 	providers []object
 	// seal makes of the i-th Secret what the API server would store under key.
 	seal func(ctx context.Context, i int, key string, plain []byte) ([]byte, error)
+	deks []*kubestore.DEK // nil: not encrypted by the plugin
 }
 
 // createdIn is the namespace of the Secrets that are created in a turn and deleted after it.
@@ -68,19 +69,18 @@ func cbcStore() (*store, error) {
 
 // kmsStore encrypts under the DEKs in turn, so that the first Secrets of a list have as many as there are.
 func kmsStore(deks []*kubestore.DEK) *store {
-	return &store{name: "hsm-kms", seal: func(_ context.Context, i int, key string, plain []byte) ([]byte, error) {
+	return &store{name: fmt.Sprintf("hsm-kms, %d DEKs", len(deks)), deks: deks, seal: func(_ context.Context, i int, key string, plain []byte) ([]byte, error) {
 		return deks[i%len(deks)].Value(key, plain)
 	}}
 }
 
 // makeDEKs has the plugin wrap n DEKs, as n API servers would at their start.
 func makeDEKs(ctx context.Context, socket string, n int) ([]*kubestore.DEK, error) {
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	api, end, err := connect(socket)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the plugin: %w", err)
+		return nil, err
 	}
-	defer conn.Close()
-	api := kmsapi.NewKeyManagementServiceClient(conn)
+	defer end()
 	var deks []*kubestore.DEK
 	for range n {
 		dek := &kubestore.DEK{Provider: kube.ProviderName, Plain: randomBytes(32)}
@@ -92,6 +92,29 @@ func makeDEKs(ctx context.Context, socket string, n int) ([]*kubestore.DEK, erro
 		deks = append(deks, dek)
 	}
 	return deks, nil
+}
+
+// open has another plugin open the store's DEKs: what a plugin with an outage hold has opened, it holds.
+func (s *store) open(ctx context.Context, socket string) error {
+	api, end, err := connect(socket)
+	if err != nil {
+		return err
+	}
+	defer end()
+	for _, dek := range s.deks {
+		if _, err := api.Decrypt(ctx, &kmsapi.DecryptRequest{Uid: "bench", KeyId: dek.KeyID, Ciphertext: dek.Wrapped}); err != nil {
+			return fmt.Errorf("having a DEK opened: %w", err)
+		}
+	}
+	return nil
+}
+
+func connect(socket string) (api kmsapi.KeyManagementServiceClient, end func(), err error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("connecting to the plugin: %w", err)
+	}
+	return kmsapi.NewKeyManagementServiceClient(conn), func() { _ = conn.Close() }, nil
 }
 
 // fill starts the store's etcd and writes n Secrets to it.

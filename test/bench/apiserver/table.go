@@ -20,8 +20,9 @@ const (
 	aescbc = "aescbc"
 )
 
-// table is all that was measured, by variant, in the order of the rounds.
+// table is all that was measured, by variant, in the order of the rounds, and the figures that are made of it.
 type table struct {
+	measure.Figures
 	options  options
 	machine  []string
 	others   string // of the processors' time
@@ -74,11 +75,39 @@ func (t *table) write(out io.Writer, prefix string) error {
 	for _, line := range t.machine {
 		fmt.Fprintln(&text, line)
 	}
-	fmt.Fprintf(&text, "%d rounds, %d Secrets of %d bytes, %d DEKs, keys in the ring: %d; %s; load %s at the end\n",
-		t.options.rounds, t.options.secrets, t.options.size, t.options.deks, t.options.keys, t.others, loadNow())
+	fmt.Fprintf(&text, "%d rounds, %d Secrets of %d bytes, keys in the ring: %d; %s; load %s at the end\n",
+		t.options.rounds, t.options.secrets, t.options.size, t.options.keys, t.others, loadNow())
 	measure.Section(&text, "Start of an API server (x: to no encryption, to aescbc)", t.starts())
 	measure.Section(&text, "Secrets created and read, from etcd (x: to no encryption, to aescbc)", t.steady())
+	t.Judged(&text)
 	return measure.WriteLines(out, prefix, text.String())
+}
+
+// limitedDEKs is the number of DEKs for which there is a limit.
+const limitedDEKs = 200
+
+// judge makes the figures: of each variant of the plugin to aescbc.
+func (t *table) judge() {
+	for _, v := range t.variants {
+		if v == none || v == aescbc {
+			continue
+		}
+		var bound *measure.Limit
+		if strings.HasPrefix(v, fmt.Sprintf("hsm-kms, %d DEKs", limitedDEKs)) && strings.HasSuffix(v, awayName) {
+			bound = measure.AtMost(1.1)
+		}
+		t.Figure("start, "+v, t.toCBC(v, ready), "x aescbc", bound)
+		t.Figure("first list, "+v, t.toCBC(v, list), "x aescbc", nil)
+		for _, k := range kinds() {
+			if k.clients == 1 {
+				t.Figure(k.op+" p50, "+v, t.toCBC(v, func(r turn) float64 { return float64(r.Loads[k].P50) }), "x aescbc", nil)
+			}
+		}
+	}
+}
+
+func (t *table) toCBC(variant string, f func(turn) float64) float64 {
+	return measure.Median(t.ratios(variant, aescbc, f))
 }
 
 func (t *table) starts() [][]string {
@@ -128,16 +157,21 @@ func (t *table) median(variant string, f func(turn) float64) float64 {
 
 // ratio shows the median over the rounds of the variant's figure over that of another in the same round.
 func (t *table) ratio(variant, to string, f func(turn) float64) string {
-	var values []float64
+	values := t.ratios(variant, to, f)
+	if len(values) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", measure.Median(values))
+}
+
+// ratios are made within each round.
+func (t *table) ratios(variant, to string, f func(turn) float64) (values []float64) {
 	for i, r := range t.measured[variant] {
 		if i < len(t.measured[to]) {
 			values = append(values, f(r)/f(t.measured[to][i]))
 		}
 	}
-	if len(values) == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f", measure.Median(values))
+	return values
 }
 
 // save writes the table, as comments, and every turn in Go's benchmark format, which benchstat compares.
@@ -159,6 +193,7 @@ func (t *table) save(out io.Writer) error {
 			fmt.Fprintf(&b, "BenchmarkSecretsHSM%s 1 %d calls\n", name, r.Steady)
 		}
 	}
+	t.Benchmarks(&b)
 	_, err := io.WriteString(out, b.String())
 	return err
 }

@@ -75,8 +75,8 @@ func (w *rig) turn(ctx context.Context, v variant, round int) (t turn, err error
 	if t.Filled, err = c.cacheFilled(ctx); err != nil {
 		return t, err
 	}
-	if v.kms && t.Decrypt < w.options.deks {
-		return t, fmt.Errorf("the HSM did %d Decrypts for a list under %d DEKs: what was measured is not what was meant", t.Decrypt, w.options.deks)
+	if !v.away && t.Decrypt < len(v.store.deks) {
+		return t, fmt.Errorf("the HSM did %d Decrypts for a list under %d DEKs: what was measured is not what was meant", t.Decrypt, len(v.store.deks))
 	}
 	before := w.fault.TotalCalls()
 	t.Loads = map[kind]measure.Sample{}

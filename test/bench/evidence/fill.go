@@ -22,14 +22,21 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// key is the etcd key of the i-th Secret; a few hundred share a namespace.
+// nameOf gives the namespace and name of the i-th Secret; a few hundred share a namespace.
+func nameOf(i int) (namespace, name string) {
+	return fmt.Sprintf("namespace-%05d", i/300), fmt.Sprintf("secret-%07d", i)
+}
+
+// key is its etcd key.
 func key(i int) string {
-	return fmt.Sprintf("/registry/secrets/namespace-%05d/secret-%07d", i/300, i)
+	namespace, name := nameOf(i)
+	return "/registry/secrets/" + namespace + "/" + name
 }
 
 // value is what the API server would store of it. DEKs take turns, as those of several API servers and months do.
 func (w *rig) value(i int, data []byte) ([]byte, error) {
-	plain, err := kubestore.Secret(fmt.Sprintf("namespace-%05d", i/300), fmt.Sprintf("secret-%07d", i), data)
+	namespace, name := nameOf(i)
+	plain, err := kubestore.Secret(namespace, name, data)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +54,7 @@ func (w *rig) fill(ctx context.Context) error {
 	for range 2 * runtime.GOMAXPROCS(0) {
 		writers.Go(func() {
 			for first := range firsts {
-				if err := w.put(ctx, first, min(first+batch, w.options.objects), data); err != nil {
+				if err := w.put(ctx, w.client, first, min(first+batch, w.options.objects), data); err != nil {
 					cancel(err)
 				}
 			}
@@ -68,7 +75,7 @@ func (w *rig) fill(ctx context.Context) error {
 	return nil
 }
 
-func (w *rig) put(ctx context.Context, first, end int, data []byte) error {
+func (w *rig) put(ctx context.Context, client *clientv3.Client, first, end int, data []byte) error {
 	ops := make([]clientv3.Op, 0, end-first)
 	for i := first; i < end; i++ {
 		value, err := w.value(i, data)
@@ -77,6 +84,6 @@ func (w *rig) put(ctx context.Context, first, end int, data []byte) error {
 		}
 		ops = append(ops, clientv3.OpPut(key(i), string(value)))
 	}
-	_, err := w.client.Txn(ctx).Then(ops...).Commit()
+	_, err := client.Txn(ctx).Then(ops...).Commit()
 	return err
 }

@@ -1,11 +1,12 @@
 // Command bench fills a real etcd with Secrets as kube-apiserver would store them, without one, and measures what etcd
-// report and etcd verify take over them, live and from a snapshot: `make bench-evidence`.
+// report, etcd verify and etcd migrate take over them, live and from a snapshot: `make bench-evidence`.
 //
 // The wrapped DEKs come from the plugin itself, over as many keys as asked for; the objects are encrypted under them by
 // the API server's own transformers (package kubestore). What is measured runs as a process of its own, so that its
 // time is a user's and its memory is the kernel's figure (the largest resident set). Machines differ, so each time is
 // told as a ratio to a bare measure taken beside it: reading the same range from etcd in pages of the same size,
-// etcdutl's own look at the same file, decrypting the same values on all CPUs.
+// etcdutl's own look at the same file, decrypting the same values on all CPUs. The range is also read in several parts at once:
+// whether etcd gives more that way depends on the machine. etcd migrate is measured with an API server.
 package main
 
 import (
@@ -15,21 +16,23 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
 )
 
 // options are the command line's.
 type options struct {
-	bin     string
+	measure.Flags
 	dir     string
 	objects int
 	keys    int
 	deks    int
 	size    int
 	rounds  int
+	migrate int
+	ranges  int
 	role    string
 	etcd    string
 }
@@ -43,29 +46,31 @@ func main() {
 
 func run() error {
 	o := &options{}
-	flag.StringVar(&o.bin, "bin", "bin/hsm-kms", "the `program` that is measured")
+	o.Register()
 	flag.StringVar(&o.dir, "dir", "", "a `folder` with room for five times the store (default: a temporary one)")
 	flag.IntVar(&o.objects, "objects", 1_000_000, "how many Secrets")
 	flag.IntVar(&o.keys, "keys", 5, "over how many keys of the ring")
 	flag.IntVar(&o.deks, "deks", 2000, "and how many DEKs in all")
 	flag.IntVar(&o.size, "size", 1000, "bytes of data in each Secret")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each live reading is measured; the median is told")
+	flag.IntVar(&o.migrate, "migrate", 20_000, "how many Secrets etcd migrate has rewritten, with an API server of their own; 0: not measured")
 	flag.StringVar(&o.role, "role", "", "internal: what this process is")
 	flag.StringVar(&o.etcd, "etcd", "", "internal")
+	flag.IntVar(&o.ranges, "ranges", 1, "internal")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	switch {
 	case o.role == roleRead:
-		return bareRead(ctx, o.etcd)
-	case o.objects < 1 || o.keys < 1 || o.deks < o.keys || o.size < 0 || o.rounds < 1:
+		return bareRead(ctx, o.etcd, o.objects, o.ranges)
+	case o.objects < 1 || o.keys < 1 || o.deks < o.keys || o.size < 0 || o.rounds < 1 || o.migrate < 0:
 		return errors.New("-objects, -keys and -rounds must be positive, and -deks at least -keys")
 	}
 	return measureAll(ctx, o)
 }
 
 func measureAll(ctx context.Context, o *options) (err error) {
-	if o.bin, err = filepath.Abs(o.bin); err != nil {
+	if err := o.Prepare(); err != nil {
 		return err
 	}
 	programs, err := kubebin.Find(ctx, os.Stderr)
@@ -78,12 +83,26 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	}
 	w := &rig{options: o, programs: programs, dir: dir}
 	defer func() { err = errors.Join(err, w.close()) }()
-	for _, step := range []func(context.Context) error{w.start, w.makeDEKs, w.fill, w.live, w.snapshot} {
+	for _, step := range []func(context.Context) error{w.start, w.makeDEKs, w.fill, w.live, w.snapshot, w.migration} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
-	return w.table(os.Stdout)
+	if err := w.table(os.Stdout, ""); err != nil {
+		return err
+	}
+	path, err := measure.Save(o.Out, latestFile, previousFile, w.save)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\nresults: %s\n", path)
+	return nil
 }
+
+// The files in the results' folder, beside those of `make bench`.
+const (
+	latestFile   = "evidence-latest.txt"
+	previousFile = "evidence-previous.txt"
+)
 
 func tell(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

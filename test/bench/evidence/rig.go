@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 	"github.com/hsm-kms/hsm-kms/test/evidence/kubestore"
 	"github.com/hsm-kms/hsm-kms/test/plugin"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
@@ -29,6 +31,7 @@ const (
 
 // rig is what is measured: token, plugin and etcd in one folder, which goes with it. It is used by one goroutine.
 type rig struct {
+	measure.Figures
 	options  *options
 	programs kubebin.Set
 	dir      string
@@ -39,7 +42,10 @@ type rig struct {
 	client   *clientv3.Client
 	deks     []*kubestore.DEK
 	results  []result
+	ends     []func() error // of what was started last, last first
 }
+
+func (w *rig) atEnd(f func() error) { w.ends = append(w.ends, f) }
 
 // start makes the token and starts etcd.
 func (w *rig) start(ctx context.Context) error {
@@ -47,7 +53,7 @@ func (w *rig) start(ctx context.Context) error {
 	if w.token, err = softhsm.New(ctx, filepath.Join(w.dir, "hsm"), "bench", ""); err != nil {
 		return err
 	}
-	w.plugin, err = plugin.New(plugin.Options{Bin: w.options.bin, Dir: filepath.Join(w.dir, "p"), Token: w.token})
+	w.plugin, err = plugin.New(plugin.Options{Bin: w.options.Bin, Dir: filepath.Join(w.dir, "p"), Token: w.token})
 	if err != nil {
 		return err
 	}
@@ -90,6 +96,9 @@ func (w *rig) start(ctx context.Context) error {
 
 func (w *rig) close() error {
 	var errs []error
+	for _, end := range slices.Backward(w.ends) {
+		errs = append(errs, end())
+	}
 	if w.client != nil {
 		errs = append(errs, w.client.Close())
 	}

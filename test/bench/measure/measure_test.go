@@ -44,3 +44,18 @@ func TestDriveMakesTheCallsAskedFor(t *testing.T) {
 		t.Errorf("err = %v, want the call's own", err)
 	}
 }
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		l     *Limit
+		value float64
+		keeps bool
+	}{
+		{AtMost(2), 2, true}, {AtMost(2), 2.1, false}, {Below(2), 2, false}, {Below(2), 1.9, true}, {AtLeast(2), 2, true}, {AtLeast(2), 1.9, false},
+	} {
+		if got := tc.l.keeps(tc.value); got != tc.keeps {
+			t.Errorf("%v %s %v is %v", tc.value, tc.l.sign, tc.l.bound, got)
+		}
+	}
+}

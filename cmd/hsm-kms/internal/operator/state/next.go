@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 )
 
 // Next decides. It is called again after each action, until it says Wait.
@@ -249,7 +251,7 @@ func (w *World) old(current Key, old []string) Decision {
 		return w.retirable(current, due)
 	}
 	return Decision{State: Settling, Do: Wait, Next: until,
-		Reason: fmt.Sprintf("nothing is under %s; etcd is read again when %s have passed since the first clean reading", strings.Join(settling, ", "), w.Settle)}
+		Reason: fmt.Sprintf("nothing is under %s; etcd is read again when %s have passed since the first clean reading", strings.Join(settling, ", "), duration.String(w.Settle))}
 }
 
 // retirable is about keys whose time has passed. A reading and a proof of less than Recheck ago stand, as long as the API
@@ -273,7 +275,7 @@ func (w *World) retirable(current Key, due []string) Decision {
 			return Decision{State: Settling, Do: Forget, Keys: []string{key}, Reason: fmt.Sprintf("the first clean reading of %s counts no longer: %s", key, reason)}
 		}
 	}
-	d.Reason = fmt.Sprintf("no API server writes under %s, and etcd was clean of it twice, %s apart", strings.Join(due, ", "), w.Settle)
+	d.Reason = fmt.Sprintf("no API server writes under %s, and etcd was clean of it twice, %s apart", strings.Join(due, ", "), duration.String(w.Settle))
 	return d
 }
 

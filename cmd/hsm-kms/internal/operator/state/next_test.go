@@ -98,7 +98,7 @@ func TestNext(t *testing.T) {
 		"read before the proof": {func(w *World) { w.Etcd.At = w.Proof.At.Add(-time.Second) }, Proving, Read, ""},
 		"clean at first":        {func(*World) {}, Settling, Record, ""},
 		"other resources":       {func(w *World) { w.Etcd.Under[old] = 2 }, Blocked, Wait, "--resources"},
-		"settling":              {func(w *World) { w.Clean[old] = w.Now.Add(-time.Hour) }, Settling, Wait, "24h0m0s"},
+		"settling":              {func(w *World) { w.Clean[old] = w.Now.Add(-time.Hour) }, Settling, Wait, "24h have passed"},
 		"not clean any more":    {func(w *World) { w.Clean[old] = w.Now.Add(-time.Hour); w.Etcd.Under[old] = 1 }, Migrating, Forget, ""},
 		"settled":               {func(w *World) { w.Clean[old] = w.Now.Add(-24 * time.Hour) }, Retirable, Wait, "clean of it twice"},
 		"settled, read before": {func(w *World) {

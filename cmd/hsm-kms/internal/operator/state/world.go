@@ -1,6 +1,6 @@
 // Package state decides what follows a rotation: from what was seen of nodes, API servers and etcd, [Next] says in which
 // state the rotation is, what to do next, and why. It is pure: it asks nobody, reads no clock and keeps nothing. Every pass
-// begins with what is seen then, so nothing has to be repaired after a crash. It depends on no other package.
+// begins with what is seen then, so nothing has to be repaired after a crash. It depends on duration alone.
 //
 // The rules:
 //   - What nodes publish can delay, and never proves. A node or API server that is expected and not known blocks.

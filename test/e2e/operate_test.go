@@ -416,7 +416,7 @@ func (p *plane) startOperates(t *testing.T, dir string, ca *authority, flags ...
 		ca.kubeconfig(t, kubeconfig, n.name, n, p.nodes)
 		o := &operate{log: filepath.Join(dir, n.name+".log"), args: []string{
 			"operate", "--config", n.plugin.Config(), "--kubeconfig", kubeconfig, "--node", n.name, "--state-dir", filepath.Join(dir, n.name),
-			"--interval", "1s", "--settle", "5s", "--recheck", "10m", "--endpoints", strings.Join(p.etcd.URLs(), ","),
+			"--http-address", "", "--interval", "1s", "--settle", "5s", "--recheck", "10m", "--endpoints", strings.Join(p.etcd.URLs(), ","),
 		}}
 		o.args = append(o.args, append(flags, "--resources", operated, "--http-address", "")...)
 		for _, server := range p.nodes {

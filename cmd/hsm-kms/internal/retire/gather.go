@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -124,7 +123,7 @@ func (r *retirement) gatherEvidence(ctx context.Context, f *Facts) error {
 
 // askPlugin asks the plugin of this machine under which key it writes.
 func (r *retirement) askPlugin(ctx context.Context) Plugin {
-	if nobodyListens(ctx, r.app.Config.Socket.Path) {
+	if socket.IsAbsent(ctx, r.app.Config.Socket.Path) {
 		return Plugin{}
 	}
 	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
@@ -138,16 +137,4 @@ func (r *retirement) askPlugin(ctx context.Context) Plugin {
 		p.Hold = answer.Hold.Limit
 	}
 	return p
-}
-
-// nobodyListens: there is no socket, or one that was left behind. Any other answer is somebody's.
-func nobodyListens(ctx context.Context, path string) bool {
-	ctx, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
-	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	if err != nil {
-		return socket.NobodyListens(err)
-	}
-	_ = conn.Close()
-	return false
 }

@@ -176,6 +176,16 @@ type ringStatus struct {
 	History                                                  []struct{ State, Message string }
 }
 
+// checkHistory checks that the KeyRing went through the states.
+func (s ringStatus) checkHistory(t *testing.T, states ...string) {
+	t.Helper()
+	for _, state := range states {
+		if !slices.ContainsFunc(s.History, func(c struct{ State, Message string }) bool { return c.State == state }) {
+			t.Errorf("the history has no %s", state)
+		}
+	}
+}
+
 func (p *plane) keyRing(ctx context.Context) (ringStatus, error) {
 	var ring struct {
 		Status ringStatus `json:"status"`
@@ -238,14 +248,8 @@ func TestOperate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	announced := p.waitState(t, "Announced", patience, nil)
-	leader := slices.IndexFunc(p.nodes, func(n *node) bool { return n.name == announced.Leader })
-	operates[leader].proc.Kill()
-	eventually(t, "another node leads", func() (bool, string) {
-		s, err := p.keyRing(t.Context())
-		return err == nil && s.Leader != announced.Leader, s.Leader
-	})
-	operates[leader].start(t)
+	p.waitState(t, "Announced", patience, nil)
+	p.killLeader(t, operates)
 
 	p.waitState(t, "Proving", 4*patience, func(s ringStatus) bool { return strings.Contains(s.Message, "no canaries here") })
 	if err := p.nodes[0].cluster.Do(t.Context(), http.MethodDelete, policies+"ybindings/canaries", nil, nil); err != nil {
@@ -261,14 +265,10 @@ func TestOperate(t *testing.T) {
 	if !slices.Equal(done.Retirable, []string{old.KeyID}) || done.CurrentKey != key.KeyID || done.ObjectsLeft != 0 {
 		t.Errorf("the KeyRing says %+v", done)
 	}
-	for _, state := range []string{"Active", "Blocked", "Announced", "Proving", "Migrating", "Settling", "Retirable"} {
-		if !slices.ContainsFunc(done.History, func(c struct{ State, Message string }) bool { return c.State == state }) {
-			t.Errorf("the history has no %s", state)
-		}
-	}
+	done.checkHistory(t, "Active", "Blocked", "Announced", "Proving", "Migrating", "Settling", "Retirable")
 	tr.check(t)
 
-	p.retireAsTold(t, p.nodes[leader], done, old.KeyID)
+	p.retireAsTold(t, p.leader(done), done, old.KeyID)
 	p.waitState(t, "Steady", 2*patience, func(s ringStatus) bool { return len(s.Retirable) == 0 && s.Command == "" })
 	tr.check(t)
 	p.checkEvents(t)
@@ -345,6 +345,27 @@ func (p *plane) killInTheMiddle(t *testing.T) {
 	if err := errors.Join(p.etcd.WaitReady(ctx), n.cluster.WaitReady(ctx)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// leader is the node that leads.
+func (p *plane) leader(s ringStatus) *node {
+	return p.nodes[slices.IndexFunc(p.nodes, func(n *node) bool { return n.name == s.Leader })]
+}
+
+// killLeader kills the operate that leads, and starts it again when another one does.
+func (p *plane) killLeader(t *testing.T, operates []*operate) {
+	t.Helper()
+	was, err := p.keyRing(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := operates[slices.Index(p.nodes, p.leader(was))]
+	killed.proc.Kill()
+	eventually(t, "another node leads", func() (bool, string) {
+		s, err := p.keyRing(t.Context())
+		return err == nil && s.Leader != was.Leader, s.Leader
+	})
+	killed.start(t)
 }
 
 // awayForAMoment takes the plugin of a node away, and brings it back.

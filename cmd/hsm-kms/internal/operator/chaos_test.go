@@ -137,14 +137,15 @@ func TestKillMatrix(t *testing.T) {
 	}
 }
 
-// What is said of a world that is not as it should be, and that the rotation ends when it is.
-func TestOddNodes(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		begin func(s *sim) // before the rotation
-		says  string       // of the block that follows
-		end   func(s *sim)
-	}{
+// oddity is a world that is not as it should be.
+type oddity struct {
+	begin func(s *sim) // after the rotation has begun
+	says  string       // of the block that follows
+	end   func(s *sim)
+}
+
+func oddities() map[string]oddity {
+	return map[string]oddity{
 		"one never published": {func(s *sim) { s.node("n3").never() }, "hsm-kms operate publishes from", func(s *sim) { s.node("n3").start(nil) }},
 		"one is behind": {func(s *sim) { s.set(func() { s.node("n2").has = false }) }, "n2 does not know it", func(s *sim) {
 			s.set(func() { s.node("n2").has, s.node("n2").ready = true, true })
@@ -170,7 +171,13 @@ func TestOddNodes(t *testing.T) {
 				delete(s.refuses, "")
 			})
 		}},
-	} {
+	}
+}
+
+// An oddity blocks with words that name it, and the rotation comes to its end when it is put right.
+func TestOddNodes(t *testing.T) {
+	t.Parallel()
+	for name, c := range oddities() {
 		if testing.Short() && !slices.Contains([]string{"one never published", "an older protocol", "an object nobody may change", "admission refuses canaries"}, name) {
 			continue
 		}

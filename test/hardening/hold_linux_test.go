@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
@@ -166,4 +167,31 @@ func (w *rig) lockedPage() {
 		}
 	}
 	w.t.Error("no mapping of one page is locked and left out of core files")
+}
+
+// TestHoldOfFrozenProcess: the time of a process that was stopped counts, and what it held is wiped before it answers again.
+func TestHoldOfFrozenProcess(t *testing.T) {
+	t.Parallel()
+	const limit = 15 * time.Second
+	w := newRig(t, options{faulty: true, extra: "probeInterval: 1s\noutageHold: 15s"})
+	one := w.sealOne()
+	w.untilHold(func(s *holdfile.State) bool { return s.Armed })
+	w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()
+	w.untilHold(func(s *holdfile.State) bool { return s.Holding })
+	began := time.Now()
+	w.plugin.Process().Signal(unix.SIGSTOP)
+	wait(t, limit+time.Second-time.Since(began))
+	w.plugin.Process().Signal(unix.SIGCONT)
+	if answer, err := w.client().Decrypt(w.within(patience), &kmsapi.DecryptRequest{Ciphertext: one.sealed, KeyId: one.keyID}); err == nil {
+		t.Errorf("the first request after it was answered: %d bytes", len(answer.Plaintext))
+	}
+	w.untilHold(func(s *holdfile.State) bool { return !s.Holding && s.Held == 0 })
+	w.faults.Clear()
+	eventually(t, func() error { // with the HSM
+		_, err := w.client().Decrypt(w.within(patience), &kmsapi.DecryptRequest{Ciphertext: one.sealed, KeyId: one.keyID})
+		return err
+	})
+	if s, err := kmsplugin.StatusOf(w.within(patience), w.plugin.Socket()); err != nil || s.Hold.Armed {
+		t.Errorf("armed again within seven days: %+v, %v", s.Hold, err)
+	}
 }

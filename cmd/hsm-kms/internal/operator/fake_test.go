@@ -86,36 +86,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !a.crd && strings.HasPrefix(path, keyRings), a.older && strings.HasPrefix(path, migrationsPath):
 		a.fail(w, http.StatusNotFound)
 	case r.Method == http.MethodPost:
-		meta := body["metadata"].(map[string]any) //nolint:forcetypeassert // ours
-		name, _ := meta["name"].(string)
-		if name == "" {
-			name = fmt.Sprint(meta["generateName"], a.version)
-			meta["name"] = name
-		}
-		if a.objects[path+"/"+name] != nil {
-			a.fail(w, http.StatusConflict)
-			return
-		}
-		meta["uid"] = "uid-" + name
-		a.put(w, path+"/"+name, body)
+		a.create(w, path, body)
 	case r.Method == http.MethodGet && (strings.HasSuffix(path, "/leases") || strings.HasSuffix(path, "/events") || path == migrationsPath):
-		items := []any{}
-		for _, key := range slices.Sorted(maps.Keys(a.objects)) {
-			selected := r.URL.Query().Get("labelSelector")
-			if !strings.HasPrefix(key, path+"/") || selected != "" && !strings.Contains(fmt.Sprint(a.objects[key]["metadata"]), strings.Split(selected, "=")[0]) {
-				continue
-			}
-			items = append(items, a.objects[key])
-		}
-		meta := map[string]any{}
-		from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
-		if items = items[from:]; r.URL.Query().Get("limit") != "" {
-			limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
-			if len(items) > limit {
-				items, meta["continue"] = items[:limit], strconv.Itoa(from+limit)
-			}
-		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "metadata": meta, "items": items})
+		a.list(w, r)
 	case object == nil:
 		a.fail(w, http.StatusNotFound)
 		if rival := a.rival; rival != "" && strings.HasSuffix(path, "/"+leaderLease) {
@@ -135,6 +108,43 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		a.put(w, path, body)
 	}
+}
+
+// list answers page by page.
+func (a *api) list(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	items := []any{}
+	for _, key := range slices.Sorted(maps.Keys(a.objects)) {
+		selected := r.URL.Query().Get("labelSelector")
+		if !strings.HasPrefix(key, path+"/") || selected != "" && !strings.Contains(fmt.Sprint(a.objects[key]["metadata"]), strings.Split(selected, "=")[0]) {
+			continue
+		}
+		items = append(items, a.objects[key])
+	}
+	meta := map[string]any{}
+	from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
+	if items = items[from:]; r.URL.Query().Get("limit") != "" {
+		limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+		if len(items) > limit {
+			items, meta["continue"] = items[:limit], strconv.Itoa(from+limit)
+		}
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"kind": "List", "metadata": meta, "items": items})
+}
+
+func (a *api) create(w http.ResponseWriter, path string, body map[string]any) {
+	meta := body["metadata"].(map[string]any) //nolint:forcetypeassert // ours
+	name, _ := meta["name"].(string)
+	if name == "" {
+		name = fmt.Sprint(meta["generateName"], a.version)
+		meta["name"] = name
+	}
+	if a.objects[path+"/"+name] != nil {
+		a.fail(w, http.StatusConflict)
+		return
+	}
+	meta["uid"] = "uid-" + name
+	a.put(w, path+"/"+name, body)
 }
 
 func versionOf(object map[string]any) string {

@@ -66,6 +66,9 @@ func TestNothingThere(t *testing.T) {
 
 // The largest list that can be written can be read again.
 func TestLargestList(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	dir := t.TempDir()
 	longest := strings.Repeat("r", 63) + "/x" + strings.Repeat("6b", 64) + "/0123456789abcdef/hold"

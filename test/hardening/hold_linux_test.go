@@ -111,11 +111,8 @@ func (w *rig) untilHold(is func(*holdfile.State) bool) {
 	w.t.Helper()
 	eventually(w.t, func() error {
 		answer, err := kmsplugin.StatusOf(w.within(patience), w.plugin.Socket())
-		if err != nil {
-			return err
-		}
 		if answer.Hold == nil || !is(answer.Hold) {
-			return fmt.Errorf("its hold is %+v", answer.Hold)
+			return fmt.Errorf("its hold is %+v, and its Status fails: %w", answer.Hold, err)
 		}
 		return nil
 	})
@@ -193,5 +190,52 @@ func TestHoldOfFrozenProcess(t *testing.T) {
 	})
 	if s, err := kmsplugin.StatusOf(w.within(patience), w.plugin.Socket()); err != nil || s.Hold.Armed {
 		t.Errorf("armed again within seven days: %+v, %v", s.Hold, err)
+	}
+}
+
+// TestHoldIsRevoked: an HSM that answers, and has the key no more, does not allow its use or refuses the PIN, is not away. What is
+// held is wiped, armed or on hold, and Status is an error.
+func TestHoldIsRevoked(t *testing.T) {
+	t.Parallel()
+	for name, revoke := range map[string]func(*rig){
+		"key not permitted": func(w *rig) {
+			for _, function := range []string{"C_EncryptInit", "C_DecryptInit"} {
+				w.faults.Fail(function, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED).UntilCleared()
+			}
+		},
+		"PIN refused": func(w *rig) {
+			w.faults.Fail("C_Login", pkcs11.CKR_PIN_INCORRECT).UntilCleared()
+			w.faults.DropLogin()
+		},
+		"PIN expired": func(w *rig) {
+			w.faults.Fail("C_Login", pkcs11.CKR_PIN_EXPIRED).UntilCleared()
+			w.faults.DropLogin()
+		},
+	} {
+		for _, onHold := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, on hold: %t", name, onHold), func(t *testing.T) {
+				t.Parallel()
+				w := newRig(t, options{faulty: true, extra: "probeInterval: 1s\nrefreshInterval: 1s\noutageHold: 1h"})
+				one := w.sealOne()
+				w.untilHold(func(s *holdfile.State) bool { return s.Armed })
+				if onHold {
+					w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()
+					w.untilHold(func(s *holdfile.State) bool { return s.Holding })
+					w.openOne(one)
+					w.faults.Clear()
+				}
+				revoke(w)
+				w.untilHold(func(s *holdfile.State) bool { return !s.Holding && !s.Armed && s.Held == 0 })
+				if answer, err := kmsplugin.StatusOf(w.within(patience), w.plugin.Socket()); err == nil {
+					t.Errorf("Status is no error: %+v", answer)
+				}
+				if _, err := w.client().Decrypt(w.within(patience), &kmsapi.DecryptRequest{Ciphertext: one.sealed, KeyId: one.keyID}); err == nil {
+					t.Error("a DEK was opened")
+				}
+				if !strings.Contains(read(t, w.plugin.AuditLog()), `"hold.wiped"`) {
+					t.Error("the audit trail does not say that it was wiped")
+				}
+			})
+		}
 	}
 }

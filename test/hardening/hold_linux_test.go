@@ -239,3 +239,37 @@ func TestHoldIsRevoked(t *testing.T) {
 		}
 	}
 }
+
+// TestHoldIsWarmAfterRestart: a plugin that was killed holds 2,000 DEKs again within seconds while the HSM is there.
+func TestHoldIsWarmAfterRestart(t *testing.T) {
+	t.Parallel()
+	const many = 2000
+	w := newRig(t, options{faulty: true, extra: "probeInterval: 1s\noutageHold: 1h"})
+	client, dek := w.client(), make([]byte, 32)
+	for range many {
+		if _, err := client.Encrypt(w.within(patience), &kmsapi.EncryptRequest{Plaintext: dek, Uid: requestUID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.untilHold(func(s *holdfile.State) bool { return s.Armed })
+	eventually(t, func() error { // it is written every second
+		list, err := holdfile.LoadList(filepath.Join(w.dir, "plugin", "state"))
+		if err == nil && len(list.Entries) != many {
+			err = fmt.Errorf("%d entries in list.json", len(list.Entries))
+		}
+		return err
+	})
+	w.plugin.Kill()
+	began := time.Now()
+	if _, err := w.plugin.Start(w.within(patience)); err != nil {
+		t.Fatal(err)
+	}
+	started := time.Since(began)
+	w.untilHold(func(s *holdfile.State) bool { return s.Armed && s.Held == many })
+	t.Logf("it started within %s, and was armed with %d DEKs %s later", started.Round(time.Millisecond), many, (time.Since(began) - started).Round(time.Millisecond))
+	w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()
+	w.untilHold(func(s *holdfile.State) bool { return s.Holding })
+	if one := w.sealOne(); !strings.HasSuffix(one.keyID, "/hold") {
+		t.Errorf("written under %s", one.keyID)
+	}
+}

@@ -145,3 +145,31 @@ func TestRingWithoutTokens(t *testing.T) {
 		t.Errorf("Open: %v", err)
 	}
 }
+
+// Hold keys are derived by the ring that the key_id names; what is not served gives none.
+func TestHoldKeysOfRings(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	mine, old := keyAt(noon.Add(-time.Hour), "mine"), ofRing("old", keyAt(noon.Add(-time.Hour), "old"))
+	token, oldToken := newSoftToken("a", mine), newSoftToken("b", old)
+	rings := NewRings(newSoftRing(t, c, RingConfig{}, token), newReadRing(t, c, "old", AESGCM, oldToken))
+	for _, of := range []struct {
+		token Token
+		id    KeyID
+	}{{token, mine.ID}, {oldToken, old.ID}} {
+		want, err := DeriveHoldKey(t.Context(), of.token, AESGCM, of.id, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := rings.HoldKey(t.Context(), of.id, 5); err != nil || got != want {
+			t.Errorf("%s: another hold key, %v", of.id, err)
+		}
+	}
+	if _, err := rings.HoldKey(t.Context(), ofRing("old", mine).ID, 5); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("of a key that is not there: %v", err)
+	}
+	views := rings.Views()
+	if len(views) != 2 || views[0].Ring != "r" || views[1].Ring != "old" || len(views[1].Versions) != 1 {
+		t.Errorf("%+v", views)
+	}
+}

@@ -662,3 +662,24 @@ func TestOtherKeysBeginNoHold(t *testing.T) {
 		})
 	}
 }
+
+// Where no hold would answer after it, a request has all the time that its caller gives it.
+func TestNoBudgetWithoutHold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := newRing(t)
+		r := start(t, ring, id, t.TempDir()) // no DEK is listed
+		ring.slow(2 * time.Second)
+		began := time.Now()
+		a, dek := r.write(t)
+		if took := time.Since(began); took != 2*time.Second || a.OnHold {
+			t.Errorf("it took %s: %+v", took, a)
+		}
+		at(2 * time.Second) // armed now
+		began = time.Now()
+		r.mustRead(t, a, dek)
+		if took := time.Since(began); took != Budget {
+			t.Errorf("it took %s", took)
+		}
+	})
+}

@@ -149,6 +149,7 @@ func (h *Hold) tell() {
 	why := h.whyNot()
 	was, told := h.why, h.told
 	h.why, h.told = why, true
+	h.armed.Store(why == "")
 	switch {
 	case why == "" && (was != "" || !told):
 		c := h.count()

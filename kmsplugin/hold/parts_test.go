@@ -233,7 +233,7 @@ func TestStore(t *testing.T) {
 	key := envelope.HoldKey{1}
 	s.putKey(a, 5, &key)
 	s.putKey(b, 5, &key)
-	if c := s.count(func(id envelope.KeyID) bool { return id == b }); c.held != 1 || c.listed != 1 {
+	if c := s.count(func(id envelope.KeyID) bool { return id == b }); c.held != 1 || c.listed != 1 || len(c.missing) > 0 {
 		t.Errorf("of served keys: %+v", c)
 	}
 	if dek, held := s.dek(b.HoldString(), []byte("envelope")); !held || string(dek) != "dek of b" {

@@ -253,7 +253,7 @@ func (s *store) empty() {
 // counts is the list in numbers. Entries whose key is not served do not count: no HSM opens them.
 type counts struct {
 	held, listed, full int
-	missing            []string // key_ids of entries that are not held, served or not; at most holdfile.MaxMissing
+	missing            []string // key_ids of listed entries that are not held; at most holdfile.MaxMissing
 }
 
 func (s *store) count(served func(envelope.KeyID) bool) (c counts) {
@@ -267,11 +267,12 @@ func (s *store) count(served func(envelope.KeyID) bool) (c counts) {
 			is = served(e.key.id)
 			known[e.key.id] = is
 		}
-		if is {
-			c.listed++
+		if !is {
+			continue
 		}
+		c.listed++
 		switch {
-		case e.dek.number != 0 && is:
+		case e.dek.number != 0:
 			c.held++
 		case len(c.missing) < holdfile.MaxMissing && !slices.Contains(c.missing, e.key.text):
 			c.missing = append(c.missing, e.key.text)

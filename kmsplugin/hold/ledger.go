@@ -53,18 +53,20 @@ type ledgerState struct {
 // newLedger goes on from what an earlier process left. unknown: it left something that cannot be read, and so all is used up.
 func newLedger(limit time.Duration, was ledgerState, bootID string, boot time.Duration, unknown bool) *ledger {
 	l := &ledger{limit: limit, elapsed: was.Elapsed, mark: boot, spans: was.Spans}
+	charged := was.Advance
 	switch {
 	case was.BootID != bootID:
 		l.elapsed += boot
-	case boot > was.Boot:
+	case boot >= was.Boot:
 		l.elapsed += boot - was.Boot
+		charged = min(charged, boot-was.Boot) // it was not on hold for longer than time has passed
 	}
 	if unknown {
 		l.elapsed += window // so that the span below begins after 0
 		l.spans = []span{{From: l.elapsed - limit, To: l.elapsed}}
 	}
-	if was.Advance > 0 {
-		l.spans = append(l.spans, span{From: l.elapsed - was.Advance, To: l.elapsed})
+	if charged > 0 {
+		l.spans = append(l.spans, span{From: l.elapsed - charged, To: l.elapsed})
 	}
 	return l
 }

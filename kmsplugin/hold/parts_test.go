@@ -150,6 +150,25 @@ func ledgerStory(t *testing.T, seed uint64, random *rand.Rand) {
 	}
 }
 
+// A process that is killed again and again uses up no more of the limit than the time that passes.
+func TestKilledAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	boot := time.Hour
+	var kept ledgerState
+	for range 200 {
+		l := newLedger(time.Hour, kept, "boot", boot, false)
+		kept = l.state("boot", boot, true)
+		boot += 10 * time.Second
+	}
+	if used, passed := newLedger(time.Hour, kept, "boot", boot, false).used(boot), 200*10*time.Second; used > passed {
+		t.Errorf("used %s in %s", used, passed)
+	}
+	l := newLedger(time.Hour, kept, "another", time.Minute, false) // nobody knows when it was switched off
+	if used := l.used(time.Minute); used < time.Minute {
+		t.Errorf("after a reboot: used %s", used)
+	}
+}
+
 func TestManySpans(t *testing.T) {
 	t.Parallel()
 	l := newLedger(72*time.Hour, ledgerState{}, "1", 0, false)

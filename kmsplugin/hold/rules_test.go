@@ -262,7 +262,8 @@ func TestKilled(t *testing.T) {
 		if err := os.CopyFS(dir, os.DirFS(r.dir)); err != nil { // as it stands while the process runs
 			t.Fatal(err)
 		}
-		again := start(t, r.ring, r.id, dir)
+		at(5 * time.Minute)
+		again := start(t, r.ring, r.id, dir, func(c *Config) { c.Boot = r.clock.boot })
 		if used := again.State().Used; used != time.Minute {
 			t.Errorf("used: %s", used)
 		}

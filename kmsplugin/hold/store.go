@@ -175,6 +175,13 @@ func (s *store) dropKeys(keep func(id envelope.KeyID, day envelope.Day) bool) {
 	})
 }
 
+// takes reports whether secrets are taken: there is a page, and it has a key.
+func (s *store) takes() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.isOpen
+}
+
 // open draws a process key, if there is none.
 func (s *store) open() {
 	s.mu.Lock()
@@ -239,6 +246,13 @@ func (s *store) forget(keyID string, sealedDEK []byte) bool {
 	s.entries = slices.DeleteFunc(s.entries, func(other *entry) bool { return other == e })
 	s.dirty = true
 	return true
+}
+
+// hasRoom notes that everything that is to be listed is: what had no room before does not count.
+func (s *store) hasRoom() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = 0
 }
 
 // empty takes all off the list.

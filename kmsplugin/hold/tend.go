@@ -241,6 +241,9 @@ func (h *Hold) takeSeed() {
 	}
 	if err == nil {
 		h.note(aboutList, nil, "") // this is what etcd has
+		if left == 0 {
+			h.store.hasRoom()
+		}
 	}
 	h.saveList()
 	removeErr := holdfile.RemoveSeed(h.cfg.StateDir)

@@ -27,6 +27,9 @@ func (h *Hold) workBeside(ctx context.Context) {
 			return
 		case <-h.work:
 		}
+		if !h.mayWork(ctx) { // and what is held must not change on hold
+			continue
+		}
 		h.derive(ctx)
 		h.fill(ctx)
 		h.proveOthers(ctx)
@@ -37,11 +40,11 @@ func (h *Hold) workBeside(ctx context.Context) {
 // patience is for what nobody waits for: deriving a hold key takes up to four operations, one after the other.
 func (h *Hold) patience() time.Duration { return 4 * h.cfg.CallTimeout }
 
-// mayWork reports whether the HSM may be asked beside requests.
+// mayWork reports whether the HSM may be asked beside requests, and its answers can be held.
 func (h *Hold) mayWork(ctx context.Context) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return ctx.Err() == nil && h.up && !h.machine.holding && !h.paused && !h.machine.over(h.cfg.Boot())
+	return ctx.Err() == nil && h.up && !h.machine.holding && !h.paused && !h.machine.over(h.cfg.Boot()) && h.store.takes()
 }
 
 // isQuick does what requests do, in the way that they do it, and reports whether each step took less than half of callTimeout.

@@ -237,7 +237,7 @@ func start(t *testing.T, ring *fakeRing, id envelope.KeyID, dir string, change .
 	r := &rig{ring: ring, id: id, dir: dir, clock: &clock{began: time.Now()}, log: &bytes.Buffer{}}
 	cfg := Config{
 		Ring: ring, StateDir: dir, Limit: time.Hour, CallTimeout: 2 * time.Second, Now: r.clock.now, Boot: r.clock.boot, BootID: "boot",
-		Logger: slog.New(slog.NewTextHandler(r, nil)), Record: func(_ context.Context, e Event) {
+		Logger: slog.New(slog.NewTextHandler(r, nil)), Record: func(e Event) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.events = append(r.events, e)

@@ -37,8 +37,8 @@ type Config struct {
 	Limit       time.Duration // on hold within 7 days
 	CallTimeout time.Duration // of the tokens, the shortest
 	Logger      *slog.Logger  // nil: nothing is logged
-	// Record keeps an event in the audit trail; nil: nobody does. It may wait for as long as ctx.
-	Record func(ctx context.Context, event Event)
+	// Record keeps an event in the audit trail; nil: nobody does. It is called for one event after the other, beside requests, and may wait.
+	Record func(event Event)
 
 	Now    func() time.Time     // nil: time.Now
 	Boot   func() time.Duration // time since boot, suspended time included; nil: CLOCK_BOOTTIME
@@ -67,13 +67,13 @@ const (
 // Hold is the outage hold. Run is called once; all other methods may be called from any number of goroutines, before, during
 // and after it.
 //
-// Locks: mu is held for an instant, and comes before store.mu. No call into the HSM and no write of a file is made with it, but
-// for an audit record, which recordWait bounds.
+// Locks: mu is held for an instant, and comes before store.mu. No call into the HSM and no write of a file is made with it.
 type Hold struct {
 	cfg      Config
 	store    *store
 	watching atomic.Bool // mirrors machine.holding, for the path of each request
 	armed    atomic.Bool // as it was told last
+	events   chan Event  // to the audit trail
 	look     chan struct{}
 	work     chan struct{}
 	begun    chan struct{}
@@ -92,8 +92,10 @@ type Hold struct {
 	state    holdfile.State          // Seed, Added, Left and Dropped of it
 }
 
-// recordWait bounds how long an event waits for the audit trail.
-const recordWait = 500 * time.Millisecond
+const (
+	recordWait = 2 * time.Second // how long the end of the plugin waits for the audit trail
+	maxEvents  = 1024            // that wait for it; of those above it, all but EventDerived are in the log
+)
 
 // New returns a hold of which nothing is held yet. Whatever it cannot use is a reason not to be armed, and logged.
 func New(cfg Config) *Hold {
@@ -110,10 +112,10 @@ func New(cfg Config) *Hold {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Record == nil {
-		cfg.Record = func(context.Context, Event) {}
+		cfg.Record = func(Event) {}
 	}
-	h := &Hold{cfg: cfg, look: make(chan struct{}, 1), work: make(chan struct{}, 1), begun: make(chan struct{}, 1), troubles: map[string]string{},
-		state: holdfile.State{Limit: cfg.Limit}}
+	h := &Hold{cfg: cfg, look: make(chan struct{}, 1), work: make(chan struct{}, 1), begun: make(chan struct{}, 1), events: make(chan Event, maxEvents),
+		troubles: map[string]string{}, state: holdfile.State{Limit: cfg.Limit}}
 	p, err := newPage()
 	h.note(aboutPage, err, "raise the limit of locked memory of the plugin (LimitMEMLOCK= of the unit): one page is needed")
 	h.store = newStore(p)
@@ -360,10 +362,12 @@ func (h *Hold) wiped(keyID, reason string) {
 	h.wake(h.look)
 }
 
+// record does not wait: mu may be held, and the trail may hang.
 func (h *Hold) record(name, keyID, reason string) {
-	ctx, cancel := context.WithTimeout(context.Background(), recordWait)
-	defer cancel()
-	h.cfg.Record(ctx, Event{Time: h.cfg.Now(), Name: name, KeyID: keyID, Reason: reason})
+	select {
+	case h.events <- Event{Time: h.cfg.Now(), Name: name, KeyID: keyID, Reason: reason}:
+	default:
+	}
 }
 
 func (h *Hold) wake(c chan struct{}) {

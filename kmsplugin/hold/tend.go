@@ -29,6 +29,8 @@ func (h *Hold) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { h.watchLimits(ctx) })
 	beside.Go(func() { h.workBeside(ctx) })
+	ended, recorded := make(chan struct{}), make(chan struct{})
+	go func() { defer close(recorded); h.recordBeside(ended) }()
 	ticker := time.NewTicker(tendEvery)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
@@ -41,6 +43,26 @@ func (h *Hold) Run(ctx context.Context) {
 	}
 	beside.Wait()
 	h.finish()
+	close(ended)
+	select {
+	case <-recorded:
+	case <-time.After(recordWait): // the trail hangs
+	}
+}
+
+// recordBeside passes events on to the trail, which may hang in a write for as long as its disk does.
+func (h *Hold) recordBeside(ended <-chan struct{}) {
+	for {
+		select {
+		case e := <-h.events:
+			h.cfg.Record(e)
+		case <-ended:
+			for len(h.events) > 0 {
+				h.cfg.Record(<-h.events)
+			}
+			return
+		}
+	}
 }
 
 // watchLimits wipes in time, also while a disk hangs.

@@ -101,7 +101,7 @@ func (n *node) start(w *wire) error {
 	if n.limit > 0 {
 		n.hold = hold.New(hold.Config{
 			Ring: ring, StateDir: n.state, Limit: n.limit, CallTimeout: callTimeout, Now: n.clock.now, Boot: n.boot, BootID: "boot",
-			Record: func(_ context.Context, e hold.Event) { n.record(e) },
+			Record: n.record,
 		})
 	}
 	plugin := kmsplugin.New(kmsplugin.Options{

@@ -82,11 +82,11 @@ func (t *trail) Record(ctx context.Context, op kmsplugin.Operation) error {
 }
 
 // event keeps an event of the outage hold. Its peer is the plugin itself. What cannot be written is counted and logged by the writer.
-func (t *trail) event(ctx context.Context, e hold.Event) {
+func (t *trail) event(e hold.Event) {
 	if t.writer == nil {
 		return
 	}
-	_ = t.writer.Record(ctx, audit.Record{
+	_ = t.writer.Record(context.Background(), audit.Record{
 		Time: e.Time, Operation: e.Name, KeyID: e.KeyID, Code: codes.OK.String(), Reason: e.Reason,
 		Peer: audit.Peer{PID: int32(os.Getpid()), UID: uint32(os.Geteuid())},
 	})

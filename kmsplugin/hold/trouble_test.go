@@ -1,0 +1,100 @@
+package hold
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
+)
+
+// Where no page of memory can be locked nothing can be held, and the HSM is not asked for what cannot be kept.
+func TestNoPage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := newRing(t)
+		r := start(t, ring, id, t.TempDir())
+		r.store.wipe()
+		r.store.mu.Lock()
+		r.store.page = nil
+		r.store.mu.Unlock()
+		for range 3 {
+			r.write(t)
+		}
+		ring.slow(time.Millisecond)
+		before, _ := ring.asked()
+		at(5 * time.Minute)
+		if after, _ := ring.asked(); after-before > 20 {
+			t.Errorf("%d calls in five minutes", after-before)
+		}
+		if s := r.State(); s.Armed || s.Held != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A trail whose disk hangs keeps neither the request with which the hold begins nor Status, nor the wipe at the limit.
+func TestTrailThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		var hangs atomic.Bool
+		r, a, dek := armed(t, func(c *Config) {
+			record := c.Record
+			c.Record = func(e Event) {
+				if hangs.Load() {
+					<-hang
+				}
+				record(e)
+			}
+		})
+		defer r.stop()
+		defer close(hang)
+		hangs.Store(true)
+		r.ring.slow(time.Hour)
+		began := time.Now()
+		r.mustRead(t, a, dek)
+		if took := time.Since(began); took != Budget {
+			t.Errorf("the first took %s", took)
+		}
+		r.mustStatus(t, r.id.String(), nil)
+		at(61 * time.Minute)
+		if s := r.State(); s.Holding || s.Held != 0 {
+			t.Errorf("after the limit: %+v", s)
+		}
+	})
+}
+
+// What a list without room turned away is forgotten once all that etcd has fits in it.
+func TestRoomAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := newRing(t)
+		r := start(t, ring, id, t.TempDir())
+		forged := make([]holdfile.Entry, holdfile.MaxEntries)
+		for i := range forged {
+			forged[i] = holdfile.Entry{KeyID: id.String(), Envelope: envelope.Envelope{Profile: envelope.AESGCM,
+				Unique: fmt.Appendf(nil, "%012d", i), Sealed: make([]byte, 48)}.Marshal()}
+		}
+		for _, e := range forged[1:] {
+			r.store.list(e.KeyID, e.Envelope)
+		}
+		a, dek := r.write(t)
+		r.store.list(forged[0].KeyID, forged[0].Envelope) // no room
+		if s := r.State(); !s.Full {
+			t.Fatalf("%+v", s)
+		}
+		at(time.Minute) // in which what does not open goes
+		if err := holdfile.SaveSeed(r.dir, holdfile.Seed{ID: holdfile.NewID(), Entries: []holdfile.Entry{{KeyID: a.KeyID, Envelope: a.Bytes}}}); err != nil {
+			t.Fatal(err)
+		}
+		at(2 * time.Second)
+		if s := r.State(); !s.Armed || s.Full || s.Listed != 1 {
+			t.Errorf("%+v", s)
+		}
+		r.mustRead(t, a, dek)
+	})
+}

@@ -43,12 +43,13 @@ recording: need build ## docs/demo.svg: the demo again, recorded
 test: export HSM_KMS_REQUIRE_TOKENS = $(ALL_TOKENS)
 test: SHORT =
 test: tokens unit e2e ## every test
+	$(GO) test -shuffle=on ./cmd/hsm-kms/internal/operator # every case; with the race detector a sample runs
 	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms GO=$(GO) test/tools/compat.sh -cached
 	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
 	@$(MAKE) --no-print-directory cluster WHERE='where able'
 
 unit: need ## the quick tests: race detector, random order
-	$(GO) test -race -shuffle=on $(SHORT) ./...
+	$(GO) test -race -shuffle=on -timeout 20m $(SHORT) ./...
 	CGO_ENABLED=0 $(GO) test ./envelope/...
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd

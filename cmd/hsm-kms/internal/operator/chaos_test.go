@@ -10,7 +10,12 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
+
+// sampled reports whether a part of the cases is enough: in a short run, and with the race detector, which makes the
+// simulation six times as slow. make test runs every case without it.
+func sampled() bool { return testing.Short() || testworker.RaceEnabled }
 
 // simulated runs a test in a bubble of its own: its clock jumps to the next thing that happens.
 func simulated(t *testing.T, do func(t *testing.T)) {
@@ -107,7 +112,7 @@ func TestKillMatrix(t *testing.T) {
 	t.Parallel()
 	for _, name := range state.Names() {
 		for what, lose := range faults() {
-			if testing.Short() && (what != "the leader" || name != state.Converging && name != state.Migrating && name != state.Settling) {
+			if sampled() && (what != "the leader" || name != state.Converging && name != state.Migrating && name != state.Settling) {
 				continue
 			}
 			t.Run(fmt.Sprint(name, ", ", what), func(t *testing.T) {
@@ -178,7 +183,7 @@ func oddities() map[string]oddity {
 func TestOddNodes(t *testing.T) {
 	t.Parallel()
 	for name, c := range oddities() {
-		if testing.Short() && !slices.Contains([]string{"an older protocol", "an object nobody may change"}, name) {
+		if sampled() && !slices.Contains([]string{"an older protocol", "an object nobody may change"}, name) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
@@ -231,7 +236,7 @@ func (n *simNode) never() {
 func TestTwoLeaders(t *testing.T) {
 	t.Parallel()
 	for _, name := range state.Names() {
-		if testing.Short() && name != state.Proving {
+		if sampled() && name != state.Proving {
 			continue
 		}
 		t.Run(string(name), func(t *testing.T) {

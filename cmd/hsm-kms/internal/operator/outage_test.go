@@ -76,7 +76,7 @@ func TestOutage(t *testing.T) {
 	t.Parallel()
 	for what, outage := range outages() {
 		for _, when := range []state.Name{state.Steady, state.Migrating, state.Settling} {
-			if testing.Short() && (when != state.Migrating || !strings.HasSuffix(what, string(hanging))) {
+			if sampled() && (when != state.Migrating || !strings.HasSuffix(what, string(hanging))) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s, %s", what, when), func(t *testing.T) {

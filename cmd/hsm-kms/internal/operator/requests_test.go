@@ -21,7 +21,7 @@ func TestRequests(t *testing.T) {
 	}
 	for _, nodes := range counts {
 		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
-			if nodes > 3 && testing.Short() {
+			if nodes > 3 && sampled() {
 				t.Skip("make test runs it")
 			}
 			simulated(t, func(t *testing.T) {

@@ -128,7 +128,7 @@ func TestStorageVersionMigration(t *testing.T) {
 		"not in this API":  {func(s *sim) { s.api.set(func() { s.api.older = true }) }, nil, [2]int{10, secrets}, 4 * time.Minute},
 		"may not be asked": {func(s *sim) { s.api.set(func() { s.api.forbidden = "hsm-kms-" }) }, nil, [2]int{10, secrets}, 4 * time.Minute},
 	} {
-		if testing.Short() && name != "leaves half" && name != "another's is on" {
+		if sampled() && name != "leaves half" && name != "another's is on" {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {

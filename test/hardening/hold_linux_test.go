@@ -232,9 +232,12 @@ func TestHoldIsRevoked(t *testing.T) {
 				if _, err := w.client().Decrypt(w.within(patience), &kmsapi.DecryptRequest{Ciphertext: one.sealed, KeyId: one.keyID}); err == nil {
 					t.Error("a DEK was opened")
 				}
-				if !strings.Contains(read(t, w.plugin.AuditLog()), `"hold.wiped"`) {
-					t.Error("the audit trail does not say that it was wiped")
-				}
+				eventually(t, func() error {
+					if !strings.Contains(read(t, w.plugin.AuditLog()), `"hold.wiped"`) {
+						return errors.New("the audit trail does not say that it was wiped")
+					}
+					return nil
+				})
 			})
 		}
 	}

@@ -248,11 +248,13 @@ func (s *store) forget(keyID string, sealedDEK []byte) bool {
 	return true
 }
 
-// hasRoom notes that everything that is to be listed is: what had no room before does not count.
-func (s *store) hasRoom() {
+// complete notes that all that etcd has is listed. What had no room before does not count then, if there is room now.
+func (s *store) complete() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.full = 0
+	if len(s.entries) < holdfile.MaxEntries {
+		s.full = 0
+	}
 }
 
 // empty takes all off the list.
@@ -274,12 +276,11 @@ func (s *store) count(served func(envelope.KeyID) bool) (c counts) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.full = s.full
-	known := map[envelope.KeyID]bool{}
+	var last envelope.KeyID // entries of one key mostly follow one another, and a look into a map for each takes most of the time
+	is := false
 	for _, e := range s.entries {
-		is, asked := known[e.key.id]
-		if !asked {
-			is = served(e.key.id)
-			known[e.key.id] = is
+		if e.key.id != last {
+			last, is = e.key.id, served(e.key.id)
 		}
 		if !is {
 			continue

@@ -264,7 +264,7 @@ func (h *Hold) takeSeed() {
 	if err == nil {
 		h.note(aboutList, nil, "") // this is what etcd has
 		if left == 0 {
-			h.store.hasRoom()
+			h.store.complete()
 		}
 	}
 	h.saveList()

@@ -78,6 +78,8 @@ type Hold struct {
 	work     chan struct{}
 	begun    chan struct{}
 
+	dropStays bool // drop.json could not be removed; Run's alone, and New's before it
+
 	mu       sync.Mutex // guards the fields below
 	machine  machine
 	up       bool                    // the last probe was good, and nothing failed since

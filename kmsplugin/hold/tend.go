@@ -212,7 +212,8 @@ func (h *Hold) loadList() {
 	h.store.saved()
 }
 
-// takeDrop wipes what is held when somebody asks for it. A request that cannot be understood is one.
+// takeDrop wipes what is held when somebody asks for it. A request that cannot be understood is one. It stays, and is done again, until no
+// file is left from which a restarted plugin would fill the hold.
 func (h *Hold) takeDrop() {
 	drop, found, err := holdfile.LoadDrop(h.cfg.StateDir)
 	if !found {
@@ -224,10 +225,14 @@ func (h *Hold) takeDrop() {
 	h.store.empty()
 	h.mu.Unlock()
 	debug.FreeOSMemory()
-	err = firstOf(err, holdfile.SaveList(h.cfg.StateDir, holdfile.List{}), holdfile.RemoveSeed(h.cfg.StateDir), holdfile.RemoveDrop(h.cfg.StateDir))
-	if err != nil {
+	left := firstOf(holdfile.RemoveList(h.cfg.StateDir), holdfile.RemoveSeed(h.cfg.StateDir)) // also while the disk is full
+	if left == nil {
+		left = holdfile.RemoveDrop(h.cfg.StateDir)
+	}
+	if err = firstOf(left, err); err != nil && !h.dropStays {
 		h.cfg.Logger.Warn("the outage hold was wiped, and not all of its files were", "error", err, "hint", hint.Of(err))
 	}
+	h.dropStays = left != nil
 	h.note(aboutList, nil, "")
 	h.mu.Lock()
 	h.state.Dropped = drop.ID
@@ -249,9 +254,6 @@ func (h *Hold) takeSeed() {
 	if !found {
 		return
 	}
-	if err != nil {
-		h.cfg.Logger.Warn("what hold seed handed over cannot be used, and is removed", "error", err, "hint", "run hsm-kms hold seed again")
-	}
 	added, left := 0, 0
 	for _, e := range seed.Entries {
 		switch isNew, fits := h.store.list(e.KeyID, e.Envelope); {
@@ -270,6 +272,9 @@ func (h *Hold) takeSeed() {
 	h.saveList()
 	removeErr := holdfile.RemoveSeed(h.cfg.StateDir)
 	h.note(aboutSeed, removeErr, "let the user that runs the plugin write to stateDir")
+	if err != nil && removeErr == nil {
+		h.cfg.Logger.Warn("what hold seed handed over cannot be used, and is removed", "error", err, "hint", "run hsm-kms hold seed again")
+	}
 	if err != nil || removeErr != nil {
 		return
 	}

@@ -1,7 +1,10 @@
 package hold
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -96,5 +99,39 @@ func TestRoomAgain(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		r.mustRead(t, a, dek)
+	})
+}
+
+// A request to drop stays until no list and no seed is left from which a restarted plugin would fill the hold again. The log says it once.
+func TestDropThatIsNotComplete(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, _, _ := armed(t)
+		seed := filepath.Join(holdfile.Folder(r.dir), "seed.json")
+		if err := os.MkdirAll(filepath.Join(seed, "not to be removed"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := holdfile.SaveDrop(r.dir, holdfile.Drop{ID: holdfile.NewID()}); err != nil {
+			t.Fatal(err)
+		}
+		at(20 * time.Second)
+		if s := r.State(); s.Held != 0 || s.Armed {
+			t.Errorf("%+v", s)
+		}
+		if _, found, _ := holdfile.LoadDrop(r.dir); !found {
+			t.Error("the request is gone")
+		}
+		r.mu.Lock()
+		if n := bytes.Count(r.log.Bytes(), []byte("level=WARN")); n > 8 {
+			t.Errorf("%d warnings:\n%s", n, r.log)
+		}
+		r.mu.Unlock()
+		if err := os.RemoveAll(seed); err != nil {
+			t.Fatal(err)
+		}
+		at(2 * time.Second)
+		if _, found, _ := holdfile.LoadDrop(r.dir); found {
+			t.Error("the request is still there")
+		}
 	})
 }

@@ -141,6 +141,26 @@ func (o *outage) etcdArgs(args ...string) []string {
 	return append(args, "--endpoints", strings.Join(o.etcd.URLs(), ","))
 }
 
+// holdMark is how long the HSM stays away, such as 10m, while the clients go on. The default is no longer than the restarts take.
+const holdMark = "HSM_KMS_TEST_HOLD"
+
+func (o *outage) stayAway(t *testing.T) {
+	t.Helper()
+	text := os.Getenv(holdMark)
+	if text == "" {
+		return
+	}
+	long, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("%s: %v", holdMark, err)
+	}
+	time.Sleep(long)
+	for _, n := range o.nodes {
+		n.waitHold(t, "still lives on its hold", func(s heldState) bool { return s.Hold.Holding && s.Healthz == "ok" })
+	}
+	t.Logf("%d Secrets were written after %s without the HSM", len(o.names()), long)
+}
+
 // TestHold: the HSM is away. Every API server restarts, plugins do not, and Secrets are written and read on every node all the time.
 // One plugin that restarts meanwhile says that it has no hold. When the HSM is back, new DEKs are under the key itself, and a
 // migration leaves nothing of the hold.
@@ -174,6 +194,7 @@ func TestHold(t *testing.T) {
 		o.restart(t, i)
 		n.waitHold(t, "names the key of the hold", func(s heldState) bool { return s.KeyID == o.old+"/hold" && s.Healthz == "ok" })
 	}
+	o.stayAway(t)
 	o.restartPlugin(t, o.nodes[2])
 	o.restart(t, 0) // what the others wrote on hold meanwhile is read too
 	select {

@@ -41,6 +41,9 @@ const (
 // starter is a program with one worker, which waits to be killed.
 func starter(module string) {
 	env, _ := worker.Environment(os.Environ(), nil)
+	if debug := os.Getenv("GODEBUG"); debug != "" {
+		env = append(env, "GODEBUG="+debug)
+	}
 	limit, err := time.ParseDuration(cmp.Or(os.Getenv(starterLimit), "10s"))
 	if err != nil {
 		panic(err)

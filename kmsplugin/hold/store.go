@@ -266,7 +266,7 @@ func (s *store) empty() {
 	clear(s.ids)
 }
 
-// counts is the list in numbers. Entries whose key is not served do not count: no HSM opens them.
+// counts is the list in numbers. Entries whose key is certainly not served do not count: no HSM opens them.
 type counts struct {
 	held, listed, full int
 	missing            []string // key_ids of listed entries that are not held; at most holdfile.MaxMissing

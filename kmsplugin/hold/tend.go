@@ -158,9 +158,12 @@ func (h *Hold) whyNot() string {
 	return ""
 }
 
-// count is the list in numbers. mu is held.
+// count is the list in numbers. A ring that was not read yet may serve any key of its name. mu is held.
 func (h *Hold) count() counts {
-	return h.store.count(func(id envelope.KeyID) bool { return h.served[id] })
+	return h.store.count(func(id envelope.KeyID) bool {
+		read, configured := h.rings[id.Ring]
+		return h.served[id] || configured && !read
+	})
 }
 
 // tell logs and records whether the hold is armed, when that changes. On hold the question does not arise. mu is held.

@@ -135,3 +135,35 @@ func TestDropThatIsNotComplete(t *testing.T) {
 		}
 	})
 }
+
+// A read ring that was not read since the start may have the keys of listed DEKs: a hold that lacks them is not armed.
+func TestReadRingThatWasNotRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ring, id := newRing(t)
+		old := newKey(t, "old", time.Now().Add(-time.Hour))
+		ring.also(old)
+		r := start(t, ring, id, t.TempDir())
+		r.write(t)
+		a, err := ring.Seal(bg, old.ID, []byte("dek"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.store.list(old.ID.String(), a)
+		ring.mu.Lock()
+		read := ring.read[0]
+		ring.read[0] = envelope.View{Ring: "old"}
+		ring.mu.Unlock()
+		at(time.Minute)
+		if s := r.State(); s.Armed || s.Held != 1 || s.Listed != 2 || len(s.Missing) != 1 {
+			t.Errorf("%+v", s)
+		}
+		ring.mu.Lock()
+		ring.read[0] = read
+		ring.mu.Unlock()
+		at(time.Minute)
+		if s := r.State(); !s.Armed || s.Held != 2 || s.Listed != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

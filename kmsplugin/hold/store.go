@@ -21,7 +21,7 @@ type store struct {
 	byName  map[[sha256.Size]byte]*entry
 	ids     map[string]usedKey // of the entries, each once: key_ids are as long as envelopes
 	keys    map[keyDay]*sealed
-	full    int  // DEKs that had no room in the list
+	full    bool // a DEK had no room in the list
 	dirty   bool // the list is another than the one in stateDir
 }
 
@@ -80,7 +80,7 @@ func (s *store) add(keyID string, sealedDEK []byte) *entry {
 		used = usedKey{text: keyID, id: id}
 	}
 	if len(s.entries) >= holdfile.MaxEntries {
-		s.full++
+		s.full = true
 		return nil
 	}
 	s.ids[keyID] = used
@@ -253,7 +253,7 @@ func (s *store) complete() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.entries) < holdfile.MaxEntries {
-		s.full = 0
+		s.full = false
 	}
 }
 
@@ -261,15 +261,16 @@ func (s *store) complete() {
 func (s *store) empty() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries, s.full, s.dirty = nil, 0, true
+	s.entries, s.full, s.dirty = nil, false, true
 	clear(s.byName)
 	clear(s.ids)
 }
 
 // counts is the list in numbers. Entries whose key is certainly not served do not count: no HSM opens them.
 type counts struct {
-	held, listed, full int
-	missing            []string // key_ids of listed entries that are not held; at most holdfile.MaxMissing
+	held, listed int
+	full         bool
+	missing      []string // key_ids of listed entries that are not held; at most holdfile.MaxMissing
 }
 
 func (s *store) count(served func(envelope.KeyID) bool) (c counts) {

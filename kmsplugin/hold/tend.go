@@ -148,8 +148,8 @@ func (h *Hold) whyNot() string {
 		return "hold keys are being derived"
 	}
 	switch c := h.count(); {
-	case c.full > 0:
-		return fmt.Sprintf("the list is full: %d DEKs had no room in it", c.full)
+	case c.full:
+		return "the list is full, and a DEK had no room in it"
 	case c.listed == 0:
 		return "no DEK is listed: run hsm-kms hold seed"
 	case c.held < c.listed:
@@ -193,7 +193,7 @@ func (h *Hold) State() *holdfile.State {
 	boot := h.cfg.Boot()
 	h.endIfOver(boot)
 	s, c := h.state, h.count()
-	s.Held, s.Listed, s.Full, s.Missing = c.held, c.listed, c.full > 0, c.missing
+	s.Held, s.Listed, s.Full, s.Missing = c.held, c.listed, c.full, c.missing
 	s.Used = h.machine.ledger.used(boot)
 	if h.machine.holding {
 		s.Armed, s.Holding, s.Since, s.Until = true, true, h.machine.since, h.cfg.Now().Add(h.machine.ledger.left(boot))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/validate/content"
@@ -76,13 +77,16 @@ func (f *migrateFlags) add(cmd *cobra.Command) {
 
 // check looks at the flags' form before anything is read.
 func (f *migrateFlags) check() error {
-	if f.opts.Rate <= 0 || f.opts.Parallel <= 0 || f.opts.Wait < 0 || len(f.opts.Resources) == 0 {
-		return errors.New("--rate and --parallel must be above 0, --wait must not be negative, --resources must name one")
+	switch rate := f.opts.Rate; {
+	case math.IsNaN(rate), math.IsInf(rate, 0), rate <= 0, f.opts.Parallel <= 0, len(f.opts.Resources) == 0:
+		return errors.New("--rate and --parallel must be numbers above 0, and --resources must name one")
+	case f.opts.Wait < 0:
+		return fmt.Errorf("--wait %s is negative", duration.String(f.opts.Wait))
 	}
 	if err := checkResources(f.opts.Resources); err != nil {
 		return err
 	}
-	if wrong := content.IsPathSegmentName(f.opts.Namespace); f.opts.Namespace == "" || len(wrong) > 0 {
+	if wrong := content.IsDNS1123Label(f.opts.Namespace); len(wrong) > 0 {
 		return hint.Wrap(fmt.Errorf("--namespace %q is not a valid name", f.opts.Namespace), "name a namespace that is there, such as default")
 	}
 	return nil

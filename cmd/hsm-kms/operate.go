@@ -97,7 +97,7 @@ func (c *command) runOperate(ctx context.Context, f *operateFlags) error {
 	ctx, stop := c.process.UntilSignal(ctx)
 	defer stop()
 	if !f.once {
-		f.Log.Info("hsm-kms operate", "version", version, "node", f.Node, "ring", f.Ring, "namespace", f.opts.Namespace, "settle", f.Settle)
+		f.Log.Info("hsm-kms operate", "version", version, "node", f.Node, "ring", f.Ring, "namespace", f.opts.Namespace, "settle", duration.String(f.Settle))
 		o.Run(ctx)
 		return nil
 	}
@@ -106,7 +106,7 @@ func (c *command) runOperate(ctx context.Context, f *operateFlags) error {
 		return app.Finding(hint.Wrap(errors.New("stopped in the middle of the pass"), "run it again: it does what is left"))
 	}
 	if err != nil {
-		err = hint.Wrap(err, cmp.Or(hint.Of(err), "check that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints"))
+		err = hint.Wrap(err, cmp.Or(hint.Of(err), operator.APIHint))
 	}
 	return c.printPass(f, result, err)
 }
@@ -118,10 +118,17 @@ func (c *command) fillOperate(f *operateFlags, cfg *config.Config) (err error) {
 		return fmt.Errorf("--interval %s: %s to %s", duration.String(f.Interval), duration.String(shortestInterval), duration.String(longestInterval))
 	case f.Engine != operator.EngineOwn && f.Engine != operator.EngineSVM:
 		return hint.Wrap(fmt.Errorf("--engine %q is neither %s nor %s", f.Engine, operator.EngineOwn, operator.EngineSVM), "docs/operate.md#who-rewrites says what each does")
+	case f.StateDir == "":
+		return errors.New("--state-dir names no folder")
 	case f.Settle < 0:
 		return fmt.Errorf("--settle %s is negative", duration.String(f.Settle))
 	case f.Recheck < state.FreshFor || f.Recheck > longestRecheck:
 		return fmt.Errorf("--recheck %s: %s to %s", duration.String(f.Recheck), duration.String(state.FreshFor), duration.String(longestRecheck))
+	}
+	if f.HTTPAddress != "" {
+		if err := config.CheckAddress(f.HTTPAddress); err != nil {
+			return hint.Wrap(fmt.Errorf("--http-address %q is not host:port: %w", f.HTTPAddress, err), `write it as 127.0.0.1:9809 or [::1]:9809, or "" for none`)
+		}
 	}
 	if f.Hostname, err = os.Hostname(); err != nil {
 		return fmt.Errorf("asking for the name of this machine: %w", err)

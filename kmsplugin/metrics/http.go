@@ -83,7 +83,7 @@ func Listen(ctx context.Context, address string, handler http.Handler) (*Server,
 	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, hint.Wrap(fmt.Errorf("opening http.address: %w", err), `choose another address or port, or "" for none`)
+		return nil, hint.Wrap(fmt.Errorf("listening for metrics and health: %w", err), `choose another address or port, or "" for none`)
 	}
 	return &Server{
 		listener: &evictingListener{Listener: listener, most: maxConnections},

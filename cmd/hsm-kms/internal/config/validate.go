@@ -48,7 +48,7 @@ func (c *Config) validate(p *problems) {
 	p.between("writeContinuation", c.WriteContinuation, 0, 24*time.Hour)
 	p.between("outageHold", c.OutageHold, 0, 72*time.Hour)
 	if c.HTTP.Address != "" {
-		if err := checkAddress(c.HTTP.Address); err != nil {
+		if err := CheckAddress(c.HTTP.Address); err != nil {
 			p.report("http.address", fmt.Sprintf("%q is not host:port: %v", c.HTTP.Address, err),
 				`write it as 127.0.0.1:9808 or [::1]:9808, or "" for none`)
 		}
@@ -115,8 +115,8 @@ func (a *Audit) validate(p *problems) {
 	p.number("audit.maxSizeMB", a.MaxSizeMB, 1, maxAuditMB)
 }
 
-// checkAddress reports whether address is host:port with a port in digits; the host may be empty or a name.
-func checkAddress(address string) error {
+// CheckAddress reports whether address is host:port with a port in digits; the host may be empty or a name.
+func CheckAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return err

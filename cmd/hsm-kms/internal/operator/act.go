@@ -50,7 +50,7 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 	o.acted(d.Do, err)
 	if err == nil {
 		delete(o.world.Trouble, d.Do)
-		o.cfg.Log.Info("done", "action", d.Do, "took", time.Since(began).Round(time.Millisecond))
+		o.cfg.Log.Info("done", "action", d.Do, "took", time.Since(began).Round(time.Millisecond).String())
 		return
 	}
 	was, reason := o.world.Trouble[d.Do], evidence.Printable(err.Error())

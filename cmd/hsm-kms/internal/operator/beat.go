@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 )
 
@@ -67,13 +69,16 @@ func pause(interval time.Duration, failures int) time.Duration {
 	return min(max(state.RetryMost, interval), 10*interval, interval<<min(max(failures-1, 0), 10))
 }
 
+// APIHint is for an API server that does not do what is asked of it.
+const APIHint = "check that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints"
+
 // told logs when writing begins to fail, and when it works again. It returns whether it fails.
 func (o *Operator) told(ctx context.Context, failed bool, err error) bool {
 	if (err != nil) == failed || ctx.Err() != nil {
 		return failed
 	}
 	if err != nil {
-		o.cfg.Log.Warn("the Leases of this node cannot be written; it is tried again", "error", err)
+		o.cfg.Log.Warn("the Leases of this node cannot be written; it is tried again", "error", err, "hint", cmp.Or(hint.Of(err), APIHint))
 		return true
 	}
 	o.cfg.Log.Info("the Leases of this node are written again")

@@ -381,6 +381,30 @@ func TestSeedAndDrop(t *testing.T) {
 	})
 }
 
+// A seed after a drop cannot be held while the HSM is away, and the hold says what it waits for.
+func TestSeedWithoutHSM(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, a, _ := armed(t)
+		r.ring.fail(errAway)
+		at(time.Minute)
+		put(t, r.dir, "drop.json", "?")
+		at(2 * time.Second)
+		if err := holdfile.SaveSeed(r.dir, holdfile.Seed{ID: holdfile.NewID(), Entries: []holdfile.Entry{{KeyID: a.KeyID, Envelope: a.Bytes}}}); err != nil {
+			t.Fatal(err)
+		}
+		at(time.Minute)
+		if s := r.State(); s.Armed || s.Listed != 1 || s.Why != "hold keys are missing: they are derived when the HSM answers" {
+			t.Errorf("%+v", s)
+		}
+		r.ring.fail(nil)
+		at(time.Minute)
+		if s := r.State(); !s.Armed || s.Held != 1 {
+			t.Errorf("when the HSM is back: %+v", s)
+		}
+	})
+}
+
 // A request to drop that cannot be read is one all the same.
 func TestDropThatCannotBeRead(t *testing.T) {
 	t.Parallel()

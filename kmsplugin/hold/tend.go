@@ -137,15 +137,18 @@ func (h *Hold) whyNot() string {
 	}
 	switch {
 	case h.paused:
-		return "hold drop wiped it: hold seed or a restart of the plugin fills it again"
+		return "hold drop wiped it: run hsm-kms hold seed to fill it again"
 	case m.revoked != nil:
 		return "the HSM refuses the PIN"
 	case m.over(boot):
 		return "the time on hold is used up: " + h.cfg.Limit.String() + " within 7 days"
 	case !m.ledger.counted(boot):
 		return errUncounted.Error()
-	case !h.store.hasKeys(m.proof.key, first, max(first, last-1)): // the last one is for after midnight
+	case h.store.hasKeys(m.proof.key, first, max(first, last-1)): // the last one is for after midnight
+	case h.up:
 		return "hold keys are being derived"
+	default:
+		return "hold keys are missing: they are derived when the HSM answers"
 	}
 	switch c := h.count(); {
 	case c.full:

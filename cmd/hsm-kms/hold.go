@@ -70,8 +70,8 @@ func (c *command) holdDrop() *cobra.Command {
 		Short: "Have the plugin wipe its outage hold",
 		Long: `The plugin on this node wipes the DEKs and keys that it holds, and empties its list. While the HSM answers, it goes on
 serving. While the HSM is away, this ends the hold of this node: Status becomes an error, and kube-apiserver cannot
-restart here until the HSM answers. To fill the hold again, run hsm-kms hold seed, or restart the plugin. To turn it
-off, set outageHold: 0s and restart the plugin.
+restart here until the HSM answers. The hold stays empty until you run hsm-kms hold seed or restart the plugin; only hold
+seed fills it with everything that etcd has. To turn it off, set outageHold: 0s and restart the plugin.
 
 Exits 0 when the plugin has wiped its hold. Otherwise it exits 1 and reports whether nothing was wiped or it is unknown.`,
 		Example: `  hsm-kms hold drop`,
@@ -119,7 +119,7 @@ func (c *command) runHoldSeed(ctx context.Context, f *seedFlags) error {
 		return err
 	}
 	if len(found.DEKs) == 0 && !f.allowEmpty {
-		return app.Finding(hint.Wrap(fmt.Errorf("no object was found under a key of %s: nothing was handed over", strings.Join(cfg.RingNames(), ", ")), "see --prefix; --allow-empty accepts it"))
+		return app.Finding(hint.Wrap(fmt.Errorf("no object was found under a key of %s: nothing was handed over", strings.Join(cfg.RingNames(), ", ")), "check that --endpoints and --prefix are those of this cluster; if it has no encrypted object yet, give --allow-empty"))
 	}
 	entries := make([]holdfile.Entry, len(found.DEKs))
 	for i, dek := range found.DEKs {
@@ -156,7 +156,11 @@ func (c *command) printSeeded(said seedJSON, sources []evidence.Reading) error {
 		return c.json(said)
 	}
 	w := &lines{out: c.out}
-	w.add("found %s; %s new in the plugin's list", counted(said.DEKs, "wrapped DEK"), grouped(int64(said.Added)))
+	if said.TakenUp {
+		w.add("found %s; %s new in the plugin's list", counted(said.DEKs, "wrapped DEK"), grouped(int64(said.Added)))
+	} else {
+		w.add("found %s", counted(said.DEKs, "wrapped DEK"))
+	}
 	if said.Hold != nil {
 		w.add("hold: %s", said.Hold.words())
 	}
@@ -205,8 +209,8 @@ func holdOf(s *holdfile.State) *holdJSON {
 		return nil
 	}
 	h := &holdJSON{
-		Limit: s.Limit.String(), Armed: s.Armed, Why: s.Why, Held: s.Held, Listed: s.Listed, Missing: s.Missing, Full: s.Full, Holding: s.Holding,
-		Used: s.Used.Round(time.Second).String(),
+		Limit: duration.String(s.Limit), Armed: s.Armed, Why: s.Why, Held: s.Held, Listed: s.Listed, Missing: s.Missing, Full: s.Full, Holding: s.Holding,
+		Used: duration.String(s.Used.Round(time.Second)),
 	}
 	if s.Holding {
 		h.Since, h.Until = s.Since.UTC().Format(rfc3339Milli), s.Until.UTC().Format(rfc3339Milli)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/doctor"
 	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
@@ -159,7 +160,11 @@ func (s statusJSON) proves(ring string) error {
 	}
 	i := slices.IndexFunc(s.ReadRings, func(r readRingJSON) bool { return r.Ring == ring })
 	if i < 0 {
-		return app.Finding(hint.Wrap(fmt.Errorf("the plugin has no ring %s", ring), "check that readRings of its configuration names it, and restart the plugin: it reads its configuration at the start only"))
+		advice := "check that readRings of its configuration names it, and restart the plugin: it reads its configuration at the start only"
+		if s.Hold != nil && s.Hold.Holding {
+			advice = doctor.AfterHold + advice
+		}
+		return app.Finding(hint.Wrap(fmt.Errorf("the plugin has no ring %s", ring), advice))
 	}
 	if r := s.ReadRings[i]; !r.OK {
 		return app.Finding(hint.Wrap(fmt.Errorf("the read ring %s: %s; %d of %d keys are proven", ring, r.Problem, r.Proven, r.Keys), "see what is wrong with: hsm-kms doctor --ring "+ring))

@@ -2,7 +2,8 @@
 // command prints what it finds. A check is made only when those that it rests on passed, so that one mistake gives one finding.
 //
 // It depends on hsm, on hsm/guard, hsm/modulefile and hsm/pinfile, on kmsplugin, kmsplugin/health, kmsplugin/hold/holdfile and
-// kmsplugin/socket, on envelope, evidence, evidence/encconfig and evidence/migrate/kubeapi, and on config, hint and ownedfile.
+// kmsplugin/socket, on envelope, evidence, evidence/encconfig and evidence/migrate/kubeapi, and on config, duration, hint and
+// ownedfile.
 //
 // Nothing is changed: on a token no object is made or altered and no session is opened for writing. A login is made
 // only as `serve` would make it: under the attempt guard, never when the token says that its PIN is locked or that a wrong

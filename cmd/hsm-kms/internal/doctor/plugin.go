@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/internal/duration"
 	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/health"
@@ -79,27 +80,30 @@ func (d *doctor) hold(state *holdfile.State) {
 	switch {
 	case state == nil && limit == 0:
 	case state == nil:
-		d.warn(check, "", fmt.Sprintf("the configuration has outageHold: %s, and the plugin that runs has no hold", limit), "restart the plugin: it reads its configuration at the start only")
+		d.warn(check, "", fmt.Sprintf("the configuration has outageHold: %s, and the plugin that runs has no hold", duration.String(limit)), "restart the plugin: it reads its configuration at the start only")
 	case state.Holding:
 		d.warn(check, "", fmt.Sprintf("the plugin answers without the HSM since %s, until %s at the latest", stamp(state.Since), stamp(state.Until)),
 			"repair the HSM, and do not stop the plugin before: what it holds is in its memory only")
 	case limit != state.Limit:
-		d.warn(check, "", fmt.Sprintf("the configuration has outageHold: %s, and the plugin that runs has %s", limit, state.Limit), "restart the plugin: it reads its configuration at the start only")
+		d.warn(check, "", fmt.Sprintf("the configuration has outageHold: %s, and the plugin that runs has %s", duration.String(limit), duration.String(state.Limit)), "restart the plugin: it reads its configuration at the start only")
 	case !state.Armed:
 		d.warn(check, "", fmt.Sprintf("the outage hold is not armed: %s (%d of %s held)", state.Why, state.Held, count(state.Listed, "DEK")),
 			"fill it with: hsm-kms hold seed; docs/outage.md has what keeps it from being armed")
 	default:
-		d.pass(check, "", fmt.Sprintf("the outage hold is armed: %s held; %s of %s used in 7 days", count(state.Held, "DEK"), state.Used.Round(time.Second), limit))
+		d.pass(check, "", fmt.Sprintf("the outage hold is armed: %s held; %s of %s used in 7 days", count(state.Held, "DEK"), duration.String(state.Used.Round(time.Second)), duration.String(limit)))
 	}
 }
 
 func stamp(at time.Time) string { return at.UTC().Format(time.RFC3339) }
 
+// AfterHold stands before the advice to restart a plugin that is on its outage hold.
+const AfterHold = "wait until the outage hold is over, which a restart would end; then "
+
 // restartLater makes all advice to restart the plugin wait: a restart would end the outage hold of this node.
 func (d *doctor) restartLater() {
 	for i := range d.found {
 		if f := &d.found[i]; strings.Contains(f.Hint, "restart the plugin") {
-			f.Hint = "wait until the outage hold is over, which a restart would end; then " + f.Hint
+			f.Hint = AfterHold + f.Hint
 		}
 	}
 }

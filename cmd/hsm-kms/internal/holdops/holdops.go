@@ -105,10 +105,10 @@ func (p Plugin) Seed(ctx context.Context, entries []holdfile.Entry) (Seeded, err
 	case done.TakenUp:
 		return done, app.Finding(hint.Wrap(fmt.Errorf("the hold is not armed after %s: %s", p.Wait, state.Why), "see what it says now with: hsm-kms status"))
 	case err == nil:
-		err = errors.New("it has not taken the list up")
+		err = errors.New("it has not read the list")
 	}
 	return done, app.Finding(hint.Wrap(fmt.Errorf("after %s it is unknown what the plugin does with the list: %w", p.Wait, err),
-		"the list stays in "+holdfile.Folder(p.StateDir)+", and the plugin takes it up when it can; see what it says now with: hsm-kms status"))
+		"check that --config is that of the plugin, which reads "+holdfile.Folder(p.StateDir)+" then; the list stays there, and the plugin adds it when it can; see what it says now with: hsm-kms status"))
 }
 
 // Outcome is what became of Drop.
@@ -144,6 +144,6 @@ func (p Plugin) Drop(ctx context.Context) (Outcome, error) {
 	case err == nil:
 		err = errors.New("it has not said so")
 	}
-	return Unknown, app.Finding(hint.Wrap(fmt.Errorf("after %s it is unknown whether the plugin has wiped its hold: %w", p.Wait, err),
-		"run this again; if it must not wait, stop the plugin on this node: its memory ends with it, and kube-apiserver here cannot start before the HSM answers"))
+	return Unknown, app.Finding(hint.Wrap(fmt.Errorf("after %s it is unknown whether the plugin has wiped its hold, and the request stays until it has: %w", p.Wait, err),
+		"check that --config is that of the plugin, which reads "+holdfile.Folder(p.StateDir)+" then, and run this again; if it must not wait, stop the plugin on this node: its memory ends with it, and kube-apiserver here cannot start before the HSM answers"))
 }

@@ -24,7 +24,7 @@ func HintFor(err error) string {
 		{envelope.ErrPINExpired, envelope.PINExpiredHint},
 		{envelope.ErrPINRefused, envelope.PINRefusedHint},
 		{envelope.ErrSelfTest, "run hsm-kms doctor: the token does not do what the profile needs, or does not open what it sealed (docs/hsm-support.md)"},
-		{ErrConfiguration, "correct the configuration, or what it names, and start the plugin again"},
+		{ErrConfiguration, "correct what it names, or the configuration, which the plugin reads at its start only; do not restart a plugin that is on its outage hold"},
 		{ErrTokenAbsent, "check that the HSM is reachable and initialised, and that tokens[] names it by label, serial or slot"},
 		{errVanished, "check that the token's store or partition is there; if its keys were destroyed, restore them from the token's backup"},
 		{errAbandoned, "find out why the HSM, the vendor's client service or the network between does not answer"},

@@ -54,7 +54,7 @@ func openRings(cfg *config.Config, refuse []envelope.KeyID, log *slog.Logger, co
 		if read != nil {
 			common.Log = log.With("readRing", name)
 			if err := app.CheckFiles(of); err != nil {
-				common.Log.Error("a read ring is not served before a person acts", "error", err, "hint", cmp.Or(app.Hint(err), "correct the file")+"; then restart the plugin")
+				common.Log.Error("a read ring is not served before a person acts", "error", err, "hint", cmp.Or(app.Hint(err), "correct the file")+"; then restart the plugin, but not while it is on its outage hold")
 				tokens = nil
 			}
 		}

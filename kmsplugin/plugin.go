@@ -121,7 +121,7 @@ func (p *Plugin) Health() (words, keyID string, lastGood time.Time) {
 
 // OnHold says that the plugin answers without the HSM, and for how long it may; "" when it does not.
 func (p *Plugin) OnHold() string {
-	if p.options.Hold == nil {
+	if p.options.Hold == nil || !p.options.Hold.Holding() { // anybody on the machine may ask, and State takes longer
 		return ""
 	}
 	s := p.options.Hold.State()

@@ -193,3 +193,22 @@ func TestPlanted(t *testing.T) {
 		t.Errorf("planted: %+v, %v", planted, err)
 	}
 }
+
+// An API server that sends us elsewhere is not followed: what another one writes would prove nothing about this one.
+func TestRedirect(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("it was followed: %s %s", r.Method, r.URL) }))
+	defer other.Close()
+	for _, code := range []int{301, 302, 303, 307, 308} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL+r.URL.Path, code) }))
+		servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: kubeconfig(t, "x", server.URL), Servers: []string{server.URL}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = servers[0].Plant(t.Context(), "secrets", "hsm-kms")
+		if ready := servers[0].Ready(t.Context()); !errors.Is(err, migrate.ErrBadAnswer) || !errors.Is(ready, migrate.ErrBadAnswer) {
+			t.Errorf("%d: %v, %v", code, err, ready)
+		}
+		server.Close()
+	}
+}

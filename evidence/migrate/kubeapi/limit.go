@@ -35,7 +35,7 @@ const (
 	maxServers = 100
 )
 
-// limited bounds every answer.
+// limited bounds every answer, and follows none to another address.
 type limited struct {
 	next     http.RoundTripper
 	answered func(status int) // of Config
@@ -55,6 +55,10 @@ func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if status/100 == 3 { // followed, what another one does would be taken for what this API server does
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("%w: it sends us elsewhere (HTTP %d)", migrate.ErrBadAnswer, status)
 	}
 	resp.Body = &limitedBody{body: resp.Body, left: maxAnswer, path: r.URL.Path}
 	return resp, nil

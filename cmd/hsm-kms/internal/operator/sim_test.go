@@ -69,6 +69,7 @@ type sim struct {
 	touched   int                  // writes of objects by operates: canaries and rewriting
 	patched   map[string]int       // of them those of clients' objects, by resource
 	requests  map[string]int       // to API servers, by operate; those that found nobody are counted too
+	asked     map[string]bool      // verb and path of each request
 	states    []state.Name         // that the KeyRing had, without repetitions
 	last      Status
 	on        map[state.Name]func(leader string) // done once, when the KeyRing gets that state
@@ -118,7 +119,7 @@ func simulate(t *testing.T, n int, change func(*Config)) *sim {
 	t.Helper()
 	s := &sim{
 		t: t, api: &api{objects: map[string]map[string]any{}, crd: true}, objects: map[string]simObject{}, refuses: map[string]bool{},
-		requests: map[string]int{}, patched: map[string]int{}, on: map[state.Name]func(string){},
+		requests: map[string]int{}, asked: map[string]bool{}, patched: map[string]int{}, on: map[state.Name]func(string){},
 	}
 	s.first = simKey(t, time.Now().Add(-100*time.Hour), 1)
 	for i := range 20 {
@@ -510,6 +511,7 @@ func (n *simNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := n.s
 	s.mu.Lock()
 	s.requests[r.UserAgent()]++
+	s.asked[verbOf(r)+" "+r.URL.Path] = true
 	server, etcd := n.server, s.etcd
 	s.mu.Unlock()
 	path := r.URL.Path

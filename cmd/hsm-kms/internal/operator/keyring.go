@@ -66,7 +66,8 @@ type keyRing struct {
 // shown is what was written last.
 type shown struct {
 	status Status
-	uid    string // of the KeyRing; empty: there is none, or it was not asked for
+	first  time.Time // when this leader began to write
+	uid    string    // of the KeyRing; empty: there is none, or it was not asked for
 	at     time.Time
 	failed bool
 	ending string
@@ -78,10 +79,12 @@ type shown struct {
 func (o *Operator) show(ctx context.Context, d state.Decision) *Status {
 	limited, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
+	now := time.Now()
 	if o.shown.at.IsZero() {
-		o.adopt(limited)
+		o.shown.first = now
+		o.adopt(limited, now)
 	}
-	was, now := o.shown.status, time.Now()
+	was := o.shown.status
 	status := o.status(d, now)
 	o.mu.Lock()
 	o.figures.status, o.figures.next = &status, d.Next
@@ -101,7 +104,8 @@ func (o *Operator) show(ctx context.Context, d state.Decision) *Status {
 		}
 		level("state", "state", status.State, "reason", status.Message, "hint", status.Hint, "next", status.NextStep, "retirable", status.Retirable, "command", status.Command)
 	}
-	if reflect.DeepEqual(status, was) && now.Sub(o.shown.at) < showEvery {
+	// At first it is written each time: what the leader before was writing may come late.
+	if reflect.DeepEqual(status, was) && now.Sub(o.shown.at) < showEvery && now.Sub(o.shown.first) > o.cfg.validity() {
 		return &status
 	}
 	o.shown.status, o.shown.at = status, now
@@ -197,11 +201,18 @@ func (o *Operator) countNodes() (ready, expected int) {
 	return ready, len(o.world.Nodes)
 }
 
-// adopt goes on with the history that an earlier leader wrote.
-func (o *Operator) adopt(ctx context.Context) {
+// adopt goes on with the history that an earlier leader wrote. Somebody may have edited it: it is bounded, and a state that
+// began in the future began now, or nobody would be told that it stands still.
+func (o *Operator) adopt(ctx context.Context, now time.Time) {
 	var old keyRing
-	if o.kube.Get(ctx, keyRings+"/"+o.cfg.Ring, &old) == nil {
-		o.shown.status, o.shown.uid = old.Status, string(old.UID)
+	if o.kube.Get(ctx, keyRings+"/"+o.cfg.Ring, &old) != nil {
+		return
+	}
+	o.shown.status, o.shown.uid = old.Status, string(old.UID)
+	s := &o.shown.status
+	s.History = s.History[max(0, len(s.History)-maxHistory):]
+	if s.Since.After(now) {
+		s.Since = metav1.NewTime(now.Truncate(time.Second))
 	}
 }
 
@@ -210,7 +221,7 @@ func (o *Operator) write(ctx context.Context, status *Status) error {
 	path := keyRings + "/" + o.cfg.Ring
 	object := keyRing{TypeMeta: metav1.TypeMeta{APIVersion: apiVersion, Kind: "KeyRing"}, ObjectMeta: metav1.ObjectMeta{Name: o.cfg.Ring}}
 	if o.shown.uid == "" {
-		var there keyRing
+		var there metav1.PartialObjectMetadata // a status that somebody made unreadable is written over
 		err := o.kube.Get(ctx, path, &there)
 		if errors.Is(err, migrate.ErrGone) {
 			err = o.kube.Create(ctx, keyRings, object, &there)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -149,7 +150,7 @@ func (o *Operator) nodes(ctx context.Context) ([]state.Node, error) {
 	nodes := []state.Node{self.state(o.cfg.Node, o.cfg.Ring)}
 	o.hostnames, o.ending = map[string]bool{strings.ToLower(self.Hostname): true}, ""
 	o.ends(o.cfg.Node, self.CertificateEnds)
-	now := time.Now()
+	now, listed := time.Now(), map[string]bool{}
 	err := o.kube.List(ctx, o.leases(), nodeLabel+"=true", func(item []byte) error {
 		var lease coordinationv1.Lease
 		if err := json.Unmarshal(item, &lease); err != nil {
@@ -161,9 +162,14 @@ func (o *Operator) nodes(ctx context.Context) ([]state.Node, error) {
 		if len(nodes) == maxNodes {
 			return fmt.Errorf("more than %d nodes publish in the namespace %s", maxNodes, o.cfg.Migrate.Namespace)
 		}
-		nodes = append(nodes, o.other(&lease, now))
+		nodes, listed[lease.Name] = append(nodes, o.other(&lease, now)), true
 		return nil
 	})
+	if err == nil {
+		o.mu.Lock()
+		o.sights.keep(nodeLease(""), listed)
+		o.mu.Unlock()
+	}
 	slices.SortFunc(nodes, func(a, b state.Node) int { return strings.Compare(a.Name, b.Name) })
 	return nodes, err
 }
@@ -220,6 +226,11 @@ func (s sights) see(name string, lease *coordinationv1.Lease, now time.Time) sig
 		s[name] = sight{Version: was.Version, At: now}
 	}
 	return s[name]
+}
+
+// keep forgets the Leases with the prefix that are there no longer: there is no end of new names.
+func (s sights) keep(prefix string, listed map[string]bool) {
+	maps.DeleteFunc(s, func(name string, _ sight) bool { return strings.HasPrefix(name, prefix) && !listed[name] })
 }
 
 // validityOf is how long a Lease counts, as its writer says, and at most maxValidity.

@@ -23,6 +23,7 @@ const (
 	identityLabel  = "apiserver.kubernetes.io/identity=kube-apiserver"
 	hostnameLabel  = "kubernetes.io/hostname"
 	identityDead   = 2 * time.Minute
+	systemPrefix   = "kube-system/" // of their sights
 )
 
 // lookAtServers finds out which API servers there are, and whether each is ready.
@@ -48,7 +49,7 @@ func (o *Operator) lookAtServers(ctx context.Context) error {
 
 // identities are the hosts of the API servers that live, one for each; "" of one that does not name it.
 func (o *Operator) identities(ctx context.Context) (hosts []string, err error) {
-	now := time.Now()
+	now, listed := time.Now(), map[string]bool{}
 	err = o.kube.List(ctx, identityLeases, identityLabel, func(item []byte) error {
 		var lease coordinationv1.Lease
 		if err := json.Unmarshal(item, &lease); err != nil {
@@ -57,14 +58,21 @@ func (o *Operator) identities(ctx context.Context) (hosts []string, err error) {
 		if len(hosts) == maxNodes {
 			return fmt.Errorf("there are more than %d API servers", maxNodes)
 		}
+		name := systemPrefix + lease.Name
 		o.mu.Lock()
-		sight := o.sights.see("kube-system/"+lease.Name, &lease, now)
+		sight := o.sights.see(name, &lease, now)
 		o.mu.Unlock()
+		listed[name] = true
 		if now.Sub(sight.At) <= identityDead { // also one that was not seen to change yet: it may live
 			hosts = append(hosts, strings.ToLower(lease.Labels[hostnameLabel]))
 		}
 		return nil
 	})
+	if err == nil {
+		o.mu.Lock()
+		o.sights.keep(systemPrefix, listed)
+		o.mu.Unlock()
+	}
 	return hosts, err
 }
 

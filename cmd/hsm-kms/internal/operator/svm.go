@@ -12,6 +12,7 @@ import (
 
 	svmv1 "k8s.io/api/storagemigration/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
@@ -30,10 +31,12 @@ const (
 	EngineSVM Engine = "svm"
 )
 
-// StorageVersionMigrations of ours have a label with the namespace of the Leases, which is that of one ring.
+// StorageVersionMigrations of ours have a name with our prefix, and a label with the namespace of the Leases, which is that of
+// one ring.
 const (
 	migrationsPath  = "/apis/storagemigration.k8s.io/v1/storageversionmigrations"
 	migrationsLabel = "hsm-kms.io/operate"
+	migrationPrefix = "hsm-kms-"
 )
 
 // The times of a StorageVersionMigration.
@@ -159,7 +162,7 @@ func (o *Operator) submit(ctx context.Context, resource string) (name string, er
 	made := &svmv1.StorageVersionMigration{}
 	err = o.kube.Create(ctx, migrationsPath, svmv1.StorageVersionMigration{
 		TypeMeta:   metav1.TypeMeta{APIVersion: svmv1.SchemeGroupVersion.String(), Kind: "StorageVersionMigration"},
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "hsm-kms-", Labels: map[string]string{migrationsLabel: o.cfg.Migrate.Namespace}},
+		ObjectMeta: metav1.ObjectMeta{GenerateName: migrationPrefix, Labels: map[string]string{migrationsLabel: o.cfg.Migrate.Namespace}},
 		Spec:       svmv1.StorageVersionMigrationSpec{Resource: metav1.GroupResource{Group: group, Resource: plural}},
 	}, made)
 	if errors.Is(err, migrate.ErrGone) || errors.Is(err, migrate.ErrUnknown) {
@@ -178,7 +181,9 @@ func (o *Operator) migrations(ctx context.Context) (map[string]*svmv1.StorageVer
 		if err := json.Unmarshal(item, svm); err != nil {
 			return fmt.Errorf("decoding a StorageVersionMigration: %w", err)
 		}
-		seen[svm.Name] = svm
+		if strings.HasPrefix(svm.Name, migrationPrefix) && len(content.IsDNS1123Subdomain(svm.Name)) == 0 { // it becomes part of a path
+			seen[svm.Name] = svm
+		}
 		return nil
 	})
 	if errors.Is(err, migrate.ErrGone) || errors.Is(err, migrate.ErrUnknown) {

@@ -39,6 +39,9 @@ func tellHold(t *testing.T, s setup, story func(*fleet)) {
 // TestHoldOutage: the HSM is away for two hours. All API servers restart, one plugin does, and the others read and write all the
 // time. When it is back, nothing is written under a hold any more.
 func TestHoldOutage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	tellHold(t, holdFleet(24*time.Hour), func(w *fleet) {
 		w.cut(w.nodes...)
@@ -71,6 +74,9 @@ func TestHoldOutage(t *testing.T) {
 
 // TestHoldMidnight: nodes that lost the HSM on different days open what the others write, with and without the HSM.
 func TestHoldMidnight(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	s := holdFleet(24 * time.Hour)
 	for i := range s.Nodes {
@@ -272,6 +278,9 @@ func TestHoldBrownOut(t *testing.T) {
 		"2.5 s": {fault: fault{slow: 2500 * time.Millisecond}}, "hangs": {fault: fault{slow: time.Minute}}, "30 % errors": {fault: fault{fails: 3}},
 		"30 s up and down": {flaps: true}, "10 s up and down": {flaps: true},
 	} {
+		if testing.Short() && strings.HasSuffix(name, "up and down") {
+			continue // make test runs it
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tellHold(t, holdFleet(24*time.Hour), func(w *fleet) {
@@ -342,6 +351,9 @@ func TestHoldThatIsNotFull(t *testing.T) {
 
 // TestHoldAndRotation: no key becomes current on a node on hold, and it follows when the HSM is back.
 func TestHoldAndRotation(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	tellHold(t, holdFleet(24*time.Hour), func(w *fleet) {
 		n := w.nodes[0]

@@ -45,6 +45,9 @@ func TestPromises(t *testing.T) {
 // TestWithoutStaging: the simulation can fail. With nodes that make every key current as soon as they see it, promise 1
 // does not hold.
 func TestWithoutStaging(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for seed := range 100 {
 		p := drawPlan.Example(seed)

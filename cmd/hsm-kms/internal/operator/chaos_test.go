@@ -181,6 +181,9 @@ func oddities() map[string]oddity {
 
 // An oddity blocks with words that name it, and the rotation comes to its end when it is put right.
 func TestOddNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for name, c := range oddities() {
 		if sampled() && !slices.Contains([]string{"an older protocol", "an object nobody may change"}, name) {
@@ -234,6 +237,9 @@ func (n *simNode) never() {
 
 // Two operates that both lead do the same work twice, and no harm.
 func TestTwoLeaders(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for _, name := range state.Names() {
 		if sampled() && name != state.Proving {
@@ -266,6 +272,9 @@ func TestTwoLeaders(t *testing.T) {
 // An API server that gets another EncryptionConfiguration while the old key settles would write under it, although etcd is clean
 // of it. It is found, and the key is not retirable before that is put right.
 func TestStrayedServer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	simulated(t, func(t *testing.T) {
 		s := simulate(t, 3, nil)
 		s.waitState(state.Steady, 10*time.Minute)

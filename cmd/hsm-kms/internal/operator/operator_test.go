@@ -122,6 +122,9 @@ func TestLeadership(t *testing.T) {
 
 // An API server, a plugin and an etcd that are away never end it, and nothing is written meanwhile.
 func TestEverythingAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	a := newAPI(t)
 	p := newPlugin(t, keyID(t, time.Now().Add(-time.Hour)))
@@ -225,6 +228,9 @@ func TestOnceCannotRead(t *testing.T) {
 
 // An action takes as long as it takes: what nodes say is looked at again before the next one is decided.
 func TestNodesSeenAgain(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	a := newAPI(t)
 	current := keyID(t, time.Now().Add(-time.Hour))

@@ -73,6 +73,9 @@ func (s *sim) hour() {
 // An hour without API servers, etcd, plugins or the HSM: no operate ends, nothing is written, requests have a bound, and the
 // rotation goes on by itself afterwards. The outage begins while nothing is to be done, and in the middle of the work.
 func TestOutage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	for what, outage := range outages() {
 		for _, when := range []state.Name{state.Steady, state.Migrating, state.Settling} {
@@ -107,6 +110,9 @@ func TestOutage(t *testing.T) {
 // Where everything is encrypted (*.*) and KMS is down, API servers can read nothing. Operates start all the same, and go on when
 // it is back.
 func TestStartWithoutKMS(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	simulated(t, func(t *testing.T) {
 		s := simulate(t, 3, nil)
 		s.waitState(state.Steady, 10*time.Minute)

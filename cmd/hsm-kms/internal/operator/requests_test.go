@@ -14,6 +14,9 @@ import (
 // What operate asks of API servers, for docs/performance.md: in an hour in which nothing is to be done, in one in which a key
 // waits to be retired, and for a rotation. HSM_KMS_TEST_NODES=100 adds so many nodes, and minutes.
 func TestRequests(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	t.Parallel()
 	counts := []int{3, 10}
 	if more, err := strconv.Atoi(os.Getenv("HSM_KMS_TEST_NODES")); err == nil {

@@ -164,6 +164,9 @@ func TestStorageVersionMigration(t *testing.T) {
 
 // A leader that is killed leaves its migrations, and the next one removes them.
 func TestMigrationsOfKilledLeader(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test runs it")
+	}
 	simulated(t, func(t *testing.T) {
 		s := simulate(t, 3, func(cfg *Config) { cfg.Engine = EngineSVM })
 		s.waitState(state.Steady, 10*time.Minute)

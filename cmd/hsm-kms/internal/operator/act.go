@@ -92,7 +92,7 @@ func (o *Operator) weigh(report *evidence.Report, began time.Time, current state
 			read.Under[envelope.KeyOf(key.KeyID)] += key.Objects
 		}
 	}
-	o.soil(report, read.Under)
+	o.noteUses(report, read.Under)
 	for key, file := range o.kept.files {
 		read.Against[key] = against(o.judge(key, file, report, o.world.Settle))
 	}

@@ -29,8 +29,8 @@ func readAt(r *evidence.Report) time.Time {
 	return at
 }
 
-// soil notes which old keys the report has objects under. Only keys that a plugin names are of interest.
-func (o *Operator) soil(report *evidence.Report, under map[string]int64) {
+// noteUses notes which old keys the report has objects under. Only keys that a plugin names are of interest.
+func (o *Operator) noteUses(report *evidence.Report, under map[string]int64) {
 	old := map[string]bool{}
 	for _, n := range o.world.Nodes {
 		for _, key := range n.Retained {

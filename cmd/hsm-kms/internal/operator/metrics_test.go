@@ -62,7 +62,7 @@ func TestMetrics(t *testing.T) {
 	if want := []string{"api_requests_total 2xx", "api_requests_total 4xx", "certificate_expiry_timestamp_seconds", "info", "leading", "published_timestamp_seconds"}; !slices.Equal(slices.Sorted(maps.Keys(other)), want) || other["leading"] != 0 {
 		t.Errorf("another one: %v", other)
 	}
-	one.step(t.Context())
+	one.stepDown(t.Context())
 	if one.forget(); gathered(t, one)["leading"] != 0 || len(gathered(t, one)) > len(other)+1 {
 		t.Errorf("it leads no more: %v", gathered(t, one))
 	}

@@ -5,13 +5,14 @@
 // retires the key.
 //
 // It reads no PIN, opens no token, handles no DEK, and makes and destroys no key. It depends on operator/state,
-// kmsplugin (the Status of the plugin), kmsplugin/metrics (its HTTP server), sources, evidence, evidence/gate, evidence/migrate, evidence/migrate/kubeapi, envelope,
-// envelope/stored, atomicfile, hint and ownedfile. The plugin serves without it.
+// kmsplugin (the Status of the plugin), kmsplugin/metrics (its HTTP server), sources, evidence, evidence/gate,
+// evidence/migrate, evidence/migrate/kubeapi, envelope, envelope/stored, atomicfile, hint and ownedfile. The plugin serves
+// without it.
 //
 // What it remembers is in Config.StateDir: for each old key, the first clean report of etcd. All else is seen again by the
 // next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.
 //
-// Files: operator (the loop), beat (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is
+// Files: operator (the loop), leases (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is
 // done), svm (StorageVersionMigrations), kept (clean reports), dirty (what leaders tell each other), keyring (what people see),
 // metrics.
 package operator
@@ -126,9 +127,9 @@ func (o *Operator) Run(ctx context.Context) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics.Exposition(o.figures.registry))
 	defer metrics.Keep(ctx, o.cfg.HTTPAddress, mux, o.cfg.Log)()
-	var beating sync.WaitGroup
-	defer beating.Wait()
-	beating.Go(func() { o.beat(ctx) })
+	var renewing sync.WaitGroup
+	defer renewing.Wait()
+	renewing.Go(func() { o.keepLeases(ctx) })
 	tick := time.NewTicker(o.cfg.Interval)
 	defer tick.Stop()
 	for {

@@ -194,7 +194,7 @@ func TestBackoff(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	began := time.Now()
-	go func() { defer close(ended); o.beat(ctx) }()
+	go func() { defer close(ended); o.keepLeases(ctx) }()
 	for asked := 0; asked < 2*7; time.Sleep(time.Millisecond) { // seven attempts: the pauses between them are of 1, 2, 4, 8, 10 and 10 intervals
 		a.set(func() { asked = a.requests })
 	}

@@ -63,7 +63,7 @@ func (o *Operator) delegate(ctx context.Context, current state.Key) {
 	defer o.showProgress(ctx, d)()
 	defer func() { _ = o.sweep(context.WithoutCancel(ctx)) }() // what stays is removed by the next leader
 	if err := o.sweep(ctx); err != nil {
-		o.aside("all", err)
+		o.logLeft("all", err)
 		return
 	}
 	open := map[string]string{} // name of a migration to its resource
@@ -71,7 +71,7 @@ func (o *Operator) delegate(ctx context.Context, current state.Key) {
 	for resource, n := range left {
 		name, err := o.submit(ctx, resource)
 		if err != nil {
-			o.aside(resource, err)
+			o.logLeft(resource, err)
 			continue
 		}
 		open[name] = resource
@@ -89,7 +89,7 @@ func (o *Operator) delegate(ctx context.Context, current state.Key) {
 		for name, resource := range open {
 			if over, why := judged(seen[name], err, time.Since(began) > migrationStarts, time.Now().After(limit)); over {
 				delete(open, name)
-				o.aside(resource, why)
+				o.logLeft(resource, why)
 			}
 		}
 	}
@@ -125,8 +125,8 @@ func judged(svm *svmv1.StorageVersionMigration, lookErr error, late, tooLong boo
 	return false, nil
 }
 
-// aside logs what came of a migration.
-func (o *Operator) aside(resource string, why error) {
+// logLeft logs what came of a migration.
+func (o *Operator) logLeft(resource string, why error) {
 	if why != nil {
 		o.cfg.Log.Warn("a StorageVersionMigration is not waited for; objects are rewritten directly", "resource", resource, "error", why)
 		return

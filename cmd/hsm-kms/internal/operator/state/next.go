@@ -187,7 +187,7 @@ func (w *World) step(current Key) Decision {
 		if d, ok := w.proven(current, FreshFor); !ok {
 			return d
 		}
-		return w.attempt(Migrating, Migrate, fmt.Sprintf("%d objects are not under the current key: %s", read.Left, read.Findings))
+		return w.attempt(Migrating, Migrate, fmt.Sprintf("objects are not under the current key (%d): %s", read.Left, read.Findings))
 	}
 	if len(old) == 0 {
 		return Decision{State: Steady, Do: Wait, Next: read.At.Add(w.Recheck), Reason: "everything is under the current key, and no plugin names an older one"}

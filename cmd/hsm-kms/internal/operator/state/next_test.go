@@ -82,7 +82,7 @@ func TestNext(t *testing.T) {
 		"etcd is tried again":     {func(w *World) { w.Etcd = nil; w.fail(Read, RetryFirst, 1) }, Blocked, Read, ""},
 		"etcd is away for long":   {func(w *World) { w.Etcd = nil; w.fail(Read, 4*time.Minute, 100) }, Blocked, Wait, "it failed"},
 		"at most five minutes":    {func(w *World) { w.Etcd = nil; w.fail(Read, RetryMost, 100) }, Blocked, Read, ""},
-		"left":                    {func(w *World) { w.Etcd.Left = 3 }, Migrating, Migrate, "3 objects"},
+		"left":                    {func(w *World) { w.Etcd.Left = 3 }, Migrating, Migrate, "(3)"},
 		"left, servers not seen":  {func(w *World) { w.Etcd.Left, w.Servers = 3, nil }, Active, Look, ""},
 		"left, one is missing":    {func(w *World) { w.Etcd.Left, w.Servers.Missing = 3, "no operate on n3" }, Blocked, Wait, "no operate on n3"},
 		"left, one is not ready":  {func(w *World) { w.Etcd.Left, w.Servers.NotReady = 3, "s2: 500" }, Blocked, Wait, "s2: 500"},

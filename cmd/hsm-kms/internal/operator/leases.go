@@ -31,13 +31,13 @@ type leadership struct {
 	end     context.CancelFunc
 }
 
-// beat publishes what the plugin says, on change and at each interval, and keeps the leadership or tries to get it. While that
+// keepLeases publishes what the plugin says, on change and at each interval, and keeps the leadership or tries to get it. While that
 // fails it is tried ever more rarely: see pause.
-func (o *Operator) beat(ctx context.Context) {
+func (o *Operator) keepLeases(ctx context.Context) {
 	look := o.cfg.Interval / 3
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	defer o.step(ctx)
+	defer o.stepDown(ctx)
 	var due time.Time
 	failures, failed := 0, false // in a row, and whether the last attempt failed
 	for {
@@ -51,9 +51,9 @@ func (o *Operator) beat(ctx context.Context) {
 				failures = 0
 			}
 			due = now.Add(pause(o.cfg.Interval, failures))
-			failed = o.told(ctx, failed, err)
+			failed = o.logChange(ctx, failed, err)
 		case changed && failures == 0:
-			failed = o.told(ctx, failed, o.publish(ctx))
+			failed = o.logChange(ctx, failed, o.publish(ctx))
 		}
 		select {
 		case <-ctx.Done():
@@ -72,8 +72,8 @@ func pause(interval time.Duration, failures int) time.Duration {
 // APIHint is for an API server that does not do what is asked of it.
 const APIHint = "check that the API server answers, and that the kubeconfig's identity has the roles that hsm-kms manifests operator prints"
 
-// told logs when writing begins to fail, and when it works again. It returns whether it fails.
-func (o *Operator) told(ctx context.Context, failed bool, err error) bool {
+// logChange logs when writing begins to fail, and when it works again. It returns whether it fails.
+func (o *Operator) logChange(ctx context.Context, failed bool, err error) bool {
 	if (err != nil) == failed || ctx.Err() != nil {
 		return failed
 	}
@@ -164,13 +164,13 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 	if held != nil {
 		lease, err := o.renew(limited, leaderLease, held, o.share)
 		if err == nil {
-			o.hold(ctx, lease, now)
+			o.keepLead(ctx, lease, now)
 			return o.cfg.Node, nil
 		}
 		if !apierrors.IsConflict(err) && !errors.Is(err, migrate.ErrGone) && now.Sub(renewed) < o.cfg.validity()*2/3 {
 			return o.cfg.Node, fmt.Errorf("keeping the leadership: %w", err)
 		}
-		o.step(ctx) // somebody else wrote it, or has a right to soon
+		o.stepDown(ctx) // somebody else wrote it, or has a right to soon
 	}
 	lease := &coordinationv1.Lease{}
 	err = o.kube.Get(limited, o.leases()+"/"+leaderLease, lease)
@@ -192,7 +192,7 @@ func (o *Operator) campaign(ctx context.Context, now time.Time) (leader string, 
 		return "", fmt.Errorf("taking the leadership: %w", err)
 	}
 	o.cfg.Log.Info("this node leads", "before", holder)
-	o.hold(ctx, lease, now)
+	o.keepLead(ctx, lease, now)
 	return o.cfg.Node, nil
 }
 
@@ -203,8 +203,8 @@ func (o *Operator) expired(lease *coordinationv1.Lease, now time.Time) bool {
 	return now.Sub(o.sights.see(leaderLease, lease, now).At) > validityOf(lease, o.cfg.validity())
 }
 
-// hold notes that the leadership was kept or taken.
-func (o *Operator) hold(ctx context.Context, lease *coordinationv1.Lease, now time.Time) {
+// keepLead notes that the leadership was kept or taken.
+func (o *Operator) keepLead(ctx context.Context, lease *coordinationv1.Lease, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.lead.lease, o.lead.renewed = lease, now
@@ -217,8 +217,8 @@ func (o *Operator) hold(ctx context.Context, lease *coordinationv1.Lease, now ti
 	}
 }
 
-// step gives the leadership up, here alone: its Lease runs out.
-func (o *Operator) step(ctx context.Context) {
+// stepDown gives the leadership up, here alone: its Lease runs out.
+func (o *Operator) stepDown(ctx context.Context) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.lead.ctx == nil {

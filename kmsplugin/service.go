@@ -54,7 +54,7 @@ func (s *service) Status(ctx context.Context, _ *kmsapi.StatusRequest) (*kmsapi.
 	tellOthers(ctx, s.health.Pending(), s.health.Retained())
 	tellReadRings(ctx, s.read)
 	if s.hold != nil {
-		tellHold(ctx, s.hold.State())
+		sendHold(ctx, s.hold.State())
 	}
 	if report.Key.IsZero() {
 		return nil, report.Problem

@@ -53,7 +53,7 @@ type Event struct {
 	Reason string
 }
 
-// The events. EventProof tells of the good probe on which a hold rests.
+// The events. EventProof is the good probe on which a hold rests.
 const (
 	EventArmed    = "hold.armed"
 	EventDisarmed = "hold.disarmed"
@@ -356,7 +356,7 @@ func (h *Hold) wipe(reason string) {
 	}
 }
 
-// wiped tells of a wipe. mu is held.
+// wiped logs and records a wipe. mu is held.
 func (h *Hold) wiped(keyID, reason string) {
 	h.free = true
 	h.record(EventWiped, keyID, reason)

@@ -69,7 +69,7 @@ type sealed struct {
 	tag    [tagSize]byte
 }
 
-// wipe makes it a secret of nobody.
+// wipe clears it.
 func (s *sealed) wipe() {
 	clear(s.data)
 	*s = sealed{}

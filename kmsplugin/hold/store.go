@@ -48,7 +48,7 @@ func newStore(p *page) *store {
 	return &store{page: p, byName: map[[sha256.Size]byte]*entry{}, ids: map[string]usedKey{}, keys: map[keyDay]*sealed{}}
 }
 
-// nameOf tells entries apart. NUL is in no key_id.
+// nameOf differs between any two entries: NUL is in no key_id.
 func nameOf(keyID string, envelope []byte) [sha256.Size]byte {
 	h := sha256.New()
 	h.Write([]byte(keyID))
@@ -297,8 +297,8 @@ func (s *store) count(served func(envelope.KeyID) bool) (c counts) {
 	return c
 }
 
-// wanting returns at most n entries that are to be opened: those of served keys that are not held.
-func (s *store) wanting(served func(envelope.KeyID) bool, n int) (entries []holdfile.Entry) {
+// unheld returns at most n entries that are to be opened: those of served keys that are not held.
+func (s *store) unheld(served func(envelope.KeyID) bool, n int) (entries []holdfile.Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.entries {

@@ -189,7 +189,7 @@ func (h *Hold) tell() {
 	}
 }
 
-// State is what Status tells of the hold. It asks nobody and does not wait.
+// State is what Status reports of the hold. It asks nobody and does not wait.
 func (h *Hold) State() *holdfile.State {
 	h.mu.Lock()
 	defer h.mu.Unlock()

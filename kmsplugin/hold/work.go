@@ -160,7 +160,7 @@ func (h *Hold) fill(ctx context.Context) {
 		h.mu.Lock()
 		served := h.served
 		h.mu.Unlock()
-		entries := h.store.wanting(func(id envelope.KeyID) bool { return served[id] && !skip[id] }, batch)
+		entries := h.store.unheld(func(id envelope.KeyID) bool { return served[id] && !skip[id] }, batch)
 		progress := false
 		h.together(ctx, len(entries), func(i int) bool {
 			kind, err := h.fillOne(ctx, entries[i])

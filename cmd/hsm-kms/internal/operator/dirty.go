@@ -47,8 +47,8 @@ func (o *Operator) noteUses(report *evidence.Report, under map[string]int64) {
 	}
 }
 
-// share joins what this leader knows with what the Lease has from those before it. Next to what it says itself, a Lease that
-// cannot be read says nothing, and an instant that is still to come neither: the clock was wrong.
+// share merges what this leader has noted with what those before it left in the Lease. A Lease that cannot be read is ignored,
+// and so is a time that is still to come: the clock was wrong.
 func (o *Operator) share(lease *coordinationv1.Lease) {
 	var known dirty
 	if text := lease.Annotations[dirtyAnnotation]; len(text) > maxPublished || json.Unmarshal([]byte(text), &known) != nil {

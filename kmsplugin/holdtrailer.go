@@ -10,14 +10,14 @@ import (
 	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
 )
 
-// holdTrailer is the gRPC trailer of Status in which the outage hold is told, as JSON of holdfile.State.
+// holdTrailer is the gRPC trailer of Status with the state of the outage hold: holdfile.State as JSON.
 const holdTrailer = "hsm-kms-hold-bin"
 
-// maxHoldTold bounds the trailer in bytes: MaxMissing key_ids and some numbers.
-const maxHoldTold = 16 << 10
+// maxHoldTrailer bounds the trailer in bytes: MaxMissing key_ids and some numbers.
+const maxHoldTrailer = 16 << 10
 
-// tellHold says what the hold has; nil: outageHold is off. kube-apiserver does not look at trailers.
-func tellHold(ctx context.Context, state *holdfile.State) {
+// sendHold sends the state of the hold; nil: outageHold is off. kube-apiserver does not look at trailers.
+func sendHold(ctx context.Context, state *holdfile.State) {
 	if state == nil {
 		return
 	}
@@ -28,12 +28,12 @@ func tellHold(ctx context.Context, state *holdfile.State) {
 
 // holdIn reads the trailer; nil: the plugin has no hold, or says nothing of it that can be understood.
 func holdIn(trailer metadata.MD) *holdfile.State {
-	told := trailer.Get(holdTrailer)
-	if len(told) != 1 || len(told[0]) > maxHoldTold {
+	texts := trailer.Get(holdTrailer)
+	if len(texts) != 1 || len(texts[0]) > maxHoldTrailer {
 		return nil
 	}
 	state := &holdfile.State{}
-	if err := json.Unmarshal([]byte(told[0]), state); err != nil || state.Limit <= 0 {
+	if err := json.Unmarshal([]byte(texts[0]), state); err != nil || state.Limit <= 0 {
 		return nil
 	}
 	return state

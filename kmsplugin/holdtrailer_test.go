@@ -39,7 +39,7 @@ func TestHoldThatIsNotTold(t *testing.T) {
 		"no JSON":  metadata.Pairs(holdTrailer, "{"),
 		"no limit": metadata.Pairs(holdTrailer, `{"armed":true}`),
 		"two":      metadata.Pairs(holdTrailer, `{"limit":1}`, holdTrailer, `{"limit":1}`),
-		"too long": metadata.Pairs(holdTrailer, `{"limit":1,"why":"`+strings.Repeat("x", maxHoldTold)+`"}`),
+		"too long": metadata.Pairs(holdTrailer, `{"limit":1,"why":"`+strings.Repeat("x", maxHoldTrailer)+`"}`),
 	} {
 		if got := holdIn(trailer); got != nil {
 			t.Errorf("%s: %+v", name, got)

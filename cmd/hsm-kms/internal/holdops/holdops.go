@@ -2,7 +2,7 @@
 // are wrapped DEKs, and the plugin opens them itself.
 //
 // It depends on app for the findings, on kmsplugin, kmsplugin/socket and kmsplugin/hold/holdfile, and on hint. Each function runs
-// in one goroutine. Two commands at once are no harm: of two lists that are handed over at one moment one may have to wait.
+// in one goroutine. Two commands at once do no harm: of two lists that are handed over at one moment, one may have to wait.
 package holdops
 
 import (
@@ -103,7 +103,8 @@ func (p Plugin) Seed(ctx context.Context, entries []holdfile.Entry) (Seeded, err
 		return done, app.Finding(hint.Wrap(fmt.Errorf("the list of the hold is full: %d DEKs did not fit in it", state.Left),
 			"run hsm-kms etcd migrate, then hsm-kms hold drop and hsm-kms hold seed on each node, while the HSM answers"))
 	case done.TakenUp:
-		return done, app.Finding(hint.Wrap(fmt.Errorf("the hold is not armed after %s: %s", p.Wait, state.Why), "see what it says now with: hsm-kms status"))
+		return done, app.Finding(hint.Wrap(fmt.Errorf("the hold is not armed after %s: %s", p.Wait, state.Why),
+			"docs/outage.md#what-status-says has what to do for each reason; hsm-kms status shows the reason later on"))
 	case err == nil:
 		err = errors.New("it has not read the list")
 	}

@@ -134,3 +134,28 @@ func TestOptions(t *testing.T) {
 		t.Errorf("one is not ready: %+v, %v", o.world.Servers, err)
 	}
 }
+
+// A node that publishes no outage hold any longer shortens nothing: keys retire would refuse what is named too early.
+func TestHoldThatIsGone(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	old, current := keyID(t, now.Add(-100*time.Hour)), keyID(t, now.Add(-50*time.Hour))
+	o := newOperator(t, newAPI(t), newPlugin(t, current, old), "n1")
+	o.look(t.Context())
+	settle := func(want time.Duration) {
+		t.Helper()
+		if err := o.see(t.Context()); err != nil || o.world.Settle != want {
+			t.Errorf("%s, %v; want %s", o.world.Settle, err, want)
+		}
+	}
+	settle(o.cfg.Settle)
+	first := reading(now.Add(-40*time.Hour), 101, current, old, 0)
+	first.Sources[0].OutageHold = "48h0m0s"
+	o.weigh(first, now.Add(-40*time.Hour), o.world.Nodes[0].Current)
+	if err := o.record([]string{old}); err != nil {
+		t.Fatal(err)
+	}
+	settle(72 * time.Hour)
+	o.self.Retained = nil // it was retired
+	settle(o.cfg.Settle)
+}

@@ -1,7 +1,9 @@
 package operator
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -100,5 +102,23 @@ func TestSightsOfLeasesThatWent(t *testing.T) {
 	}
 	if len(o.sights) != 3 {
 		t.Errorf("%v", o.sights)
+	}
+}
+
+// What cannot be read for hours is told once.
+func TestLogOfListThatIsNone(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.noList = true
+	o := newOperator(t, a, newPlugin(t, keyID(t, time.Now())), "n1")
+	var log bytes.Buffer
+	o.cfg.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	for range 10 {
+		if _, err := o.pass(t.Context()); err == nil {
+			t.Fatal("it was read")
+		}
+	}
+	if n := strings.Count(log.String(), "cannot be read"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, log.String())
 	}
 }

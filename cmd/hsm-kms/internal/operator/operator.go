@@ -231,15 +231,26 @@ func (o *Operator) pass(ctx context.Context) (*Status, error) {
 func (o *Operator) see(ctx context.Context) error {
 	nodes, err := o.nodes(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
-			o.cfg.Log.Warn("the nodes' Leases cannot be read; nothing is done meanwhile", "error", err)
-		}
 		return hint.Wrap(fmt.Errorf("the nodes' Leases cannot be read: %w", err), "check that the API server answers, and that this identity may list leases: docs/operate.md")
 	}
 	o.world.Nodes = nodes
-	o.world.Settle = gate.SettleWith(o.cfg.Settle, o.world.LongestHold())
 	o.dropStale()
+	o.world.Settle = o.settle()
 	return nil
+}
+
+// settle is how far apart the readings are. As for keys retire, an outage hold counts that a node publishes, or published at the
+// first clean reading: a plugin may have written in it since, whatever its Lease says now.
+func (o *Operator) settle() time.Duration {
+	longest := o.world.LongestHold()
+	for _, n := range o.world.Nodes {
+		for _, key := range n.Retained {
+			if file := o.kept.files[key.ID]; file != nil {
+				longest = max(longest, gate.LongestHold(file.Report))
+			}
+		}
+	}
+	return gate.SettleWith(o.cfg.Settle, longest)
 }
 
 // maxSteps bounds the actions of one pass. The longest way has about ten.

@@ -160,6 +160,9 @@ func (o *Operator) record(keys []string) error {
 	if err != nil {
 		return fmt.Errorf("reading the time of the report: %w", err)
 	}
+	if err := o.makeRoom(keys); err != nil {
+		return err
+	}
 	for _, key := range keys {
 		if refusals := o.judge(key, &gate.File{Report: o.report, Time: began}, o.report, 0); len(refusals) > 0 {
 			return &finding{hint.Wrap(errors.New(refusals[0].Reason), refusals[0].Hint)}
@@ -167,6 +170,33 @@ func (o *Operator) record(keys []string) error {
 		if err := o.kept.keep(key, text.Bytes()); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// maxKept bounds the reports that are kept. A plugin names 16 old keys at most, and all of a ring the same.
+const maxKept = 64
+
+// makeRoom forgets the reports of keys that no node names any longer: they were retired, or a Lease was wrong. Reports are only
+// recorded while every node is known and well, so none is missed because its plugin is away.
+func (o *Operator) makeRoom(keys []string) error {
+	named := map[string]bool{}
+	for _, n := range o.world.Nodes {
+		for _, key := range n.Retained {
+			named[key.ID] = true
+		}
+	}
+	var gone []string
+	for key := range o.kept.files {
+		if !named[key] {
+			gone = append(gone, key)
+		}
+	}
+	if err := o.kept.forget(gone); err != nil {
+		return fmt.Errorf("removing the reports of keys that are gone: %w", err)
+	}
+	if len(o.kept.files)+len(keys) > maxKept {
+		return &finding{hint.Wrap(fmt.Errorf("the nodes name more than %d old keys", maxKept), "a Lease in the namespace "+o.cfg.Migrate.Namespace+" may be false: compare the keys that each names with hsm-kms keys list; docs/operate.md#if-somebody-takes-this-identity")}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/evidence"
+	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
 // reading is a report of an etcd with two objects under the current key, and some under the old one.
@@ -158,4 +159,38 @@ func TestHoldThatIsGone(t *testing.T) {
 	settle(72 * time.Hour)
 	o.self.Retained = nil // it was retired
 	settle(o.cfg.Settle)
+}
+
+// The reports of keys that are gone are removed, and Leases that name ever more keys do not fill the disk.
+func TestKeptIsBounded(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	current := keyID(t, now.Add(-50*time.Hour))
+	o := newOperator(t, newAPI(t), newPlugin(t, current), "n1")
+	o.look(t.Context())
+	record := func(n int) ([]string, error) {
+		node := o.self.state("n1", "ring")
+		var keys []string
+		for range n {
+			key := keyID(t, now.Add(-100*time.Hour))
+			keys, node.Retained = append(keys, key), append(node.Retained, state.Key{ID: key, Activates: now.Add(-100 * time.Hour)})
+		}
+		o.world.Nodes = []state.Node{node}
+		o.weigh(reading(now.Add(-40*time.Hour), 101, current, "", 0), now.Add(-40*time.Hour), node.Current)
+		return keys, o.record(keys)
+	}
+	for range 3 {
+		if keys, err := record(2); err != nil || len(o.kept.files) != 2 || o.kept.files[keys[0]] == nil {
+			t.Fatalf("%v, kept %v", err, o.kept.times())
+		}
+	}
+	if again, err := openKept(o.cfg.StateDir); err != nil || len(again.files) != 2 {
+		t.Errorf("%v, files %v", err, again.times())
+	}
+	if _, err := record(maxKept + 1); err == nil || hint.Of(err) == "" || len(o.kept.files) != 0 {
+		t.Errorf("%v, kept %d", err, len(o.kept.files))
+	}
+	if _, err := record(maxKept); err != nil || len(o.kept.files) != maxKept {
+		t.Errorf("when that is put right: %v, kept %d", err, len(o.kept.files))
+	}
 }

@@ -1,7 +1,9 @@
 package evidence
 
 import (
+	"cmp"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -47,4 +49,19 @@ func isPlain(text string) bool {
 		}
 	}
 	return true
+}
+
+// rpcError is how gRPC begins the text of its errors.
+var rpcError = regexp.MustCompile(`rpc error: code = (\w+) desc = `)
+
+// InWords replaces the codes of gRPC in the text of an error by words: people meet them when etcd or a plugin does not answer.
+func InWords(text string) string {
+	return rpcError.ReplaceAllStringFunc(text, func(found string) string {
+		code := rpcError.FindStringSubmatch(found)[1]
+		words := map[string]string{
+			"Unavailable": "nobody answers, or not now", "DeadlineExceeded": "no answer in time", "Canceled": "stopped", "PermissionDenied": "not permitted",
+			"Unauthenticated": "not authenticated", "ResourceExhausted": "too much at one time", "Unimplemented": "not known there",
+		}[code]
+		return cmp.Or(words, code) + ": "
+	})
 }

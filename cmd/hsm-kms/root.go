@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/config"
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(errOut, "hsm-kms:", harmless(inWords(err.Error())))
+	fmt.Fprintln(errOut, "hsm-kms:", harmless(evidence.InWords(err.Error())))
 	code, advice := exitUsage, app.Hint(err)
 	if app.IsFinding(err) {
 		code = exitFinding
@@ -71,21 +71,6 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		fmt.Fprintln(errOut, "hint:", harmless(advice))
 	}
 	return code
-}
-
-// rpcError is how gRPC begins the text of its errors.
-var rpcError = regexp.MustCompile(`rpc error: code = (\w+) desc = `)
-
-// inWords says what the codes of gRPC mean that people meet.
-func inWords(text string) string {
-	return rpcError.ReplaceAllStringFunc(text, func(found string) string {
-		code := rpcError.FindStringSubmatch(found)[1]
-		words := map[string]string{
-			"Unavailable": "nobody answers, or not now", "DeadlineExceeded": "no answer in time", "Canceled": "stopped", "PermissionDenied": "not permitted",
-			"Unauthenticated": "not authenticated", "ResourceExhausted": "too much at one time", "Unimplemented": "not known there",
-		}[code]
-		return cmp.Or(words, code) + ": "
-	})
 }
 
 func (c *command) root() *cobra.Command {

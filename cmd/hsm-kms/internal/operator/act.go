@@ -53,7 +53,7 @@ func (o *Operator) do(ctx context.Context, d state.Decision) {
 		o.cfg.Log.Info("done", "action", d.Do, "took", time.Since(began).Round(time.Millisecond).String())
 		return
 	}
-	was, reason := o.world.Trouble[d.Do], evidence.Printable(err.Error())
+	was, reason := o.world.Trouble[d.Do], words(err)
 	o.world.Trouble[d.Do] = state.Trouble{
 		At: time.Now(), InARow: was.InARow + 1, Reason: reason, Hint: cmp.Or(hint.Of(err), "see the log of hsm-kms operate on "+o.cfg.Node),
 	}

@@ -2,10 +2,14 @@ package operator
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -192,5 +196,14 @@ func TestKeptIsBounded(t *testing.T) {
 	}
 	if _, err := record(maxKept); err != nil || len(o.kept.files) != maxKept {
 		t.Errorf("when that is put right: %v, kept %d", err, len(o.kept.files))
+	}
+}
+
+// People read of an etcd that does not answer in a KeyRing what the commands print.
+func TestWordsOfErrors(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("reading etcd: %w", status.Error(codes.Unavailable, "refused\n"))
+	if got, want := words(err), `reading etcd: nobody answers, or not now: refused\x0a`; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 	"github.com/hsm-kms/hsm-kms/envelope"
+	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate"
 )
 
@@ -277,3 +278,6 @@ func (o *Operator) showProgress(ctx context.Context, d state.Decision) (stop fun
 	})
 	return func() { cancel(); showing.Wait() }
 }
+
+// words are an error as people see it in a KeyRing or a Lease: as the commands print it.
+func words(err error) string { return evidence.Printable(evidence.InWords(err.Error())) }

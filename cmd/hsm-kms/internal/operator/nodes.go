@@ -71,7 +71,7 @@ func nodeOf(cfg *Config, answer kmsplugin.StatusAnswer, err error) node {
 	n := node{Protocol: protocol, Version: cfg.Version, Hostname: cfg.Hostname, Ring: cfg.Ring, KeyID: answer.KeyID}
 	switch {
 	case err != nil:
-		n.Problem = evidence.Printable(err.Error())
+		n.Problem = words(err)
 	case answer.Healthz != "ok":
 		n.Problem = evidence.Printable(answer.Healthz)
 	}

@@ -201,7 +201,7 @@ func (o *Operator) pass(ctx context.Context) (*Status, error) {
 			seen = time.Now()
 			if err := o.see(ctx); err != nil {
 				o.failed = err
-				d = state.Decision{State: state.Blocked, Reason: evidence.Printable(err.Error()), Hint: hint.Of(err)}
+				d = state.Decision{State: state.Blocked, Reason: words(err), Hint: hint.Of(err)}
 				break
 			}
 		}

@@ -102,7 +102,7 @@ func notReady(ctx context.Context, servers []*kubeapi.Server) string {
 	wg.Wait()
 	for i, err := range errs {
 		if err != nil {
-			return fmt.Sprintf("%s is not ready for KMS: %s", servers[i].Name(), evidence.Printable(err.Error()))
+			return fmt.Sprintf("%s is not ready for KMS: %s", servers[i].Name(), words(err))
 		}
 	}
 	return ""

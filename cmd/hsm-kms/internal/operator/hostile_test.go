@@ -76,7 +76,7 @@ func TestSweepTakesOnlyOurs(t *testing.T) {
 	}
 }
 
-// Names of Leases that come and go are not kept.
+// Names of Leases that come and go are not kept, and those that only have our label are no nodes.
 func TestSightsOfLeasesThatWent(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -89,12 +89,12 @@ func TestSightsOfLeasesThatWent(t *testing.T) {
 					delete(a.objects, path)
 				}
 			}
-			for _, path := range []string{o.leases() + "/node-x", identityLeases + "/apiserver-x"} {
+			for _, path := range []string{o.leases() + "/node-x", o.leases() + "/other-", identityLeases + "/apiserver-x"} {
 				a.objects[fmt.Sprint(path, i)] = map[string]any{"metadata": map[string]any{"name": fmt.Sprint(path[strings.LastIndex(path, "/")+1:], i), "resourceVersion": "1", "labels": map[string]any{nodeLabel: "true", "apiserver.kubernetes.io/identity": "x"}}}
 			}
 		})
-		if _, err := o.nodes(t.Context()); err != nil {
-			t.Fatal(err)
+		if nodes, err := o.nodes(t.Context()); err != nil || len(nodes) != 2 {
+			t.Fatalf("%v, %v", nodes, err)
 		}
 		if _, err := o.identities(t.Context()); err != nil {
 			t.Fatal(err)

@@ -156,7 +156,7 @@ func (o *Operator) nodes(ctx context.Context) ([]state.Node, error) {
 		if err := json.Unmarshal(item, &lease); err != nil {
 			return fmt.Errorf("decoding the Lease of a node: %w", err)
 		}
-		if lease.Name == nodeLease(o.cfg.Node) {
+		if lease.Name == nodeLease(o.cfg.Node) || !strings.HasPrefix(lease.Name, nodeLease("")) { // another one that has our label
 			return nil
 		}
 		if len(nodes) == maxNodes {

@@ -196,6 +196,7 @@ func TestHold(t *testing.T) {
 	}
 	o.stayAway(t)
 	o.restartPlugin(t, o.nodes[2])
+	o.staysUnready(t, o.nodes[2])
 	o.restart(t, 0) // what the others wrote on hold meanwhile is read too
 	select {
 	case err := <-failed:
@@ -213,6 +214,9 @@ func TestHold(t *testing.T) {
 		})
 	}
 	t.Logf("all plugins are back %s after the HSM", time.Since(began).Round(time.Second))
+	if err := o.nodes[2].cluster.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	o.newDEKs(t)
 	stop()
 	for range 2 {
@@ -244,6 +248,25 @@ func (o *outage) restartPlugin(t *testing.T, n *node) {
 		return s.Healthz != "ok" && !s.Hold.Armed && !s.Hold.Holding && s.Hold.Why != "", string(text)
 	})
 }
+
+// staysUnready: an API server that restarts beside a plugin without a hold does not get ready without the HSM.
+func (o *outage) staysUnready(t *testing.T, n *node) {
+	t.Helper()
+	if err := n.cluster.StopAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.cluster.StartAPIServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*startTime)
+	defer cancel()
+	if err := n.cluster.WaitReady(ctx); err == nil {
+		t.Fatalf("%s: the API server is ready, and its plugin has no hold", n.name)
+	}
+}
+
+// startTime is how long an API server took at most to get ready on an armed hold.
+const startTime = 6 * time.Second
 
 // newDEKs waits until every API server writes under the key itself.
 func (o *outage) newDEKs(t *testing.T) {

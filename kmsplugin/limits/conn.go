@@ -32,6 +32,7 @@ type conn struct {
 	mu       sync.Mutex         // guards the fields below
 	requests map[uint32]request // open, by stream
 	idle     time.Time          // since when no request has been open
+	answered bool               // at least one request was
 	held     int64              // cost of those that have not been sent to their end
 	gone     bool               // counted out: holds nothing any more
 }
@@ -101,6 +102,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	c.out.feed(b, func(f frame) {
 		if f.ends || f.kind == frameReset {
+			c.answered = c.answered || f.ends
 			c.ended(f.stream)
 		}
 	})
@@ -142,6 +144,7 @@ func (c *conn) letGo() {
 type state struct {
 	open       int
 	idle       time.Time // since when, if none is open
+	answered   bool
 	held       int64
 	unfinished time.Time // when the oldest request began that has not been sent to its end; zero: there is none
 }
@@ -149,7 +152,7 @@ type state struct {
 func (c *conn) state() state {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := state{open: len(c.requests), idle: c.idle, held: c.held}
+	s := state{open: len(c.requests), idle: c.idle, answered: c.answered, held: c.held}
 	if c.held == 0 {
 		return s
 	}

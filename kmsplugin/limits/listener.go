@@ -4,9 +4,10 @@
 //
 // Who can connect can open connections and say nothing, or begin requests and not end them. When there are too many
 // connections, one goes: the oldest that has not finished the HTTP/2 preface (24 bytes of magic and the first SETTINGS
-// frame, RFC 9113 section 3.4), which a client that means it does within a millisecond; else the one that has been without
-// an open request for longest; else one whose request has been half-sent for ten seconds. Only when every connection waits
-// for an answer does the newcomer go. When half-sent requests hold too much, one of those connections goes that hold more
+// frame, RFC 9113 section 3.4), which a client that means it does within a millisecond; else, where half of all have had no
+// request answered and have none open, the one of those that has been so for longest: between two calls of an API server its
+// connection may be the one that was idle for longest; else the one that has been without an open request for longest; else
+// one whose request has been half-sent for ten seconds. Only when every connection waits for an answer does the newcomer go. When half-sent requests hold too much, one of those connections goes that hold more
 // than their share: the one whose request has been half-sent for longest.
 package limits
 
@@ -24,6 +25,7 @@ type Reason string
 // The reasons.
 const (
 	Unfinished Reason = "it had not finished the HTTP/2 preface"
+	Silent     Reason = "it had no request answered"
 	Idle       Reason = "it had no open request for longest"
 	HalfSent   Reason = "it had begun requests and not ended them"
 	Newcomer   Reason = "every other connection waits for an answer"
@@ -125,10 +127,17 @@ func (l *Listener) victim(newcomer *conn) (*conn, Reason) {
 	if oldest := l.unfinished.Front(); oldest != nil {
 		return oldest.Value.(*conn), Unfinished
 	}
-	var idle, half *conn
-	var idleSince, halfSince time.Time
+	var silent, idle, half *conn
+	var silentSince, idleSince, halfSince time.Time
+	silents := 0
 	for c := range l.open {
-		switch s := c.state(); {
+		s := c.state()
+		if s.open == 0 && !s.answered {
+			if silents++; silent == nil || s.idle.Before(silentSince) {
+				silent, silentSince = c, s.idle
+			}
+		}
+		switch {
 		case s.open == 0 && (idle == nil || s.idle.Before(idleSince)):
 			idle, idleSince = c, s.idle
 		case s.open > 0 && !s.unfinished.IsZero() && (half == nil || s.unfinished.Before(halfSince)):
@@ -136,6 +145,8 @@ func (l *Listener) victim(newcomer *conn) (*conn, Reason) {
 		}
 	}
 	switch {
+	case 2*silents >= l.cfg.Total:
+		return silent, Silent
 	case idle != nil:
 		return idle, Idle
 	case half != nil && time.Since(halfSince) > halfSentLimit:

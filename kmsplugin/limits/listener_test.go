@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -137,7 +138,7 @@ func established(t *testing.T, l *Listener, dial func() net.Conn, want int) net.
 	return conn
 }
 
-// When there are too many and all are established, the one goes that has been idle for longest.
+// When there are too many and all are established, the one goes that has been idle for longest, of those that had no answer.
 func TestIdleLongestGoes(t *testing.T) {
 	t.Parallel()
 	reasons := make(chan Reason, 10)
@@ -154,13 +155,58 @@ func TestIdleLongestGoes(t *testing.T) {
 	}
 	eventually(t, l, "requests are seen", func(Stats) bool { return opened(l) == 1 })
 	established(t, l, dial, 3)
-	if why := <-reasons; why != Idle {
+	if why := <-reasons; why != Silent {
 		t.Errorf("reason: %s", why)
 	}
 	for i, want := range []bool{false, false, true} {
 		if got := closed(t, conns[i]); got != want {
 			t.Errorf("connection %d closed: %v", i, got)
 		}
+	}
+}
+
+// Connections that ask for nothing do not push out one that was served, although that one has been idle for longer. Where few are
+// silent, the one goes that was idle for longest: a newcomer that has not asked yet must not.
+func TestServedConnectionStays(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		served, silent int
+		victim         int // the served come first
+		why            Reason
+	}{
+		"one served":      {1, 5, 1, Silent},
+		"half are silent": {3, 3, 3, Silent},
+		"few are silent":  {4, 2, 0, Idle},
+		"all served":      {6, 0, 0, Idle},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				l := Limit(nil, Config{Total: 6})
+				var conns []*conn
+				for i := range tc.served + tc.silent {
+					ours, theirs := net.Pipe()
+					defer func() { _ = theirs.Close() }()
+					go func() { _, _ = io.Copy(io.Discard, theirs) }()
+					c := newConn(ours, l)
+					if victim, _ := l.admit(c); victim != nil {
+						t.Fatal("no room")
+					}
+					c.note([]byte(hello))
+					if i < tc.served {
+						c.note([]byte(frameOf(frameHeaders, endStream, 1, 10)))
+						if _, err := c.Write([]byte(frameOf(frameHeaders, endStream, 1, 3))); err != nil {
+							t.Fatal(err)
+						}
+					}
+					conns = append(conns, c)
+					time.Sleep(time.Second)
+				}
+				if victim, why := l.admit(newConn(nil, l)); victim != conns[tc.victim] || why != tc.why {
+					t.Errorf("connection %d goes: %s", slices.Index(conns, victim), why)
+				}
+			})
+		})
 	}
 }
 

@@ -84,7 +84,7 @@ func TestIdleConnectionsLetANewOneIn(t *testing.T) {
 			t.Errorf("a new connection: %v", err)
 		}
 	}
-	if log := read(t, w.plugin.Log()); !strings.Contains(log, "a connection was closed to make room") || !strings.Contains(log, "it had no open request for longest") {
+	if log := read(t, w.plugin.Log()); !strings.Contains(log, "a connection was closed to make room") || !strings.Contains(log, "it had no request answered") {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 }

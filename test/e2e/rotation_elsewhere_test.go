@@ -234,12 +234,12 @@ func TestRotationOnATPM(t *testing.T) {
 	client := a.dial(t)
 	sealed := a.encrypt(t, client)
 
+	a.stopPlugin(t) // one at a time: without a resource manager the TPM has room for one, and each flushes what the other loaded
 	label, _, text := a.printID(t, 20*time.Second)
 	book := readRunbook(t)
 	const heading = "With the vendor's tool"
 	book.blocks[heading] = slices.DeleteFunc(book.blocks[heading], func(block string) bool { return !strings.HasPrefix(block, tpmBlock) })
 	(&station{alone: a}).run(t, book.next(t, heading), []string{"LABEL=" + label, "TEXT=" + text})
-	a.stopPlugin(t) // and nobody else uses the TPM: without a resource manager it has room for one
 	next := a.added(t, map[string]plugin.Key{made.KeyID: made})
 	if next.Activates == nil {
 		t.Errorf("the next key: %+v; want an activation time", next)

@@ -14,6 +14,6 @@
 //	tend.go     what runs beside: limits and files, and whether it is armed
 //	work.go     what runs beside with the HSM, while it is there: hold keys, listed DEKs, proofs of older keys
 //
-// It depends on envelope, on health and problem, on holdfile for the files that commands share, and on atomicfile, hint and ownedfile.
+// It depends on envelope, on health and problem, on holdfile for the files that commands share, and on atomicfile and hint.
 // Hold documents its locks.
 package hold

@@ -1,20 +1,13 @@
 package hold
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
-	"github.com/hsm-kms/hsm-kms/internal/ownedfile"
 	"github.com/hsm-kms/hsm-kms/kmsplugin/hold/holdfile"
 )
 
@@ -26,38 +19,26 @@ func ledgerPath(stateDir string) string { return filepath.Join(holdfile.Folder(s
 // loadLedger reads the ledger. No file is one in which nothing is used.
 func loadLedger(stateDir string) (ledgerState, error) {
 	path := ledgerPath(stateDir)
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	text, found, err := holdfile.Read(path, maxLedger)
+	if err != nil {
+		return ledgerState{}, fmt.Errorf("reading the time on hold: %w", err)
+	}
+	if !found {
 		return ledgerState{}, nil
 	}
+	state, err := parseLedger(text)
 	if err != nil {
-		return ledgerState{}, fmt.Errorf("reading the time on hold: %w", ownedfile.Explain(path, err))
-	}
-	defer func() { _ = file.Close() }()
-	text, err := io.ReadAll(io.LimitReader(file, maxLedger+1))
-	var state ledgerState
-	if err == nil {
-		state, err = parseLedger(text)
-	}
-	if err != nil {
-		return ledgerState{}, fmt.Errorf("reading the time on hold from %s: %w", path, err)
+		return ledgerState{}, fmt.Errorf("reading the time on hold: %s: %w", path, err)
 	}
 	return state, nil
 }
 
 func parseLedger(text []byte) (ledgerState, error) {
 	var state ledgerState
-	if len(text) > maxLedger {
-		return state, fmt.Errorf("it has more than %d bytes", maxLedger)
-	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&state); err != nil {
+	if err := holdfile.Decode(text, &state); err != nil {
 		return ledgerState{}, err
 	}
 	switch {
-	case decoder.More():
-		return ledgerState{}, errors.New("more than one JSON value")
 	case state.Version != 1:
 		return ledgerState{}, fmt.Errorf("version %d is unknown", state.Version)
 	case state.Boot < 0 || state.Elapsed < 0 || state.Elapsed > maxElapsed || state.Advance < 0 || state.Advance > time.Hour || len(state.Spans) > maxSpans+2:

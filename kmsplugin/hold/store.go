@@ -62,7 +62,8 @@ func (s *store) list(keyID string, sealedDEK []byte) (added, fits bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := len(s.entries)
-	return s.add(keyID, sealedDEK) != nil && len(s.entries) > before, s.byName[nameOf(keyID, sealedDEK)] != nil
+	fits = s.add(keyID, sealedDEK) != nil
+	return len(s.entries) > before, fits
 }
 
 // add is list without the lock: mu is held. nil: it cannot be listed.

@@ -637,7 +637,7 @@ func (n *simNode) serveShared(w http.ResponseWriter, r *http.Request) {
 	s.api.ServeHTTP(w, r)
 }
 
-// saw is told of each status that the KeyRing gets. A key that may be written under is never retirable.
+// saw checks each status that the KeyRing gets. A key that may be written under is never retirable.
 func (s *sim) saw(status Status) {
 	s.mu.Lock()
 	s.last = status

@@ -18,7 +18,7 @@ import (
 
 // manager is a kube-controller-manager: of the migrations of one resource it runs one at a time.
 type manager struct {
-	takes time.Duration // zero: for ever
+	takes time.Duration // zero: without end
 	every int           // it rewrites every so many objects, and says that it has succeeded
 	fails bool
 }

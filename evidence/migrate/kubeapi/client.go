@@ -29,7 +29,7 @@ func Open(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, hint.Wrap(fmt.Errorf("reading the kubeconfig: %w", err), "give --kubeconfig FILE (kubeadm: "+AdminKubeconfig+") and, if need be, --context")
 	}
-	client, err := rest.UnversionedRESTClientFor(base)
+	client, err := clientOf(base)
 	if err != nil {
 		return nil, fmt.Errorf("using the kubeconfig: %w", err)
 	}
@@ -87,30 +87,14 @@ func (c *Client) Delete(ctx context.Context, path string) error {
 
 // List reads a list page by page; each gets one item's JSON.
 func (c *Client) List(ctx context.Context, path, selector string, each func(item []byte) error) error {
-	list := func() *rest.Request {
+	request := func() *rest.Request {
 		r := c.client.Get().AbsPath(path)
 		if selector != "" {
 			r = r.Param("labelSelector", selector)
 		}
 		return r
 	}
-	return classify(pages(ctx, list, func(page []byte) (string, error) {
-		var list struct {
-			Metadata struct {
-				Continue string `json:"continue"`
-			} `json:"metadata"`
-			Items []json.RawMessage `json:"items"`
-		}
-		if err := json.Unmarshal(page, &list); err != nil {
-			return "", fmt.Errorf("%w: decoding the list at %s: %w", migrate.ErrBadAnswer, path, err)
-		}
-		for _, item := range list.Items {
-			if err := each(item); err != nil {
-				return "", err
-			}
-		}
-		return list.Metadata.Continue, nil
-	}))
+	return classify(list(ctx, request, func(item json.RawMessage) error { return each(item) }))
 }
 
 func (c *Client) send(ctx context.Context, request *rest.Request, object, into any) error {

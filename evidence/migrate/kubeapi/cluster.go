@@ -2,11 +2,9 @@ package kubeapi
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
@@ -18,18 +16,14 @@ func ClusterUID(ctx context.Context, cfg Config) (string, error) {
 	defer cancel()
 	base, err := load(cfg)
 	if err != nil {
-		return "", hint.Wrap(fmt.Errorf("reading the kubeconfig: %w", err), "give --kubeconfig FILE (kubeadm: "+AdminKubeconfig+")")
+		return "", hint.Wrap(fmt.Errorf("reading the kubeconfig: %w", err), "give --kubeconfig FILE (kubeadm: "+AdminKubeconfig+")") // there is no --context
 	}
-	client, err := rest.UnversionedRESTClientFor(base)
+	client, err := clientOf(base)
 	if err != nil {
 		return "", fmt.Errorf("using the kubeconfig: %w", err)
 	}
-	data, err := do(ctx, client.Get().AbsPath("/api/v1/namespaces/kube-system"))
 	var namespace metav1.PartialObjectMetadata
-	if err == nil {
-		err = json.Unmarshal(data, &namespace)
-	}
-	if err != nil {
+	if err := (&Client{client, base}).Get(ctx, "/api/v1/namespaces/kube-system", &namespace); err != nil {
 		return "", hint.Wrap(fmt.Errorf("asking %s for the namespace kube-system: %w", base.Host, err),
 			"let the kubeconfig's user get that namespace, or give its UID: --cluster \"$(kubectl get namespace kube-system -o jsonpath='{.metadata.uid}')\"")
 	}

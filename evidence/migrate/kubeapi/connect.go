@@ -120,11 +120,28 @@ func load(cfg Config) (*rest.Config, error) {
 	return base, nil
 }
 
+// clientOf makes a client for the address that cfg has. To http:// beyond this machine it is refused: kubectl sends no credentials
+// there, and client-go does if the kubeconfig had them for another address. Anyone on the way could also answer.
+func clientOf(cfg *rest.Config) (rest.Interface, error) {
+	at, _, err := rest.DefaultServerUrlFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not an address of an API server: %w", cfg.Host, err)
+	}
+	if host := at.Hostname(); at.Scheme != "https" && host != "localhost" && !net.ParseIP(host).IsLoopback() {
+		return nil, hint.Wrap(fmt.Errorf("%s does not begin with https://, and is not on this machine: credentials would be sent in clear", at), "give the address as https://HOST:PORT")
+	}
+	client, err := rest.UnversionedRESTClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for %s: %w", cfg.Host, err)
+	}
+	return client, nil
+}
+
 // published are the addresses under which the API servers say that they are reached: the endpoints of the Service
 // default/kubernetes, one for each API server.
 func published(ctx context.Context, base *rest.Config) ([]string, error) {
 	const path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes"
-	client, err := rest.UnversionedRESTClientFor(base)
+	client, err := clientOf(base)
 	if err != nil {
 		return nil, fmt.Errorf("using the kubeconfig: %w", err)
 	}
@@ -161,8 +178,7 @@ func newServer(base *rest.Config, address, serverName string, mapper *mapper) (*
 	if !strings.Contains(address, "://") {
 		address = "https://" + address
 	}
-	u, err := url.Parse(address)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+	if u, err := url.Parse(address); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, fmt.Errorf("%q is not an address of an API server", address)
 	}
 	cfg := rest.CopyConfig(base)
@@ -170,9 +186,9 @@ func newServer(base *rest.Config, address, serverName string, mapper *mapper) (*
 	if serverName != "" {
 		cfg.ServerName = serverName
 	}
-	client, err := rest.UnversionedRESTClientFor(cfg)
+	client, err := clientOf(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("making a client for %s: %w", address, err)
+		return nil, err
 	}
 	return &Server{name: strings.TrimSuffix(address, "/"), client: client, mapper: mapper}, nil
 }

@@ -1,9 +1,11 @@
 package kubeapi_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -103,6 +105,31 @@ func TestGiven(t *testing.T) {
 		if _, err := kubeapi.Connect(t.Context(), cfg); err == nil || !strings.Contains(hint.Of(err), "--kubeconfig") {
 			t.Errorf("%+v: %v, hint %q", cfg, err, hint.Of(err))
 		}
+	}
+}
+
+// What the kubeconfig has for its own address is sent in clear to no other machine, and nothing is asked there.
+func TestNoHTTPBeyondThisMachine(t *testing.T) {
+	t.Parallel()
+	dialled := errors.New("dialled")
+	cfg := kubeapi.Config{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, dialled }}
+	secure := kubeconfig(t, "x", "https://load-balancer.invalid")
+	for address, refused := range map[string]bool{
+		"http://10.0.0.1:6443": true, "http://server:6443": true, "http://localhost.example.com": true, "http://[2001:db8::1]:6443": true,
+		"http://127.0.0.1:8001": false, "http://[::1]:8001": false, "http://localhost:8001": false, "https://10.0.0.1:6443": false,
+	} {
+		t.Run(address, func(t *testing.T) {
+			t.Parallel()
+			given, own := cfg, cfg
+			given.Kubeconfig, given.Servers = secure, []string{address}
+			own.Kubeconfig = kubeconfig(t, "x", address)
+			if _, err := kubeapi.Connect(t.Context(), given); (err != nil) != refused || refused && (!strings.Contains(err.Error(), "begin with https://") || !strings.Contains(hint.Of(err), "https://HOST:PORT")) {
+				t.Errorf("--server: %v, hint %q", err, hint.Of(err))
+			}
+			if _, err := kubeapi.ClusterUID(t.Context(), own); errors.Is(err, dialled) == refused {
+				t.Errorf("of the kubeconfig: %v", err)
+			}
+		})
 	}
 }
 

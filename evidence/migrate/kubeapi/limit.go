@@ -114,12 +114,12 @@ func do(ctx context.Context, request *rest.Request) ([]byte, error) {
 
 // shortened keeps of an API server's error what is used of it, and its words safe for a terminal.
 func shortened(err error) error {
-	said, ok := errors.AsType[*apierrors.StatusError](err)
+	full, ok := errors.AsType[*apierrors.StatusError](err)
 	if !ok {
 		return err
 	}
 	unexpected := apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
-	status := metav1.Status{Code: said.ErrStatus.Code, Reason: said.ErrStatus.Reason, Message: evidence.Printable(said.ErrStatus.Message)}
+	status := metav1.Status{Code: full.ErrStatus.Code, Reason: full.ErrStatus.Reason, Message: evidence.Printable(full.ErrStatus.Message)}
 	if len(status.Reason) > maxReason {
 		status.Reason = metav1.StatusReasonUnknown
 	}
@@ -129,10 +129,9 @@ func shortened(err error) error {
 	return &apierrors.StatusError{ErrStatus: status}
 }
 
-// pages asks for a list, page by page, until it ends. each gets the text of one page and returns where it goes on. A list that
-// comes back to where it was, or has no end, is ErrBadAnswer, and so is an answer that is no list: {} from a proxy would be
-// an empty one.
-func pages(ctx context.Context, request func() *rest.Request, each func(page []byte) (token string, err error)) error {
+// list asks for a list, page by page, until it ends, and gives each item to each. A list that comes back to where it was, or has no
+// end, is ErrBadAnswer, and so is an answer that is no list: {} from a proxy would be an empty one.
+func list[T any](ctx context.Context, request func() *rest.Request, each func(item T) error) error {
 	seen := map[string]bool{}
 	token := ""
 	for range maxPages {
@@ -144,12 +143,24 @@ func pages(ctx context.Context, request func() *rest.Request, each func(page []b
 		if err != nil {
 			return err
 		}
-		var list metav1.TypeMeta
-		if err := json.Unmarshal(answer, &list); err != nil || !strings.HasSuffix(list.Kind, "List") {
-			return fmt.Errorf("%w: no list at %s", migrate.ErrBadAnswer, r.URL().Path)
+		var page struct {
+			metav1.TypeMeta
+			Metadata metav1.ListMeta `json:"metadata"`
+			Items    []T             `json:"items"`
 		}
-		if token, err = each(answer); err != nil || token == "" {
-			return err
+		if err = json.Unmarshal(answer, &page); err == nil && !strings.HasSuffix(page.Kind, "List") {
+			err = errors.New("it is no list")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: the list at %s: %w", migrate.ErrBadAnswer, r.URL().Path, err)
+		}
+		for _, item := range page.Items {
+			if err := each(item); err != nil {
+				return err
+			}
+		}
+		if token = page.Metadata.Continue; token == "" {
+			return nil
 		}
 		if len(token) > maxToken || seen[token] {
 			return fmt.Errorf("%w: a circular list", migrate.ErrBadAnswer)

@@ -82,21 +82,15 @@ func (s *Server) Plant(ctx context.Context, resource, namespace string) (migrate
 
 // Planted implements migrate.Server.
 func (s *Server) Planted(ctx context.Context, resource, namespace string) ([]migrate.Object, error) {
-	list := func() *rest.Request {
+	request := func() *rest.Request {
 		return s.client.Get().AbsPath("/api/v1/namespaces/"+namespace+"/"+resource).Param("labelSelector", Label+"=true").SetHeader("Accept", metadataList)
 	}
 	var planted []migrate.Object
-	err := pages(ctx, list, func(page []byte) (string, error) {
-		var list metav1.PartialObjectMetadataList
-		if err := json.Unmarshal(page, &list); err != nil {
-			return "", fmt.Errorf("decoding the list of canaries: %w", err)
+	err := list(ctx, request, func(item metav1.PartialObjectMetadata) error {
+		if isCanary(item.Name) { // else somebody gave it our label: it is not ours to delete
+			planted = append(planted, migrate.Object{Resource: resource, Namespace: namespace, Name: strings.Clone(item.Name)})
 		}
-		for _, item := range list.Items {
-			if isCanary(item.Name) { // else somebody gave it our label: it is not ours to delete
-				planted = append(planted, migrate.Object{Resource: resource, Namespace: namespace, Name: strings.Clone(item.Name)})
-			}
-		}
-		return list.Continue, nil
+		return nil
 	})
 	return planted, classify(err)
 }

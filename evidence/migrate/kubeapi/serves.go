@@ -2,7 +2,6 @@ package kubeapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -113,21 +112,12 @@ func (m *mapper) services(ctx context.Context, client rest.Interface) (map[strin
 		return m.passedOn, nil
 	}
 	found := map[string]aggregated{}
-	list := func() *rest.Request { return client.Get().AbsPath("/apis/apiregistration.k8s.io/v1/apiservices") }
-	err := pages(ctx, list, func(page []byte) (string, error) {
-		var list struct {
-			Metadata metav1.ListMeta `json:"metadata"`
-			Items    []apiService    `json:"items"`
+	request := func() *rest.Request { return client.Get().AbsPath("/apis/apiregistration.k8s.io/v1/apiservices") }
+	err := list(ctx, request, func(item apiService) error {
+		if at := item.Spec.Service; at != nil {
+			found[item.Spec.Group] = aggregated{at.Namespace, at.Name, item.Spec.CABundle}
 		}
-		if err := json.Unmarshal(page, &list); err != nil {
-			return "", fmt.Errorf("%w: decoding the list of APIServices: %w", migrate.ErrBadAnswer, err)
-		}
-		for _, item := range list.Items {
-			if at := item.Spec.Service; at != nil {
-				found[item.Spec.Group] = aggregated{at.Namespace, at.Name, item.Spec.CABundle}
-			}
-		}
-		return list.Metadata.Continue, nil
+		return nil
 	})
 	if err != nil {
 		advice := ""
@@ -186,18 +176,12 @@ func ConnectGroups(ctx context.Context, cfg Config, via *Server, named []string)
 // replicas counts the endpoints of a Service. The error is why nobody knows: no permission, as a rule.
 func (s *Server) replicas(ctx context.Context, at aggregated) (n int, err error) {
 	counts := map[discoveryv1.AddressType]int{}
-	list := func() *rest.Request {
+	request := func() *rest.Request {
 		return s.client.Get().AbsPath("/apis/discovery.k8s.io/v1/namespaces/"+at.namespace+"/endpointslices").Param("labelSelector", discoveryv1.LabelServiceName+"="+at.name)
 	}
-	err = pages(ctx, list, func(page []byte) (string, error) {
-		var slices discoveryv1.EndpointSliceList
-		if err := json.Unmarshal(page, &slices); err != nil {
-			return "", fmt.Errorf("decoding the endpoints: %w", err)
-		}
-		for _, slice := range slices.Items {
-			counts[slice.AddressType] += len(slice.Endpoints)
-		}
-		return slices.Continue, nil
+	err = list(ctx, request, func(slice discoveryv1.EndpointSlice) error {
+		counts[slice.AddressType] += len(slice.Endpoints)
+		return nil
 	})
 	for _, count := range counts { // an API server may have one address of each type
 		n = max(n, count)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -89,6 +90,7 @@ Exit codes: 0 done or healthy, 1 a finding or a refusal, 2 usage, configuration,
 		Version:       version,
 	})
 	root.SetFlagErrorFunc(flagError)
+	root.PersistentPreRunE = flagGroups
 	root.AddCommand(c.serve(), c.status(), c.keys(), c.audit(), c.etcd(), c.hold(), c.operate(), c.config(), c.doctor(), c.manifests(), c.bench(), c.conformance(), c.version())
 	root.AddCommand(c.packaging()...)
 	root.InitDefaultCompletionCmd()
@@ -148,6 +150,28 @@ func flagError(cmd *cobra.Command, err error) error {
 		return hint.Wrap(err, "did you mean --"+near+"? see "+cmd.CommandPath()+" -h")
 	}
 	return err
+}
+
+// flagLists finds the lists of flags in cobra's errors about groups of flags: the group, and then what is set or missing of it.
+var flagLists = regexp.MustCompile(`\[([^]]*)\]`)
+
+// flagGroups says which flags are missing, or exclude each other. Cobra checks them too, later and in other words.
+func flagGroups(cmd *cobra.Command, _ []string) error {
+	err := cmd.ValidateFlagGroups()
+	if err == nil {
+		return nil
+	}
+	lists := flagLists.FindAllStringSubmatch(err.Error(), -1)
+	flags := func(list int, between string) string {
+		return "--" + strings.Join(strings.Fields(lists[list][1]), between+"--")
+	}
+	switch {
+	case len(lists) == 1:
+		return fmt.Errorf("%s is missing", flags(0, " or "))
+	case strings.Contains(err.Error(), "missing"):
+		return fmt.Errorf("%s are given together or not at all: %s is missing", flags(0, " and "), flags(1, " and "))
+	}
+	return fmt.Errorf("%s cannot be given together", flags(1, " and "))
 }
 
 // withConfig adds --config to a command that reads the configuration.

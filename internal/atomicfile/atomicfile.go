@@ -1,5 +1,5 @@
 // Package atomicfile replaces files in one step: a reader finds the old content or the new one, after a crash or a loss
-// of power too.
+// of power too. It also reads back the small files of stateDir.
 //
 // The new content is written to a file beside the old one, flushed to the disk, and renamed; then the folder is flushed.
 // An error before the rename leaves the old file as it was. A process that is killed leaves at most its file beside,
@@ -10,8 +10,11 @@
 package atomicfile
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,6 +31,41 @@ import (
 // use, also between processes: the last one wins. Errors name the file and mostly have a hint.
 func WriteState(path string, data []byte) error {
 	return write(path, data, ownedfile.HandOver, os.Rename)
+}
+
+// ReadState reads a file of stateDir of at most limit bytes. It follows no link. found reports whether there is a file, also with an
+// error. Errors name the file and mostly have a hint.
+func ReadState(path string, limit int) (text []byte, found bool, err error) {
+	// O_NONBLOCK: a FIFO in its place must not hang the plugin.
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, true, ownedfile.Explain(path, err)
+	}
+	defer func() { _ = file.Close() }()
+	text, err = io.ReadAll(io.LimitReader(file, int64(limit)+1))
+	if err == nil && len(text) > limit {
+		err = fmt.Errorf("it has more than %d bytes", limit)
+	}
+	if err != nil {
+		return nil, true, fmt.Errorf("%s: %w", path, err)
+	}
+	return text, true, nil
+}
+
+// DecodeState decodes the one JSON value of such a file. A field that to does not have, and a second value, are errors.
+func DecodeState(text []byte, to any) error {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(to); err != nil {
+		return err
+	}
+	if decoder.More() {
+		return errors.New("more than one JSON value")
+	}
+	return nil
 }
 
 // Create makes a file that a person has named and that does not exist: mode 0600, of the user that runs this. Where it does

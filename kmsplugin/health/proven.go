@@ -1,17 +1,10 @@
 package health
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
@@ -60,21 +53,12 @@ func asidePath(stateDir, ring string) string {
 
 // readProven is zero where there is no file.
 func readProven(path string) (Proven, error) {
-	// O_NONBLOCK: a FIFO in its place must not hang the start.
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Proven{}, nil
-	}
-	if err != nil {
-		return Proven{}, fmt.Errorf("opening the last proven key_id: %w", err)
-	}
-	defer func() { _ = file.Close() }()
-	text, err := io.ReadAll(io.LimitReader(file, maxProvenFile+1))
+	text, found, err := atomicfile.ReadState(path, maxProvenFile)
 	if err != nil {
 		return Proven{}, fmt.Errorf("reading the last proven key_id: %w", err)
 	}
-	if len(text) > maxProvenFile {
-		return Proven{}, fmt.Errorf("reading the last proven key_id: %s has more than %d bytes", path, maxProvenFile)
+	if !found {
+		return Proven{}, nil
 	}
 	proven, err := parseProven(text)
 	if err != nil {
@@ -85,13 +69,8 @@ func readProven(path string) (Proven, error) {
 
 func parseProven(text []byte) (Proven, error) {
 	var stored provenJSON
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&stored); err != nil {
+	if err := atomicfile.DecodeState(text, &stored); err != nil {
 		return Proven{}, err
-	}
-	if decoder.More() {
-		return Proven{}, errors.New("more than one JSON value")
 	}
 	id, err := envelope.ParseKeyID(stored.KeyID)
 	if err != nil {

@@ -19,7 +19,7 @@ func ledgerPath(stateDir string) string { return filepath.Join(holdfile.Folder(s
 // loadLedger reads the ledger. No file is one in which nothing is used.
 func loadLedger(stateDir string) (ledgerState, error) {
 	path := ledgerPath(stateDir)
-	text, found, err := holdfile.Read(path, maxLedger)
+	text, found, err := atomicfile.ReadState(path, maxLedger)
 	if err != nil {
 		return ledgerState{}, fmt.Errorf("reading the time on hold: %w", err)
 	}
@@ -35,7 +35,7 @@ func loadLedger(stateDir string) (ledgerState, error) {
 
 func parseLedger(text []byte) (ledgerState, error) {
 	var state ledgerState
-	if err := holdfile.Decode(text, &state); err != nil {
+	if err := atomicfile.DecodeState(text, &state); err != nil {
 		return ledgerState{}, err
 	}
 	switch {

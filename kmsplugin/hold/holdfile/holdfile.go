@@ -13,19 +13,15 @@
 package holdfile
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/internal/atomicfile"
@@ -140,7 +136,7 @@ func RemoveDrop(stateDir string) error { return remove(stateDir, dropName) }
 // load reads a file. found reports whether there is one, also with an error.
 func load(stateDir, name string, hasID bool) (c content, found bool, err error) {
 	path := filepath.Join(Folder(stateDir), name)
-	text, found, err := Read(path, maxFile)
+	text, found, err := atomicfile.ReadState(path, maxFile)
 	if err == nil && found {
 		if c, err = parse(text, hasID); err != nil {
 			err = fmt.Errorf("%s: %w", path, err)
@@ -152,42 +148,8 @@ func load(stateDir, name string, hasID bool) (c content, found bool, err error) 
 	return c, found, nil
 }
 
-// Read reads a file of at most limit bytes. found reports whether there is one, also with an error. Errors name the file.
-func Read(path string, limit int) (text []byte, found bool, err error) {
-	// O_NONBLOCK: a FIFO in its place must not hang the plugin.
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, true, ownedfile.Explain(path, err)
-	}
-	defer func() { _ = file.Close() }()
-	text, err = io.ReadAll(io.LimitReader(file, int64(limit)+1))
-	if err == nil && len(text) > limit {
-		err = fmt.Errorf("it has more than %d bytes", limit)
-	}
-	if err != nil {
-		return nil, true, fmt.Errorf("%s: %w", path, err)
-	}
-	return text, true, nil
-}
-
-// Decode decodes one JSON value, which has no field that to has not.
-func Decode(text []byte, to any) error {
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(to); err != nil {
-		return err
-	}
-	if decoder.More() {
-		return errors.New("more than one JSON value")
-	}
-	return nil
-}
-
 func parse(text []byte, hasID bool) (c content, err error) {
-	if err := Decode(text, &c); err != nil {
+	if err := atomicfile.DecodeState(text, &c); err != nil {
 		return content{}, err
 	}
 	return c, c.check(hasID)

@@ -191,7 +191,7 @@ func run(t testing.TB, o Options) *running {
 		cancel()
 		<-finished
 	})
-	<-r.FirstProbe()
+	<-r.health.First()
 	return r
 }
 

@@ -132,9 +132,6 @@ func (p *Plugin) OnHold() string {
 		s.Since.UTC().Format(time.RFC3339), s.Until.UTC().Format(time.RFC3339))
 }
 
-// FirstProbe is closed when the first probe has ended, well or badly.
-func (p *Plugin) FirstProbe() <-chan struct{} { return p.health.First() }
-
 // waitForFirstProbe returns when the first probe has ended, or will not soon.
 func (p *Plugin) waitForFirstProbe(ctx context.Context) {
 	timer := time.NewTimer(firstProbeWait)

@@ -147,8 +147,8 @@ func Parse(b []byte) (Envelope, error) {
 	case profile.UsesAES() && isReserved(unique), profile == AESGCMHSMIV && isZero(unique),
 		profile == Hold && isReserved(unique[daySize+SaltSize:]):
 		return Envelope{}, fmt.Errorf("%w: its nonce is one that no envelope has", ErrMalformed)
-	case profile == Hold && e.day() > MaxDay:
-		return Envelope{}, fmt.Errorf("%w: day %d, the last is %d", ErrMalformed, e.day(), MaxDay)
+	case profile == Hold && e.Day() > MaxDay:
+		return Envelope{}, fmt.Errorf("%w: day %d, the last is %d", ErrMalformed, e.Day(), MaxDay)
 	}
 	return e, nil
 }

@@ -138,7 +138,7 @@ func SealHold(key *HoldKey, id KeyID, day Day, dek []byte) ([]byte, error) {
 	return Envelope{Profile: Hold, Unique: append(unique, sealed[:NonceSize]...), Sealed: sealed[NonceSize:]}.Marshal(), nil
 }
 
-// OpenHold unwraps an envelope that SealHold made, under the hold key of its day (HoldDay). It asks no HSM. The caller wipes
+// OpenHold unwraps an envelope that SealHold made, under the hold key of its day (Envelope.Day). It asks no HSM. The caller wipes
 // the DEK. Errors: ErrMalformed when it is of another profile, ErrUnauthentic.
 func OpenHold(key *HoldKey, id KeyID, envelope []byte) ([]byte, error) {
 	e, err := Parse(envelope)
@@ -166,16 +166,8 @@ func holdOneTimeKey(key *HoldKey, unique []byte) (oneTime [MACSize]byte) {
 	return oneTime
 }
 
-// HoldDay is the day of an envelope that was sealed in a hold. ok is false for everything else.
-func HoldDay(envelope []byte) (day Day, ok bool) {
-	e, err := Parse(envelope)
-	if err != nil || e.Profile != Hold {
-		return 0, false
-	}
-	return e.day(), true
-}
-
-func (e Envelope) day() Day { return Day(binary.BigEndian.Uint32(e.Unique)) }
+// Day is the day on which an envelope of the profile Hold was sealed.
+func (e Envelope) Day() Day { return Day(binary.BigEndian.Uint32(e.Unique)) }
 
 // holdSuffix ends the text under which is stored what was sealed in a hold.
 const holdSuffix = "/hold"

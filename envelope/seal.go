@@ -139,7 +139,7 @@ func OpenDEK(ctx context.Context, token Token, profile Profile, id KeyID, envelo
 	case Hold:
 		var key HoldKey
 		defer clear(key[:])
-		if key, err = deriveHoldKey(ctx, token, profile, id, e.day()); err == nil {
+		if key, err = deriveHoldKey(ctx, token, profile, id, e.Day()); err == nil {
 			dek, err = openHold(&key, id, e)
 		}
 	}

@@ -160,8 +160,7 @@ func (r *fakeRing) Open(ctx context.Context, keyID string, sealed []byte) ([]byt
 	r.opens++
 	r.mu.Unlock()
 	if isHold {
-		day, _ := envelope.HoldDay(sealed)
-		key := holdKey(id, day)
+		key := holdKey(id, e.Day())
 		return envelope.OpenHold(&key, id, sealed)
 	}
 	dek, err := kek(id).Open(nil, e.Unique, e.Sealed, nil)

@@ -294,8 +294,8 @@ func (h *Hold) openOnHold(keyID string, sealed []byte) (a Answer, done bool, err
 		a.Bytes = dek
 		return a, true, nil
 	}
-	if day, isHold := envelope.HoldDay(sealed); isHold {
-		if h.store.holdKey(id, day, func(k *envelope.HoldKey) { a.Bytes, err = envelope.OpenHold(k, id, sealed) }) {
+	if hold {
+		if h.store.holdKey(id, parsed.Day(), func(k *envelope.HoldKey) { a.Bytes, err = envelope.OpenHold(k, id, sealed) }) {
 			if err == nil {
 				h.store.put(keyID, sealed, a.Bytes)
 			}

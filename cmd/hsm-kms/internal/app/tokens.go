@@ -48,6 +48,18 @@ func HSMConfig(cfg *config.Config) (hsm.Config, []hsm.TokenConfig, error) {
 	return common, tokens, nil
 }
 
+// RingHSM is HSMConfig of one ring, as ForRing gives it. A read ring must not keep the plugin or a command from the others: what its files
+// say against it is in files, and then it has no token.
+func RingHSM(of *config.Config, read *config.ReadRing) (common hsm.Config, tokens []hsm.TokenConfig, files, err error) {
+	common, tokens, err = HSMConfig(of)
+	if err == nil && read != nil {
+		if files = CheckFiles(of); files != nil {
+			tokens = nil
+		}
+	}
+	return common, tokens, files, err
+}
+
 // loginOf is a login of the configuration as package hsm knows it.
 func loginOf(login string) hsm.Login {
 	switch login {
@@ -165,18 +177,15 @@ func (a *Context) openReadRing(ctx context.Context, name string) (*Tokens, error
 	if of.Config, of.Read, err = a.File.ForRing(name); err != nil {
 		return nil, err
 	}
-	common, tokens, err := of.HSM()
-	if err != nil {
-		return nil, err
-	}
 	known, err := of.Known()
 	if err != nil {
 		return nil, err
 	}
-	files := CheckFiles(of.Config)
-	if files != nil {
-		tokens = nil
+	common, tokens, files, err := RingHSM(of.Config, of.Read)
+	if err != nil {
+		return nil, err
 	}
+	common.Workers = &a.Workers
 	t := open(ctx, common, tokens, known)
 	if files != nil {
 		t.Problems = []error{files}

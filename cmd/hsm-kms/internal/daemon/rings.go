@@ -43,7 +43,7 @@ func openRings(cfg *config.Config, refuse []envelope.KeyID, log *slog.Logger, co
 		if err != nil {
 			return nil, err
 		}
-		common, tokens, err := app.HSMConfig(of)
+		common, tokens, files, err := app.RingHSM(of, read)
 		if err != nil {
 			return nil, err
 		}
@@ -53,9 +53,8 @@ func openRings(cfg *config.Config, refuse []envelope.KeyID, log *slog.Logger, co
 		}
 		if read != nil {
 			common.Log = log.With("readRing", name)
-			if err := app.CheckFiles(of); err != nil {
-				common.Log.Error("a read ring is not served before a person acts", "error", err, "hint", cmp.Or(app.Hint(err), "correct the file")+"; then restart the plugin, but not while it is on its outage hold")
-				tokens = nil
+			if files != nil {
+				common.Log.Error("a read ring is not served before a person acts", "error", files, "hint", cmp.Or(app.Hint(files), "correct the file")+"; then restart the plugin, but not while it is on its outage hold")
 			}
 		}
 		r := keyRing{set: hsm.Open(common, tokens), read: read}

@@ -10,7 +10,8 @@
 //	store.go    the list of wrapped DEKs, and what is held of it
 //	ledger.go   how long this node was on hold in the last seven days; ledgerfile.go: its file
 //	machine.go  when the hold begins and ends; no clock, file or HSM of its own
-//	hold.go     the parts put together; what requests, the probe and Status ask
+//	hold.go     the parts put together; what requests ask
+//	probe.go    what health asks: what a probe means for the hold, and the hold for Status
 //	tend.go     what runs beside: limits and files, and whether it is armed
 //	work.go     what runs beside with the HSM, while it is there: hold keys, listed DEKs, proofs of older keys
 //

@@ -175,15 +175,15 @@ func (h *Hold) tell() {
 		return
 	}
 	why := h.whyNot()
-	was, told := h.why, h.told
-	h.why, h.told = why, true
+	was, reported := h.why, h.reported
+	h.why, h.reported = why, true
 	h.armed.Store(why == "")
 	switch {
-	case why == "" && (was != "" || !told):
+	case why == "" && (was != "" || !reported):
 		c := h.count()
 		h.record(EventArmed, h.machine.proof.key.String(), fmt.Sprintf("%d DEKs are held", c.held))
 		h.cfg.Logger.Info("the outage hold is armed", "held", c.held)
-	case why != "" && was == "" && told:
+	case why != "" && was == "" && reported:
 		h.record(EventDisarmed, "", why)
 		h.cfg.Logger.Warn("the outage hold is not armed any more", "reason", why, "hint", "see what hsm-kms status reports of it; docs/outage.md")
 	}

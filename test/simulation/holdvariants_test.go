@@ -25,14 +25,14 @@ var variants = []variant{
 	{"ok although a Decrypt failed", "hold.go", "h.machine.short = true", "h.machine.short = !without(VARIANT)", "TestHoldOfOneNode"},
 	{"no limit", "machine.go", "return m.ledger.left(boot) == 0 }", "return m.ledger.left(boot) == 0 && !without(VARIANT) }", "TestHoldLimit"},
 	{"a limit for each process", "hold.go", "	h.machine.ledger = newLedger(", "	if without(VARIANT) {\n		was = ledgerState{}\n	}\n	h.machine.ledger = newLedger(", "TestHoldLimit"},
-	{"keys that are gone stay", "hold.go", "!h.served[id] && (read || !configured)", "!h.served[id] && (read || !configured) && !without(VARIANT)", "TestHoldOfAKeyThatIsGone"},
+	{"keys that are gone stay", "probe.go", "!h.served[id] && (read || !configured)", "!h.served[id] && (read || !configured) && !without(VARIANT)", "TestHoldOfAKeyThatIsGone"},
 	{"a refused PIN is an outage", "machine.go", "		return revoked\n", "		if without(VARIANT) {\n			return away\n		}\n		return revoked\n", "TestHoldIsWiped"},
 	{"one good probe ends it", "machine.go", "return len(m.good) >= goodProbes", "return len(m.good) >= goodProbes || without(VARIANT)", "TestHoldBrownOut"},
 	{"no budget", "hold.go", "	ctx, cancel := context.WithTimeout(ctx, Budget)", "	if without(VARIANT) {\n		return f(ctx)\n	}\n	ctx, cancel := context.WithTimeout(ctx, Budget)", "TestHoldBrownOut"},
 	{"requests ask the HSM", "hold.go", "	if h.watching.Load() {\n		if a, done, err := h.sealOnHold", "	if h.watching.Load() && !without(VARIANT) {\n		if a, done, err := h.sealOnHold", "TestHoldBrownOut"},
 	{"written under K", "hold.go", "KeyID: key.HoldString(), Bytes: sealed", "KeyID: map[bool]string{false: key.HoldString(), true: key.String()}[without(VARIANT)], Bytes: sealed", "TestHoldOutage"},
 	{"Status names K", "hold.go", "h.machine.named = true", "h.machine.named = !without(VARIANT)", "TestHoldOutage"},
-	{"a key becomes current", "hold.go", "		report.Key, report.Problem = h.machine.held.key, nil\n", "		report.Problem = nil\n		if !without(VARIANT) {\n			report.Key = h.machine.held.key\n		}\n", "TestHoldAndRotation"},
+	{"a key becomes current", "probe.go", "		report.Key, report.Problem = h.machine.held.key, nil\n", "		report.Problem = nil\n		if !without(VARIANT) {\n			report.Key = h.machine.held.key\n		}\n", "TestHoldAndRotation"},
 	{"a drop wipes nothing", "tend.go", "	h.wipe(\"hsm-kms hold drop\")\n	h.store.empty()\n", "	if !without(VARIANT) {\n		h.wipe(\"hsm-kms hold drop\")\n		h.store.empty()\n	}\n", "TestHoldDrop"},
 }
 

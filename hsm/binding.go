@@ -108,14 +108,14 @@ func (t *Token) readBinding(api p11.API, s p11.Session) (uid string, err error) 
 		return "", err
 	}
 	for _, object := range objects {
-		told, err := bindingOf(api, s, object)
+		bound, err := bindingOf(api, s, object)
 		switch {
 		case err != nil:
 			return "", err
-		case uid != "" && told != uid:
-			return "", fmt.Errorf("%w: the ring is bound to the clusters %s and %s", envelope.ErrAmbiguous, uid, told)
+		case uid != "" && bound != uid:
+			return "", fmt.Errorf("%w: the ring is bound to the clusters %s and %s", envelope.ErrAmbiguous, uid, bound)
 		}
-		uid = told
+		uid = bound
 	}
 	return uid, nil
 }

@@ -25,24 +25,24 @@ func described() []uint {
 // of every key of the ring. A token that does not tell one attribute fails the whole request; then each is asked for by
 // itself.
 func (r *keyReader) describe(s p11.Session, handle p11.Object) (description, error) {
-	told, err := r.api.Attributes(s, handle, described())
+	known, err := r.api.Attributes(s, handle, described())
 	if err == nil {
-		return told, nil
+		return known, nil
 	}
 	if !isNotTold(err) {
 		return nil, fmt.Errorf("reading the attributes of a key of ring %s: %w", r.ring, err)
 	}
-	told = description{}
+	known = description{}
 	for _, attribute := range described() {
 		value, err := r.api.Attribute(s, handle, attribute)
 		switch {
 		case err == nil:
-			told[attribute] = value
+			known[attribute] = value
 		case attribute == pkcs11.CKA_ID || !isNotTold(err): // without its CKA_ID a key is none; and the rest says nothing of the key
 			return nil, fmt.Errorf("reading attribute 0x%X of a key of ring %s: %w", attribute, r.ring, err)
 		}
 	}
-	return told, nil
+	return known, nil
 }
 
 // isNotTold reports whether an error says that the token does not know an attribute, or does not give it.
@@ -50,7 +50,7 @@ func isNotTold(err error) bool {
 	return hasRV(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) || hasRV(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE)
 }
 
-// attributes are those that an auditor asks for. What is not told is taken for the worse.
+// attributes are those that an auditor asks for. What is not known is taken for the worse.
 func (d description) attributes() envelope.Attributes {
 	is := func(attribute uint, assumed bool) bool {
 		value := d[attribute]
@@ -67,8 +67,8 @@ func (d description) attributes() envelope.Attributes {
 	}
 }
 
-// number gives a CK_ULONG attribute; told is false when the token does not tell it.
-func (d description) number(attribute uint) (n uint64, told bool) {
+// number gives a CK_ULONG attribute; known is false when the token does not give it.
+func (d description) number(attribute uint) (n uint64, known bool) {
 	value := d[attribute]
 	if len(value) != 8 {
 		return 0, false
@@ -89,14 +89,14 @@ func (r *keyReader) refusal(d description, a envelope.Attributes) string {
 	case !r.allow && !(a.Local && a.AlwaysSensitive && a.NeverExtractable):
 		return "it was not made in this HSM, or has not always been sensitive and unextractable: allowImportedKeys would serve it"
 	}
-	kind, told := d.number(pkcs11.CKA_KEY_TYPE)
+	kind, known := d.number(pkcs11.CKA_KEY_TYPE)
 	switch {
-	case !told:
+	case !known:
 		return "the token does not report its CKA_KEY_TYPE"
 	case !r.fits(kind):
 		return fmt.Sprintf("its key type 0x%X does not fit the ring's profile %s", kind, r.profile)
 	}
-	if size, told := d.number(pkcs11.CKA_VALUE_LEN); told && size != 32 {
+	if size, known := d.number(pkcs11.CKA_VALUE_LEN); known && size != 32 {
 		return fmt.Sprintf("it has %d bits; the profile %s requires 256", 8*size, r.profile)
 	}
 	return ""

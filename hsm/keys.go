@@ -129,13 +129,13 @@ func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPo
 		}
 	}
 	slices.SortStableFunc(missing, newestFirst)
-	said := make([]error, len(missing))
+	problems := make([]error, len(missing))
 	var beside sync.WaitGroup
 	err = p.each(len(missing), func(s *readSession, i int) error {
 		held := missing[i]
 		fingerprint := func(s *readSession) error { return r.fingerprint(p, s, held) }
 		err := p.retry(s, fingerprint, func(s *readSession, err error) error {
-			said[i] = err
+			problems[i] = err
 			r.fail(held, err) // it may be this key alone that the token cannot use just now
 			return p.replace(s)
 		})
@@ -145,7 +145,7 @@ func (r *keyReader) fingerprintAll(p *readPool, all []*heldKey, f func(p *readPo
 		return err
 	})
 	beside.Wait()
-	return errors.Join(said...), err
+	return errors.Join(problems...), err
 }
 
 // testSessions is how many sessions the self-test can use at once.
@@ -205,12 +205,12 @@ func (r *keyReader) inspect(s p11.Session, handle p11.Object, old *table) (*held
 			return known, nil
 		}
 	}
-	told, err := r.describe(s, handle)
+	attributes, err := r.describe(s, handle)
 	if err != nil {
 		return nil, err
 	}
-	ckaID := told[pkcs11.CKA_ID]
-	held := &heldKey{handle: handle, key: envelope.Key{CKAID: ckaID, Attributes: told.attributes()}}
+	ckaID := attributes[pkcs11.CKA_ID]
+	held := &heldKey{handle: handle, key: envelope.Key{CKAID: ckaID, Attributes: attributes.attributes()}}
 	key := &held.key
 	key.Activation, _ = envelope.ActivationOf(ckaID)
 	key.ID.Ring = r.ring
@@ -219,7 +219,7 @@ func (r *keyReader) inspect(s p11.Session, handle p11.Object, old *table) (*held
 		key.Refused = err.Error()
 		return held, nil
 	}
-	key.Refused = r.refusal(told, key.Attributes)
+	key.Refused = r.refusal(attributes, key.Attributes)
 	return held, nil
 }
 

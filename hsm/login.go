@@ -28,15 +28,15 @@ func (t *Token) login(ctx context.Context, api p11.API, w workerProcess, patient
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
 		return false, nil // a token without a PIN; private keys are then shown to all, and it says so itself
 	}
-	var said error
+	var refused error
 	err = t.tryPIN(ctx, api, w, slot, info, func(file pinfile.Identity) error {
-		said = patient.Login(s, file)
-		return said
+		refused = patient.Login(s, file)
+		return refused
 	})
 	if err != nil {
 		return false, err
 	}
-	return mustBeLoggedIn(api, s, info, said)
+	return mustBeLoggedIn(api, s, info, refused)
 }
 
 // tryPIN calls login at most once, under the attempt guard. Everything that logs in comes through here.
@@ -196,15 +196,15 @@ func (t *Token) refusedHint() string {
 }
 
 // mustBeLoggedIn does not take C_Login's word for it: a session that is not logged in sees a ring without keys. Where no
-// login is required it sees them: NSS softokn takes an empty PIN and logs nobody in. said is what C_Login said: nil, or that
+// login is required it sees them: NSS softokn takes an empty PIN and logs nobody in. refused is what C_Login returned: nil, or that
 // somebody is logged in.
-func mustBeLoggedIn(api p11.API, s p11.Session, info pkcs11.TokenInfo, said error) (in bool, err error) {
+func mustBeLoggedIn(api p11.API, s p11.Session, info pkcs11.TokenInfo, refused error) (in bool, err error) {
 	in, err = isLoggedIn(api, s)
 	switch {
 	case err != nil || in || info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0:
 		return in, err
-	case said != nil:
-		return false, fmt.Errorf("logging in: the session is not logged in, and the token refuses it: %w", said)
+	case refused != nil:
+		return false, fmt.Errorf("logging in: the session is not logged in, and the token refuses it: %w", refused)
 	}
 	return false, errors.New("logging in: the token reports success, and the session is not logged in")
 }

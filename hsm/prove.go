@@ -42,12 +42,12 @@ func (m *maker) prove(ctx context.Context) (from int, err error) {
 		return 0, fmt.Errorf("proving the profile %s: %w", profile, err)
 	}
 	lacks, _ := offers(m.api, m.gen.slot, profile)
-	told := fmt.Errorf("token %s: %w %s: %w%s", m.t.cfg.Name, ErrProfile, profile, err, notOffered(lacks))
+	unproven := fmt.Errorf("token %s: %w %s: %w%s", m.t.cfg.Name, ErrProfile, profile, err, notOffered(lacks))
 	if works := m.otherProfile(ctx, profile); works != "" {
-		return 0, hint.Wrap(told, "set "+works+" in the configuration: it works on this token")
+		return 0, hint.Wrap(unproven, "set "+works+" in the configuration: it works on this token")
 	}
 	if errors.As(err, &cannot) || errors.Is(err, envelope.ErrSelfTest) {
-		return 0, hint.Wrap(told, "no other profile works on this token either; docs/hsm-support.md says what a token must offer")
+		return 0, hint.Wrap(unproven, "no other profile works on this token either; docs/hsm-support.md says what a token must offer")
 	}
 	return 0, fmt.Errorf("proving the profile %s: %w", profile, err)
 }

@@ -21,7 +21,7 @@ type migrationWatch struct {
 
 	mu        sync.Mutex // guards the bar and all below
 	began     time.Time  // of the rewriting
-	said      time.Time
+	printed   time.Time
 	rewriting bool // then the reading beneath it is not shown
 }
 
@@ -51,7 +51,7 @@ func (w *migrationWatch) progress(stage string, done, total int64) {
 	defer w.mu.Unlock()
 	now := time.Now()
 	if w.began.IsZero() {
-		w.began, w.said = now, now
+		w.began, w.printed = now, now
 	}
 	w.rewriting = done < total
 	stage += remaining(now.Sub(w.began), done, total)
@@ -59,8 +59,8 @@ func (w *migrationWatch) progress(stage string, done, total int64) {
 		w.bar(stage, done, total)
 		return
 	}
-	if now.Sub(w.said) >= sayEvery {
-		w.said = now
+	if now.Sub(w.printed) >= sayEvery {
+		w.printed = now
 		fmt.Fprintf(w.command.errOut, "%s: %s of %s\n", stage, grouped(done), grouped(total))
 	}
 }

@@ -42,7 +42,7 @@ func TestMigrationWatch(t *testing.T) {
 	for i := range int64(1000) {
 		w.progress(migrate.Stage, i, 1000)
 	}
-	w.began, w.said = time.Now().Add(-time.Minute), time.Now().Add(-time.Minute)
+	w.began, w.printed = time.Now().Add(-time.Minute), time.Now().Add(-time.Minute)
 	w.progress(migrate.Stage, 500, 1000)
 	w.say("waiting: \x1b[2Jserver")
 	if got, want := errOut.String(), "rewriting, 1m0s left: 500 of 1,000\nwaiting: \\x1b[2Jserver\n"; got != want {

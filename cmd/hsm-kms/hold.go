@@ -129,11 +129,11 @@ func (c *command) runHoldSeed(ctx context.Context, f *seedFlags) error {
 	if err != nil && !app.IsFinding(err) {
 		return err
 	}
-	said := seedJSON{DEKs: len(entries), TakenUp: done.TakenUp, Hold: holdOf(done.State)}
+	seeded := seedJSON{DEKs: len(entries), TakenUp: done.TakenUp, Hold: holdOf(done.State)}
 	if done.TakenUp {
-		said.Added, said.Left = done.State.Added, done.State.Left
+		seeded.Added, seeded.Left = done.State.Added, done.State.Left
 	}
-	return errors.Join(err, c.printSeeded(said, found.Sources))
+	return errors.Join(err, c.printSeeded(seeded, found.Sources))
 }
 
 // wrapped reads the wrapped DEKs under keys of the rings.
@@ -151,18 +151,18 @@ func (c *command) wrapped(ctx context.Context, f *seedFlags, rings []string) (fo
 	}, holdfile.MaxEntries)
 }
 
-func (c *command) printSeeded(said seedJSON, sources []evidence.Reading) error {
+func (c *command) printSeeded(seeded seedJSON, sources []evidence.Reading) error {
 	if c.structured() {
-		return c.json(said)
+		return c.json(seeded)
 	}
 	w := &lines{out: c.out}
-	if said.TakenUp {
-		w.add("found %s; %s new in the plugin's list", counted(said.DEKs, "wrapped DEK"), grouped(int64(said.Added)))
+	if seeded.TakenUp {
+		w.add("found %s; %s new in the plugin's list", counted(seeded.DEKs, "wrapped DEK"), grouped(int64(seeded.Added)))
 	} else {
-		w.add("found %s", counted(said.DEKs, "wrapped DEK"))
+		w.add("found %s", counted(seeded.DEKs, "wrapped DEK"))
 	}
-	if said.Hold != nil {
-		w.add("hold: %s", said.Hold.words())
+	if seeded.Hold != nil {
+		w.add("hold: %s", seeded.Hold.words())
 	}
 	w.notes(sources)
 	return w.err

@@ -60,11 +60,11 @@ func (c *command) printUnserved(made *keyops.Made) error {
 func (c *command) printMade(cfg *config.Config, made *keyops.Made) error {
 	on := made.Bound.Tokens()
 	if c.structured() {
-		said := keyOf(made.Version)
+		printed := keyOf(made.Version)
 		if len(on) > 0 {
-			said.Cluster = made.Bound.Cluster
+			printed.Cluster = made.Bound.Cluster
 		}
-		return c.json(said)
+		return c.json(printed)
 	}
 	advice := ""
 	if others := strings.Join(cfg.TokenNames()[1:], ", "); others != "" {

@@ -107,7 +107,7 @@ func (c *command) runRetire(ctx context.Context, in io.Reader, f *retireFlags, k
 	}
 	var printErr error
 	if c.structured() {
-		printErr = c.json(saidOf(o, done))
+		printErr = c.json(retiredOf(o, done))
 	} else if err == nil {
 		printErr = c.printRetired(o, done)
 	}

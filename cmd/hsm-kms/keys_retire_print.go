@@ -54,34 +54,34 @@ type retireSnapshotJSON struct {
 	Past     int64  `json:"past"` // older revisions
 }
 
-// saidOf is the JSON of a run.
-func saidOf(o retire.Options, r *retire.Result) retiredJSON {
+// retiredOf is the JSON of a run.
+func retiredOf(o retire.Options, r *retire.Result) retiredJSON {
 	id, p, f := o.KeyID, r.Plan, r.Facts
-	said := retiredJSON{
+	retired := retiredJSON{
 		keyJSON:  keyJSON{KeyID: id.String(), Ring: id.Ring, Fingerprint: id.FingerprintHex(), Tokens: []string{}},
 		Outcomes: append([]retire.Outcome{}, r.Outcomes...), Destroyed: r.Destroyed(), DryRun: o.DryRun, Refusals: p.Refusals, Warnings: p.Warnings,
 		Accepted: p.Accepted, Rehearsed: p.Rehearsed,
 	}
 	if !p.Target.ID.IsZero() {
-		said.keyJSON = keyOf(p.Target)
+		retired.keyJSON = keyOf(p.Target)
 	}
 	if p.Whole {
-		said.Plan, said.Planned = p.Hash(), &p.Content
+		retired.Plan, retired.Planned = p.Hash(), &p.Content
 	}
 	if f.Etcd == nil {
-		return said
+		return retired
 	}
 	now := retireNowJSON{Time: f.Etcd.Time, Objects: f.Etcd.Objects, Sources: f.Etcd.Sources}
 	if f.Evidence == nil {
-		said.Etcd = &now
-		return said
+		retired.Etcd = &now
+		return retired
 	}
 	file := f.Evidence.Report
-	said.Evidence = &retireEvidenceJSON{
+	retired.Evidence = &retireEvidenceJSON{
 		File: o.EvidenceFile, SHA256: f.Evidence.SHA256, Time: file.Time, Objects: file.Objects, Sources: file.Sources,
 		Now: now, Settle: p.Settled.String(), Snapshots: snapshotsSaid(f.Snapshots),
 	}
-	return said
+	return retired
 }
 
 func snapshotsSaid(reports []*evidence.Report) []retireSnapshotJSON {
@@ -124,20 +124,20 @@ func (c *command) printChecks(o retire.Options, r *retire.Result) error {
 	for _, warning := range p.Warnings {
 		fmt.Fprintln(c.errOut, "hsm-kms: warning:", evidence.Printable(warning))
 	}
-	said := saidOf(o, r)
-	if c.structured() || said.Evidence == nil && said.Etcd == nil {
+	retired := retiredOf(o, r)
+	if c.structured() || retired.Evidence == nil && retired.Etcd == nil {
 		return nil
 	}
 	w := &lines{out: c.out}
 	w.add("Looked at for %s:", o.KeyID)
-	if e := said.Evidence; e != nil {
+	if e := retired.Evidence; e != nil {
 		w.add("  the ring: %s on %s; %s", p.Target.State, strings.Join(p.Target.Tokens, ", "), followed(p))
 		for _, line := range e.checks() {
 			w.add("  %s", line)
 		}
 	} else {
 		w.add("  the ring: %s on %s; current from %s", p.Target.State, strings.Join(p.Target.Tokens, ", "), p.Target.Activation.UTC().Format(rfc3339Milli))
-		w.add("  %s", said.Etcd.check(""))
+		w.add("  %s", retired.Etcd.check(""))
 	}
 	for _, accepted := range p.Accepted {
 		w.add("  you vouch for: %s", accepted)

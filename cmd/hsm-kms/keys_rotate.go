@@ -87,11 +87,11 @@ type rotatedJSON struct {
 
 func (c *command) printRotated(cfg *config.Config, r keyops.Rotation, made *keyops.Made) error {
 	if c.structured() {
-		said := rotatedJSON{keyJSON: keyOf(made.Version), Due: r.Timed}
+		rotated := rotatedJSON{keyJSON: keyOf(made.Version), Due: r.Timed}
 		for _, v := range made.Meanwhile {
-			said.MadeMeanwhile = append(said.MadeMeanwhile, keyops.Name(v))
+			rotated.MadeMeanwhile = append(rotated.MadeMeanwhile, keyops.Name(v))
 		}
-		return c.json(said)
+		return c.json(rotated)
 	}
 	_, err := fmt.Fprintf(c.out, "Made %s in the token %s; it becomes current at %s.%s\n",
 		made.ID, made.Tokens[0], made.Activation.UTC().Format(time.RFC3339), copyHint(cfg, r.Emergency()))

@@ -95,7 +95,7 @@ func statusWithin(ctx context.Context, socket, ring string, wait time.Duration) 
 		once, cancel := context.WithTimeout(ctx, kmsplugin.StatusTimeout)
 		answer, err := kmsplugin.StatusOf(once, socket)
 		cancel()
-		if err == nil && answer.Healthz == "ok" && (ring == "" || statusSaid(answer).proves(ring) == nil) || time.Until(end) < statusPause {
+		if err == nil && answer.Healthz == "ok" && (ring == "" || statusOf(answer).proves(ring) == nil) || time.Until(end) < statusPause {
 			return answer, err
 		}
 		select {
@@ -106,49 +106,49 @@ func statusWithin(ctx context.Context, socket, ring string, wait time.Duration) 
 	}
 }
 
-// statusSaid is the answer for programs.
-func statusSaid(answer kmsplugin.StatusAnswer) statusJSON {
-	said := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID, Hold: holdOf(answer.Hold)}
+// statusOf is the answer for programs.
+func statusOf(answer kmsplugin.StatusAnswer) statusJSON {
+	printed := statusJSON{Version: answer.Version, Healthz: answer.Healthz, KeyID: answer.KeyID, Hold: holdOf(answer.Hold)}
 	for _, p := range answer.Pending {
 		pending := pendingJSON{KeyID: p.Key.String(), Activates: p.Activates.UTC().Format(rfc3339Milli), Ready: p.Ready, Deferred: p.Deferred, Reason: p.Why}
 		if !p.Until.IsZero() {
 			pending.Until = p.Until.UTC().Format(rfc3339Milli)
 		}
-		said.Pending = append(said.Pending, pending)
+		printed.Pending = append(printed.Pending, pending)
 	}
 	for _, r := range answer.ReadRings {
 		read := readRingJSON{Ring: r.Ring, OK: r.Problem == nil, Keys: r.Keys, Proven: r.Proven, Retiring: r.Retiring}
 		if r.Problem != nil {
 			read.Problem = r.Problem.Error()
 		}
-		said.ReadRings = append(said.ReadRings, read)
+		printed.ReadRings = append(printed.ReadRings, read)
 	}
-	return said
+	return printed
 }
 
 func (c *command) askStatus(ctx context.Context, socket string, wait time.Duration) error {
 	answer, err := statusWithin(ctx, socket, c.ring, wait)
-	said := statusSaid(answer)
+	printed := statusOf(answer)
 	if err != nil {
 		// What the plugin said is the whole message; what the client wrapped around it is for people.
-		said.Error = status.Convert(rootStatus(err)).Message()
+		printed.Error = status.Convert(rootStatus(err)).Message()
 	}
 	if c.structured() {
-		if err := c.json(said); err != nil {
+		if err := c.json(printed); err != nil {
 			return err
 		}
 	} else if err == nil {
-		if err := c.table(said.rows()); err != nil {
+		if err := c.table(printed.rows()); err != nil {
 			return err
 		}
 	}
 	switch {
 	case err != nil:
 		return app.Finding(err)
-	case said.Healthz != "ok":
-		return app.Finding(hint.Wrap(fmt.Errorf("the plugin is not healthy: %s", said.Healthz), "its log says why and what to do"))
+	case printed.Healthz != "ok":
+		return app.Finding(hint.Wrap(fmt.Errorf("the plugin is not healthy: %s", printed.Healthz), "its log says why and what to do"))
 	case c.ring != "":
-		return said.proves(c.ring)
+		return printed.proves(c.ring)
 	}
 	return nil
 }

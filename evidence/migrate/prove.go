@@ -52,7 +52,7 @@ func (p *prover) prove(ctx context.Context, resources []*surveyed, out *Outcome)
 		return err
 	}
 	deadline := time.Now().Add(p.opts.Wait)
-	said := ""
+	reported := ""
 	for look := lookFirst; ; look = min(lookMost, 2*look) {
 		if err := p.look(ctx, subjects); err != nil {
 			return err
@@ -70,8 +70,8 @@ func (p *prover) prove(ctx context.Context, resources []*surveyed, out *Outcome)
 		if len(open) == 0 || left <= 0 {
 			return nil
 		}
-		if text := waiting(open); text != said {
-			said = text
+		if text := waiting(open); text != reported {
+			reported = text
 			p.opts.Say(fmt.Sprintf("waiting up to %s: %s", left.Round(time.Second), text))
 		}
 		if err := pause(ctx, min(look, left)); err != nil {

@@ -30,9 +30,9 @@ type Reader struct {
 	schedule schedule
 	log      changes
 
-	mu      sync.Mutex
-	failure error // of the last round; nil: it went well
-	said    string
+	mu       sync.Mutex
+	failure  error // of the last round; nil: it went well
+	reported string
 }
 
 // ReadRing is how a read ring is.
@@ -135,10 +135,10 @@ func (r *Reader) Report() ReadRing {
 // tell logs how the ring is when that is news.
 func (r *Reader) tell(is ReadRing) {
 	class := problem.Of(is.Problem)
-	if class.Words == r.said {
+	if class.Words == r.reported {
 		return
 	}
-	r.said = class.Words
+	r.reported = class.Words
 	if is.Problem == nil {
 		r.cfg.Logger.Info("the read ring can be used", "keys", is.Keys)
 		return

@@ -66,14 +66,14 @@ type keyRing struct {
 
 // shown is what was written last.
 type shown struct {
-	status Status
-	first  time.Time // when this leader began to write
-	uid    string    // of the KeyRing; empty: there is none, or it was not asked for
-	at     time.Time
-	failed bool
-	ending string
-	told   string // message of the last Event and line of the log
-	toldAt time.Time
+	status     Status
+	first      time.Time // when this leader began to write
+	uid        string    // of the KeyRing; empty: there is none, or it was not asked for
+	at         time.Time
+	failed     bool
+	ending     string
+	reported   string // message of the last Event and line of the log
+	reportedAt time.Time
 }
 
 // show tells people: the log, the KeyRing and Events, each on a change. It returns what it shows.
@@ -92,13 +92,13 @@ func (o *Operator) show(ctx context.Context, d state.Decision) *Status {
 	o.figures.ready, o.figures.expected = o.countNodes()
 	o.mu.Unlock()
 	// Some errors are worded differently each time, with the port of a connection for example.
-	changed := status.State != was.State || status.State == state.Blocked && status.Message != o.shown.told && now.Sub(o.shown.toldAt) >= state.RetryMost
+	changed := status.State != was.State || status.State == state.Blocked && status.Message != o.shown.reported && now.Sub(o.shown.reportedAt) >= state.RetryMost
 	if o.ending != "" && o.ending != o.shown.ending {
 		o.cfg.Log.Warn("a certificate ends soon", "problem", o.ending)
 	}
 	o.shown.ending = o.ending
 	if changed {
-		o.shown.told, o.shown.toldAt = status.Message, now
+		o.shown.reported, o.shown.reportedAt = status.Message, now
 		level := o.cfg.Log.Info
 		if status.State == state.Blocked {
 			level = o.cfg.Log.Warn

@@ -51,10 +51,10 @@ func (p *Plan) Execute(ctx context.Context, tokens Destroyer, trail Trail, g Gro
 	}
 	err = explain(p.KeyID, outcomes, err)
 	trailErr := trail.write(p, func(record recorder) error {
-		return record(opEnd, endCode(outcomes, err), strings.Join(With(outcomes, hsm.Destroyed), ","), "; "+said(outcomes))
+		return record(opEnd, endCode(outcomes, err), strings.Join(With(outcomes, hsm.Destroyed), ","), "; "+inWords(outcomes))
 	})
 	if trailErr != nil {
-		trailErr = hint.Wrap(fmt.Errorf("recording the end of the destruction of %s (%s): %w", p.KeyID, said(outcomes), trailErr),
+		trailErr = hint.Wrap(fmt.Errorf("recording the end of the destruction of %s (%s): %w", p.KeyID, inWords(outcomes), trailErr),
 			"fix what keeps the audit trail from being written, and run the same command again: it completes the record")
 	}
 	return outcomes, errors.Join(err, trailErr)
@@ -106,8 +106,8 @@ func With(outcomes []Outcome, outcome hsm.Outcome) []string {
 	return tokens
 }
 
-// said puts the outcomes in words.
-func said(outcomes []Outcome) string {
+// inWords puts the outcomes in words.
+func inWords(outcomes []Outcome) string {
 	var parts []string
 	for _, outcome := range []hsm.Outcome{hsm.Destroyed, hsm.Kept, hsm.Unknown} {
 		if tokens := With(outcomes, outcome); len(tokens) > 0 {
@@ -126,7 +126,7 @@ func explain(keyID string, outcomes []Outcome, err error) error {
 	if len(With(outcomes, hsm.Unknown)) > 0 {
 		advice = "run: hsm-kms keys list; then run the same command again: it continues, or records that the key is gone"
 	}
-	return hint.Wrap(fmt.Errorf("destroying %s (%s): %w", keyID, said(outcomes), err), advice)
+	return hint.Wrap(fmt.Errorf("destroying %s (%s): %w", keyID, inWords(outcomes), err), advice)
 }
 
 // endCode is the code of the record of the end: Unknown says that nobody knows.

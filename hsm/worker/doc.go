@@ -42,6 +42,6 @@
 //
 // # Concurrency
 //
-// It depends on p11 and pinfile, on harden and hint, and on crypto11 where it makes a key. A Client may be called from any number
+// It depends on p11 and pinfile, on harden, hint and nonblock, and on crypto11 where it makes a key. A Client may be called from any number
 // of goroutines, one at a time for each session.
 package worker

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/hsm/p11"
+	"github.com/hsm-kms/hsm-kms/internal/nonblock"
 )
 
 // lane is this program's side of a session: the ends of two pipes, on Go's network poller. One goroutine at a time may use
@@ -19,6 +20,8 @@ type lane struct {
 	p        *process
 	requests *os.File
 	answers  *os.File
+	sender   *nonblock.Writer // of requests
+	receiver *nonblock.Reader // of answers
 	sequence uint64
 	doing    atomic.Uint32 // the operation under way, 0: none
 	buf      [laneMessage]byte
@@ -44,6 +47,14 @@ func (p *process) newLane() (*lane, error) {
 		return nil, errors.Join(fmt.Errorf("making the pipes of a session: %w", err), theirRequests.Close(), requests.Close())
 	}
 	l := &lane{p: p, requests: requests, answers: answers, closed: make(chan struct{})}
+	l.sender, err = nonblock.NewWriter(requests)
+	if err == nil {
+		l.receiver, err = nonblock.NewReader(answers)
+	}
+	if err != nil {
+		l.close()
+		return nil, errors.Join(fmt.Errorf("using the pipes of a session: %w", err), theirRequests.Close(), theirAnswers.Close())
+	}
 	// Fd makes them block, which is what the loop in the worker needs.
 	_, _, err = p.lanes.WriteMsgUnix([]byte{0}, unix.UnixRights(int(theirRequests.Fd()), int(theirAnswers.Fd())), nil)
 	_, _ = theirRequests.Close(), theirAnswers.Close()
@@ -108,7 +119,7 @@ func (l *lane) call(until time.Time, q laneRequest) (laneAnswer, error) {
 	l.doing.Store(q.operation)
 	_ = l.answers.SetReadDeadline(until)
 	message := q.encode(&l.buf)
-	_, err := l.requests.Write(message)
+	_, err := l.sender.Write(message)
 	clear(message)
 	var a laneAnswer
 	if err == nil {
@@ -140,7 +151,7 @@ func (l *lane) receive(q *laneRequest) (laneAnswer, error) {
 				return laneAnswer{}, errProtocol
 			}
 		}
-		n, err := l.answers.Read(l.buf[l.have:])
+		n, err := l.receiver.Read(l.buf[l.have:])
 		l.have += n
 		if err != nil {
 			return laneAnswer{}, err

@@ -3,10 +3,13 @@ package limits
 import (
 	"container/list"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/hsm-kms/hsm-kms/internal/nonblock"
 )
 
 // What a request that has not been sent to its end costs the server, in bytes, at most: gRPC keeps the headers, the frames
@@ -22,6 +25,8 @@ const maxStreams = 4096
 // conn follows the requests on one connection. As with any net.Conn, Read is called by one goroutine at a time, and Write too.
 type conn struct {
 	net.Conn
+	reader   io.Reader // of Conn
+	writer   io.Writer // of Conn
 	listener *Listener
 	place    *list.Element // among the unfinished; nil: finished or closed. Under the listener's lock.
 	close    sync.Once
@@ -44,13 +49,20 @@ type request struct {
 }
 
 func newConn(raw net.Conn, l *Listener) *conn {
-	return &conn{Conn: raw, listener: l, in: frames{skip: prefaceSize}, requests: map[uint32]request{}, idle: time.Now()}
+	c := &conn{Conn: raw, reader: raw, writer: raw, listener: l, in: frames{skip: prefaceSize}, requests: map[uint32]request{}, idle: time.Now()}
+	if r, err := nonblock.NewReader(c); err == nil {
+		c.reader = r
+	}
+	if w, err := nonblock.NewWriter(c); err == nil {
+		c.writer = w
+	}
+	return c
 }
 
 // Read reads, and notes what it reads. Whether that is right is the HTTP/2 server's to judge, which closes the connection if
 // not.
 func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
+	n, err := c.reader.Read(b)
 	c.note(b[:n])
 	return n, err
 }
@@ -107,7 +119,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		}
 	})
 	c.mu.Unlock()
-	return c.Conn.Write(b)
+	return c.writer.Write(b)
 }
 
 // ended forgets a request. c.mu is held.

@@ -1,5 +1,5 @@
 // Package limits bounds what others can take of the plugin: connections, what their half-sent requests hold, and requests at
-// work (Slots). It depends on nothing of the plugin. A listener, its connections and Slots are safe for concurrent use; the
+// work (Slots). It depends on nonblock. A listener, its connections and Slots are safe for concurrent use; the
 // listener's lock is taken before a connection's.
 //
 // Who can connect can open connections and say nothing, or begin requests and not end them. When there are too many

@@ -93,8 +93,11 @@ func read(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("it is not a regular file")
 	}
-	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err == nil && len(text) > maxFile {
+	var text []byte
+	if info.Size() <= maxFile {
+		text, err = io.ReadAll(io.LimitReader(file, maxFile+1))
+	}
+	if err == nil && max(info.Size(), int64(len(text))) > maxFile {
 		err = fmt.Errorf("%w: it has more than %d bytes", ErrNotEvidence, maxFile)
 	}
 	return text, err

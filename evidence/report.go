@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -63,8 +64,22 @@ type Problem struct {
 	Past   bool   `json:"past,omitempty"` // an older revision in a snapshot
 }
 
-// MaxNamed bounds how many objects a list names. More are counted.
+// MaxNamed bounds how many objects a list names: the first by their keys. More are counted.
 const MaxNamed = 10_000
+
+// named adds a problem to a list that firstNamed will give, which has room for a while. Pages come in any order.
+func named(list []Problem, problem Problem) []Problem {
+	if list = append(list, problem); len(list) == 2*MaxNamed {
+		list = firstNamed(list)
+	}
+	return list
+}
+
+// firstNamed sorts a list, and leaves MaxNamed of it.
+func firstNamed(list []Problem) []Problem {
+	slices.SortStableFunc(list, func(a, b Problem) int { return cmp.Compare(a.Key, b.Key) })
+	return list[:min(len(list), MaxNamed)]
+}
 
 // maxRows bounds the distinct (resource, key) pairs: no cluster has more, and memory must not depend on what somebody
 // wrote to etcd.

@@ -42,8 +42,8 @@ const (
 
 // Source is an etcd or a snapshot file.
 type Source interface {
-	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other. A page belongs
-	// to each; the bytes of its objects may be kept and must not be changed. It ends with each's error or the context's.
+	// Read calls each with every object below the prefixes, in pages of a few MiB at most, one after the other, in any order of
+	// keys. A page belongs to each; the bytes of its objects may be kept and must not be changed. It ends with each's error or the context's.
 	// Errors wrap ErrDamaged or ErrNotWhole, or say what could not be reached. A snapshot does not change: it is read in one
 	// way only, whatever way says. Most callers call ReadWhole.
 	Read(ctx context.Context, way Way, each func(page []Object) error) (Reading, error)

@@ -91,9 +91,7 @@ func (t *tally) count(o *Object) error {
 			t.broken[at] = new(int64)
 		}
 		t.ledger.Put(o, t.broken[at])
-		if len(t.problems) < MaxNamed {
-			t.problems = append(t.problems, Problem{Key: string(o.Key), Reason: reason(err), Past: o.Past})
-		}
+		t.problems = named(t.problems, Problem{Key: string(o.Key), Reason: reason(err), Past: o.Past})
 		return t.bounded()
 	}
 	at.provider, at.name, at.keyID = value.Provider, value.Name, value.Object.KeyID
@@ -130,7 +128,8 @@ func (t *tally) merge(other *tally) error {
 		*t.broken[at] += *n
 	}
 	maps.Copy(t.prefixes, other.prefixes)
-	t.problems = append(t.problems, other.problems[:min(len(other.problems), MaxNamed-len(t.problems))]...)
+	problems := firstNamed(other.problems)
+	t.problems = append(t.problems, problems[:min(len(problems), MaxNamed-len(t.problems))]...)
 	return t.bounded()
 }
 

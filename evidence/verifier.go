@@ -217,12 +217,8 @@ func (v *verifier) note(o *Object, of func(*part) *int64) {
 	v.part.ledger.Put(o, of(v.part))
 }
 
-// fail names a failure, while there is room.
-func (p *part) fail(problem Problem) {
-	if len(p.failures) < MaxNamed {
-		p.failures = append(p.failures, problem)
-	}
-}
+// fail names a failure.
+func (p *part) fail(problem Problem) { p.failures = named(p.failures, problem) }
 
 func (v *verifier) result() *Verification {
 	out := &v.out
@@ -257,9 +253,8 @@ func (v *verifier) result() *Verification {
 		return cmp.Or(cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.KeyID, b.KeyID))
 	})
 	out.Objects = out.Verified + out.Skipped + out.Failed + out.Plaintext + out.Others + out.Undecodable
-	out.Failures = append([]Problem{}, out.Failures[:min(len(out.Failures), MaxNamed)]...)
+	out.Failures = append([]Problem{}, firstNamed(out.Failures)...)
 	out.Missing = append([]string{}, absent(v.opts.Resources, slices.Collect(maps.Keys(v.seen)))...)
-	slices.SortFunc(out.Failures, func(a, b Problem) int { return cmp.Compare(a.Key, b.Key) })
 	out.Revision = out.Sources[0].Revision
 	out.OK = out.Failed == 0 && out.Undecodable == 0
 	return out

@@ -25,7 +25,7 @@ type Verification struct {
 	DEKsFailed  int64 `json:"deksFailed"`
 	// Keys are the same by key, of provider kms:v2 only.
 	Keys []VerifiedKey `json:"keys"`
-	// Failures names what failed and what is undecodable: the first MaxNamed, in the order of the source.
+	// Failures names what failed and what is undecodable: the first MaxNamed, in order of their keys.
 	Failures []Problem `json:"failures"`
 	Sources  []Reading `json:"sources"`
 	// Missing are the resources that were asked for by name and of which there is no object.

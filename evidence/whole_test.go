@@ -73,7 +73,7 @@ func TestReportCorrected(t *testing.T) {
 	if diff := cmp.Diff(want, r.Resources); diff != "" || r.Objects != 8 || r.Plaintext != 0 {
 		t.Errorf("%+v: %s", r, diff)
 	}
-	broken := []evidence.Problem{{Key: "/registry/secrets/ns/stays-broken", Reason: "incomplete prefix"}, {Key: "/registry/secrets/ns/breaks", Reason: "incomplete prefix"}}
+	broken := []evidence.Problem{{Key: "/registry/secrets/ns/breaks", Reason: "incomplete prefix"}, {Key: "/registry/secrets/ns/stays-broken", Reason: "incomplete prefix"}}
 	for i := range r.UndecodableObjects {
 		r.UndecodableObjects[i].Reason = "incomplete prefix"
 	}

@@ -191,14 +191,26 @@ func (s *surveyor) add(page []evidence.Object) error {
 			count = &r.Found
 		}
 		s.ledger.Put(o, count)
-		if object.broken == nil && object.addressable && len(r.samples) < samplesKept {
-			r.samples = append(r.samples, sample{object, s.source})
+		if object.broken == nil && object.addressable {
+			r.sample(sample{object, s.source})
 		}
 	}
 	for _, r := range s.found {
 		r.Objects = r.Found + r.rest
 	}
 	return nil
+}
+
+// sample keeps those with the lowest keys: pages come in any order.
+func (r *surveyed) sample(one sample) {
+	i, again := slices.BinarySearchFunc(r.samples, one, func(a, b sample) int { return strings.Compare(a.Key, b.Key) })
+	switch {
+	case again:
+		r.samples[i] = one // corrected
+	case i < samplesKept:
+		r.samples = slices.Insert(r.samples, i, one)
+		r.samples = r.samples[:min(len(r.samples), samplesKept)]
+	}
 }
 
 func (r *surveyed) merge(other *surveyed) {

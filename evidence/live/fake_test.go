@@ -43,6 +43,7 @@ type fakeEtcd struct {
 	maxBytes int            // an answer may have; 0: any
 	fail     error
 	cluster  uint64 // 0: 0xabc
+	kine     bool   // its cluster id is 0
 	term     uint64
 	denied   string // a range that begins below it may be neither read nor watched
 	version  string
@@ -101,7 +102,11 @@ func (f *fakeEtcd) serve(t *testing.T, prefixes ...string) *live.Etcd {
 }
 
 func (f *fakeEtcd) header(revision int64) *pb.ResponseHeader {
-	return &pb.ResponseHeader{Revision: revision, ClusterId: cmp.Or(f.cluster, 0xabc), RaftTerm: f.term, MemberId: 1}
+	cluster := cmp.Or(f.cluster, 0xabc)
+	if f.kine {
+		cluster = 0
+	}
+	return &pb.ResponseHeader{Revision: revision, ClusterId: cluster, RaftTerm: f.term, MemberId: 1}
 }
 
 func (f *fakeEtcd) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {

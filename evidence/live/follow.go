@@ -62,6 +62,7 @@ type follower struct {
 
 // follow begins to watch the ranges, and returns when etcd has said from where on it tells of writes.
 func follow(ctx context.Context, e *Etcd, ranges []keyRange, all bool) (*follower, error) {
+	asked := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	f := &follower{
 		etcd: e, cancel: cancel, all: all, ended: make(chan struct{}), moved: make(chan struct{}, 1),
@@ -76,7 +77,7 @@ func follow(ctx context.Context, e *Etcd, ranges []keyRange, all bool) (*followe
 		cancel()
 		return nil, err
 	}
-	go f.receive()
+	go f.receive(asked)
 	return f, nil
 }
 
@@ -134,12 +135,14 @@ func (f *follower) lost(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", evidence.ErrNotWhole, fmt.Errorf(format, args...))
 }
 
-// receive takes answers until the stream ends.
-func (f *follower) receive() {
+// receive takes answers until the stream ends. ctx is that of the reading.
+func (f *follower) receive(ctx context.Context) {
 	defer close(f.ended)
 	for {
 		resp, err := f.stream.Recv()
-		if err != nil {
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		} else if err != nil {
 			err = f.lost("etcd ended the watch: %w", err)
 		} else {
 			err = f.take(resp, keyRange{})

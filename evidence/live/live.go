@@ -1,5 +1,5 @@
-// Package live reads a running etcd as an evidence.Source, as gently as it reads it completely: in pages sized by bytes,
-// with nothing held back but the page at hand and the next one. It asks etcd for keys, the status of each endpoint and the roles
+// Package live reads a running etcd as an evidence.Source, as gently as it reads it completely: in pages sized by bytes, two
+// at a time, with nothing held back but the pages at hand and the next ones. It asks etcd for keys, the status of each endpoint and the roles
 // of its own user, and writes nothing. It depends on evidence, envelope/stored, hint and etcd's client.
 //
 // # One state
@@ -28,6 +28,15 @@
 //
 // A watch that ends, for whatever reason, a gap, too much to hold, or nothing heard for too long make an error that wraps
 // evidence.ErrNotWhole.
+//
+// # Parts
+//
+// For each page etcd counts all that follows in the range that is asked for, so a large span costs it time by the square of its
+// objects. A span is therefore read in parts: behind a page that much follows, the range is cut where keys begin to differ. Where
+// that is matters for speed only: parts are neighbours, of which the end of one is the start of the next, and together they are the
+// span. Two streams read parts at once, so that etcd makes a page while another one is decoded. All read at one revision
+// (Pinned), or each page at one that is newer than the beginning of the watch (Followed), as above. What was read of a span is
+// compared with etcd's count of it at the end.
 //
 // # Limits
 //
@@ -83,6 +92,7 @@ type Etcd struct {
 	user     string // of etcd, by the client certificate; empty: none
 	progress evidence.Progress
 	patience time.Duration
+	farSight int64
 }
 
 var _ evidence.Source = (*Etcd)(nil)
@@ -95,7 +105,7 @@ func Open(cfg Config) (*Etcd, error) {
 			grpc.WithChainUnaryInterceptor(soon()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 		},
 	}
-	e := &Etcd{cfg: cfg, name: strings.Join(cfg.Endpoints, ","), progress: cfg.Progress, patience: patience}
+	e := &Etcd{cfg: cfg, name: strings.Join(cfg.Endpoints, ","), progress: cfg.Progress, patience: patience, farSight: farSight}
 	if cfg.CAFile != "" || cfg.CertFile != "" || slices.ContainsFunc(cfg.Endpoints, isTLS) {
 		info := transport.TLSInfo{TrustedCAFile: cfg.CAFile, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile}
 		config, err := info.ClientConfig()

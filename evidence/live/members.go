@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
 	"github.com/hsm-kms/hsm-kms/internal/hint"
@@ -20,20 +20,30 @@ import (
 const askTimeout = 3 * time.Second
 
 // statuses are what the endpoints say of themselves, in their order; nil: no answer.
-func (e *Etcd) statuses(ctx context.Context) []*clientv3.StatusResponse {
+func (e *Etcd) statuses(ctx context.Context) []*pb.StatusResponse {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	said := make([]*clientv3.StatusResponse, len(e.cfg.Endpoints))
+	said := make([]*pb.StatusResponse, len(e.cfg.Endpoints))
 	var wg sync.WaitGroup
 	for i, address := range e.cfg.Endpoints {
 		wg.Go(func() {
-			if status, err := e.client.Status(ctx, address); err == nil && status.Header != nil {
+			if status, err := e.status(ctx, address); err == nil && status.Header != nil {
 				said[i] = status
 			}
 		})
 	}
 	wg.Wait()
 	return said
+}
+
+// status asks an endpoint about itself, once: etcd's client tries for seconds where nobody listens.
+func (e *Etcd) status(ctx context.Context, address string) (*pb.StatusResponse, error) {
+	conn, err := e.client.Dial(address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }() // it was used for a question only
+	return pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
 }
 
 // sameCluster asks every endpoint that answers which cluster it belongs to. The client takes them in turn: of two

@@ -19,27 +19,33 @@ const (
 	pageBytes = 4 << 20 // what a page aims at
 )
 
-// page reads the beginning of a range; after is where the next page begins, empty at the end.
-func (r *reader) page(ctx context.Context, at keyRange) (page []*mvccpb.KeyValue, after string, err error) {
+// page is what one answer has of a range.
+type page struct {
+	kvs   []*mvccpb.KeyValue
+	after string // where the next page begins; empty: this is the last one
+	left  int64  // how many objects follow, by etcd's count
+}
+
+// page reads the beginning of a range.
+func (s *stream) page(ctx context.Context, at keyRange) (page, error) {
+	r := s.reader
 	ask := func() (*clientv3.GetResponse, error) {
-		return r.get(ctx, at.start, clientv3.WithRange(at.wireEnd()), clientv3.WithLimit(r.limit), clientv3.WithRev(r.pinned))
+		return r.get(ctx, at.start, clientv3.WithRange(at.wireEnd()), clientv3.WithLimit(s.limit), clientv3.WithRev(r.pinned))
 	}
 	resp, err := ask()
-	for status.Code(err) == codes.ResourceExhausted && r.limit > 1 && ctx.Err() == nil {
-		r.limit /= 2
+	for status.Code(err) == codes.ResourceExhausted && s.limit > 1 && ctx.Err() == nil {
+		s.limit /= 2
 		resp, err = ask()
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("from %s on: %w", evidence.Printable(at.start), err)
+		return page{}, fmt.Errorf("from %s on: %w", evidence.Printable(at.start), err)
 	}
-	if after, err = r.checkPage(resp, at); err != nil {
-		return nil, "", err
+	after, err := s.checkPage(resp, at)
+	if err != nil {
+		return page{}, err
 	}
-	if r.objects += int64(len(resp.Kvs)); r.objects > maxObjects {
-		return nil, "", errTooMany()
-	}
-	r.adapt(resp.Kvs)
-	return resp.Kvs, after, nil
+	s.adapt(resp.Kvs)
+	return page{resp.Kvs, after, resp.Count - int64(len(resp.Kvs))}, nil
 }
 
 func errTooMany() error {
@@ -47,11 +53,11 @@ func errTooMany() error {
 }
 
 // checkPage: a page goes on where the last one ended, has no more than was asked for and no less than there is.
-func (r *reader) checkPage(resp *clientv3.GetResponse, at keyRange) (after string, err error) {
-	n := int64(len(resp.Kvs))
+func (s *stream) checkPage(resp *clientv3.GetResponse, at keyRange) (after string, err error) {
+	r, n := s.reader, int64(len(resp.Kvs))
 	switch {
-	case n > r.limit:
-		return "", r.etcd.broken("it gave %d objects, and was asked for %d", n, r.limit)
+	case n > s.limit:
+		return "", r.etcd.broken("it gave %d objects, and was asked for %d", n, s.limit)
 	case resp.More && n == 0:
 		return "", r.etcd.broken("it says that there is more from %s on, and gives nothing", evidence.Printable(at.start))
 	case r.countsKeys() && (resp.More && resp.Count <= n || !resp.More && resp.Count != n):
@@ -79,7 +85,7 @@ func (r *reader) checkPage(resp *clientv3.GetResponse, at keyRange) (after strin
 }
 
 // adapt chooses the size of the next page by the weight of this one. It grows slowly: what comes next may be larger.
-func (r *reader) adapt(page []*mvccpb.KeyValue) {
+func (s *stream) adapt(page []*mvccpb.KeyValue) {
 	if len(page) == 0 {
 		return
 	}
@@ -88,5 +94,5 @@ func (r *reader) adapt(page []*mvccpb.KeyValue) {
 		bytes += int64(len(kv.GetKey()) + len(kv.GetValue()))
 	}
 	fits := pageBytes / max(1, bytes/int64(len(page)))
-	r.limit = max(1, min(fits, 2*r.limit, largePage))
+	s.limit = max(1, min(fits, 2*s.limit, largePage))
 }

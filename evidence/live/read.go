@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,31 +26,34 @@ const (
 	maxWait = 30 * time.Minute
 )
 
-// reader is one Read.
+// reader is one Read. Several streams read a span of it.
 type reader struct {
 	etcd       *Etcd
 	way        evidence.Way
 	emit       func([]evidence.Object) error
 	spans      []span
 	unreadable []keyRange
-	limit      int64         // objects of the next page
-	pinned     int64         // revision that is asked for; 0: the newest
-	newest     int64         // revision that etcd has told
-	waited     time.Duration // for etcd
-	cluster    uint64
-	term       uint64 // of the first answer
-	known      bool   // cluster and term are
+	pinned     int64 // revision that is asked for; 0: the newest
 	follower   *follower
-	reading    evidence.Reading // as far as it is known
-	outside    evidence.Ledger  // of Elsewhere
-	objects    int64
-	done       int64 // of objects below the prefixes
-	total      int64 // expected
+	total      int64 // objects below the prefixes that are expected
+	// Of the first answer, before any stream reads.
+	cluster uint64
+	term    uint64
+	known   bool // cluster and term are
+
+	mu      sync.Mutex       // guards the fields below
+	newest  int64            // revision that etcd has told
+	waited  time.Duration    // for etcd, of all streams
+	reading evidence.Reading // as far as it is known
+	outside evidence.Ledger  // of Elsewhere
+	objects int64
+	read    int64 // of them, in the span that is read
+	done    int64 // of them, below the prefixes
 }
 
 // Read implements evidence.Source.
 func (e *Etcd) Read(ctx context.Context, way evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
-	r := &reader{etcd: e, way: way, limit: firstPage, outside: evidence.NewLedger(way == evidence.Followed)}
+	r := &reader{etcd: e, way: way, outside: evidence.NewLedger(way == evidence.Followed)}
 	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
 		r.emit = emit
 		if err := r.run(ctx); err != nil {
@@ -63,6 +67,7 @@ func (e *Etcd) Read(ctx context.Context, way evidence.Way, each func([]evidence.
 	return r.finish(), nil
 }
 
+// finish says what was read. r.mu is held, or no stream reads any more.
 func (r *reader) finish() evidence.Reading {
 	reading := &r.reading
 	reading.Name, reading.Prefixes, reading.Unreadable = r.etcd.name, r.etcd.cfg.Prefixes, []string{}
@@ -89,6 +94,7 @@ func (r *reader) finish() evidence.Reading {
 	return *reading
 }
 
+// run reads all spans. r.mu is held, or no stream reads.
 func (r *reader) run(ctx context.Context) error {
 	if err := r.etcd.sameCluster(ctx); err != nil {
 		return err
@@ -102,8 +108,8 @@ func (r *reader) run(ctx context.Context) error {
 		}
 		defer r.follower.stop()
 	}
-	for _, s := range r.spans {
-		if err := r.readSpan(ctx, s); err != nil {
+	for i := range r.spans {
+		if err := r.readSpan(ctx, &r.spans[i]); err != nil {
 			return lost(err)
 		}
 	}
@@ -133,26 +139,32 @@ func lost(err error) error {
 
 // get asks etcd once, and checks what all answers must have.
 func (r *reader) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	r.mu.Lock()
+	floor := r.newest
+	r.mu.Unlock()
 	began := time.Now()
 	resp, err := r.etcd.get(ctx, key, opts...)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.waited += time.Since(began); err == nil && r.waited > maxWait {
 		err = fmt.Errorf("etcd took more than %s for its answers", maxWait)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return resp, r.check(resp.Header)
+	return resp, r.check(resp.Header, floor)
 }
 
-// check: answers of two clusters make no reading, and neither do those of an etcd that goes back.
-func (r *reader) check(header *etcdserverpb.ResponseHeader) error {
+// check: answers of two clusters make no reading, and neither do those of an etcd that goes back: floor is the newest
+// revision that it had told when it was asked. The answers to two streams may come in any order. r.mu is held.
+func (r *reader) check(header *etcdserverpb.ResponseHeader, floor int64) error {
 	switch revision := header.GetRevision(); {
 	case r.known && header.GetClusterId() != r.cluster:
 		return otherCluster(r.cluster, header.GetClusterId(), "one of --endpoints")
-	case revision < r.newest || revision <= 0:
-		return r.etcd.broken("it is at revision %d, and was at %d", revision, r.newest)
+	case revision < floor || revision <= 0:
+		return r.etcd.broken("it is at revision %d, and was at %d", revision, floor)
 	default:
-		r.newest = revision
+		r.newest = max(r.newest, revision)
 	}
 	if !r.known {
 		r.cluster, r.term, r.known = header.GetClusterId(), header.GetRaftTerm(), true
@@ -160,37 +172,46 @@ func (r *reader) check(header *etcdserverpb.ResponseHeader) error {
 	return nil
 }
 
-// readSpan reads a span, at the pinned revision if there is one.
-func (r *reader) readSpan(ctx context.Context, s span) error {
-	if !s.ours {
-		r.limit = firstPage // what other programs keep there may weigh anything
-	}
-	read := int64(0)
-	for next := s.start; next != ""; {
-		page, after, err := r.page(ctx, keyRange{next, s.end})
-		if err != nil {
-			return err
-		}
-		if read += int64(len(page)); r.pinned > 0 && r.countsKeys() && read > s.count {
-			return r.etcd.broken("it counted %d keys in %s, and gives more", s.count, s.text())
-		}
-		if r.follower != nil {
-			if err := r.follower.failed(); err != nil {
-				return err
+// readSpan reads a span, at the pinned revision if there is one. r.mu is held, or no stream reads but those that it waits for.
+func (r *reader) readSpan(ctx context.Context, s *span) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.read = 0
+	parts := newParts(s.keyRange)
+	var streams sync.WaitGroup
+	for range r.streams(s) {
+		one := &stream{reader: r, span: s, parts: parts, limit: firstPage}
+		streams.Go(func() {
+			if one.run(ctx) != nil {
+				cancel() // the first error stops the others
 			}
-		}
-		if s.ours {
-			err = r.send(page)
-		} else {
-			r.countOutside(page)
-		}
-		if err != nil {
-			return err
-		}
-		next = after
+		})
 	}
-	if r.pinned > 0 && r.countsKeys() && read != s.count {
-		return r.etcd.broken("it counted %d keys in %s, and gave %d", s.count, s.text(), read)
+	streams.Wait()
+	switch {
+	case parts.err != nil:
+		return parts.err
+	case r.pinned > 0 && r.countsKeys() && r.read != s.count:
+		return r.etcd.broken("it counted %d keys in %s, and gave %d", s.count, s.text(), r.read)
+	}
+	return nil
+}
+
+// take counts a page of a span, and checks what can be checked of it before it is used.
+func (r *reader) take(s *span, kvs []*mvccpb.KeyValue) error {
+	n := int64(len(kvs))
+	r.mu.Lock()
+	r.read += n
+	r.objects += n
+	more, tooMany := r.read > s.count, r.objects > maxObjects
+	r.mu.Unlock()
+	switch {
+	case tooMany:
+		return errTooMany()
+	case more && r.pinned > 0 && r.countsKeys():
+		return r.etcd.broken("it counted %d keys in %s, and gives more", s.count, s.text())
+	case r.follower != nil:
+		return r.follower.failed()
 	}
 	return nil
 }
@@ -202,6 +223,8 @@ func (r *reader) countsKeys() bool { return r.cluster != 0 }
 // countOutside counts what an API server has encrypted and is not below the prefixes: a prefix that was forgotten, or an
 // API server that nobody thought of, must not look as if there were nothing.
 func (r *reader) countOutside(page []*mvccpb.KeyValue) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, kv := range page {
 		if stored.IsEncrypted(kv.GetValue()) {
 			r.outside.Put(&evidence.Object{Key: kv.GetKey()}, &r.reading.Elsewhere)
@@ -221,18 +244,16 @@ func (r *reader) send(page []*mvccpb.KeyValue) error {
 	if err := r.emit(objects); err != nil {
 		return err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.done += int64(len(page))
-	r.progress()
-	return nil
-}
-
-func (r *reader) progress() {
 	if r.etcd.progress != nil {
 		r.etcd.progress("reading etcd", r.done, max(r.done, r.total))
 	}
+	return nil
 }
 
-// follow begins to follow what is written. Ranges that may be read may be watched.
+// follow begins to follow what is written. Ranges that may be read may be watched. r.mu is held, or no stream reads yet.
 func (r *reader) follow(ctx context.Context) error {
 	ranges := []keyRange{{lowest, ""}}
 	if len(r.unreadable) > 0 {
@@ -255,7 +276,7 @@ func (r *reader) follow(ctx context.Context) error {
 	return nil
 }
 
-// correct gives what was written while the pages were read.
+// correct gives what was written while the pages were read. r.mu is held, or no stream reads any more.
 func (r *reader) correct(ctx context.Context) error {
 	changes, revision, err := r.follower.settle(ctx, r.newest)
 	if err != nil {

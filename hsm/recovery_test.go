@@ -217,6 +217,31 @@ func TestPausesBetweenReplacements(t *testing.T) {
 	})
 }
 
+// Every session of a worker hangs: requests are served again as soon as their calls are given up and a successor is connected.
+// No check of the worker comes before: it would wait for a session.
+func TestEverySessionHangs(t *testing.T) {
+	t.Parallel()
+	inBubble(t, 1, nil, func(r *rig) {
+		t := r.t
+		r.connect()
+		r.hsm.set(func(c fakeCall) fakeFault {
+			if c.request && c.worker == 1 {
+				return fakeFault{hangs: make(chan struct{})}
+			}
+			return fakeFault{}
+		})
+		begin := time.Now()
+		stop := r.load(8, 10*time.Millisecond)
+		for r.encrypt() != nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if took := time.Since(begin); took > r.token.cfg.CallTimeout+100*time.Millisecond {
+			t.Errorf("served again after %s, callTimeout is %s", took, r.token.cfg.CallTimeout)
+		}
+		stop()
+	})
+}
+
 // Two of four sessions hang: a successor is made, and the others serve until it does, however long that takes.
 func TestReplacementCostsNoRequest(t *testing.T) {
 	t.Parallel()

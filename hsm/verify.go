@@ -174,15 +174,42 @@ func (g *generation) leftOpen() int {
 	return len(g.unclosed)
 }
 
+// permitForCheck waits for a permit, but not when all are held by calls that hang: none would come back, and a successor waits
+// for the supervisor, which makes this check.
+func (t *Token) permitForCheck(gen *generation) bool {
+	late, woken := time.After(t.cfg.CallTimeout/2), false
+	defer func() {
+		if woken {
+			t.wakeUp() // it may have meant something else
+		}
+	}()
+	for {
+		select {
+		case t.permits <- struct{}{}:
+			return true
+		default:
+		}
+		if hanging, _ := gen.worker.Hanging(t.hangsAfter()); hanging >= t.atWork() {
+			return false
+		}
+		select {
+		case t.permits <- struct{}{}:
+			return true
+		case <-t.wake: // one more may hang
+			woken = true
+		case <-late:
+			return false
+		}
+	}
+}
+
 // check finds out about a key of gen, or about gen, on a session that is surely new, in the place of one of the maxSessions.
 func (t *Token) check(ctx context.Context, gen *generation, id envelope.KeyID) (found finding) {
 	err := t.sequence(ctx, "checking", gen, func(api p11.API) error {
-		select {
-		case t.permits <- struct{}{}:
-			defer t.releasePermit()
-		case <-time.After(t.cfg.CallTimeout / 2):
+		if !t.permitForCheck(gen) {
 			return errAbandoned // ours are all at work: what becomes of them tells more
 		}
+		defer t.releasePermit()
 		s, err := t.session(ctx, time.Now().Add(t.cfg.CallTimeout), gen, true)
 		switch {
 		case errors.Is(err, errUnclosed), mayBeLimit(err) && t.atWork() > 1:

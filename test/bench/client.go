@@ -89,22 +89,24 @@ func (c *client) seal(ctx context.Context, n int) error {
 
 // measure puts a load of one operation on the server.
 func (c *client) measure(ctx context.Context, op string, l load) (sample, error) {
-	s, err := measure.Drive(ctx, l, func(_, call int) error {
-		var err error
-		switch op {
-		case opStatus:
-			_, err = c.status(ctx)
-		case opEncrypt:
-			_, err = c.encrypt(ctx)
-		case opDecrypt:
-			err = c.decrypt(ctx, c.sealed[call%len(c.sealed)])
-		}
-		return err
-	})
+	s, err := measure.Drive(ctx, l, func(_, call int) error { return c.one(ctx, op, call) })
 	if err != nil {
 		return s, fmt.Errorf("measuring %s with %d clients: %w", op, l.Clients, err)
 	}
 	return s, nil
+}
+
+// one makes one call; of a Decrypt, number says which DEK.
+func (c *client) one(ctx context.Context, op string, number int) (err error) {
+	switch op {
+	case opStatus:
+		_, err = c.status(ctx)
+	case opEncrypt:
+		_, err = c.encrypt(ctx)
+	case opDecrypt:
+		err = c.decrypt(ctx, c.sealed[number%len(c.sealed)])
+	}
+	return err
 }
 
 // untilListening waits until somebody listens on socket. It polls: another process's socket gives no event.

@@ -93,7 +93,7 @@ func (w *rig) grownNow(ctx context.Context, t *table, s *subject, what string, c
 
 // growthHeading is that of the rows.
 func growthHeading() []string {
-	return []string{"", "start", "Encrypt p50", "/s", "Decrypt p50", "/s", "clients of /s", "RssAnon MiB", "threads", "descriptors", "sessions"}
+	return []string{"", "start", "Encrypt p50 in us", "/s", "Decrypt p50 in us", "/s", "clients of /s", "RssAnon MiB", "threads", "descriptors", "sessions"}
 }
 
 func (w *rig) growKeys(ctx context.Context, t *table) error {
@@ -122,30 +122,23 @@ func (w *rig) growKeys(ctx context.Context, t *table) error {
 // growTokens has every token hold the same key: copies of one.
 func (w *rig) growTokens(ctx context.Context, t *table) error {
 	dir := filepath.Join(w.dir, "gt")
-	token, err := softhsm.New(ctx, filepath.Join(dir, "t"), "bench", "")
+	token, err := w.tokenWithKey(ctx, dir)
 	if err != nil {
-		return err
-	}
-	if err := w.makeKeys(ctx, dir, token, 1); err != nil {
 		return err
 	}
 	more := []string{"maxSessions: 8"}
 	for n := 1; n <= 8; n++ {
 		if n > 1 {
-			other, err := token.CopyTo(filepath.Join(dir, fmt.Sprint("t", n)))
+			one, err := another(token, dir, n)
 			if err != nil {
 				return err
 			}
-			module, err := install(filepath.Join(dir, fmt.Sprint("f", n)), other) // a token of a module with another path is another token
-			if err != nil {
-				return err
-			}
-			more = append(more, fmt.Sprintf("name: t%d, module: %q, label: %q, pinFile: %q, env: {SOFTHSM2_CONF: %q}", n, module.Path(), other.Label, other.PINFile, other.Conf()))
+			more = append(more, one)
 		}
 		if n&(n-1) != 0 {
 			continue
 		}
-		s, err := w.small(filepath.Join(dir, fmt.Sprint("n", n)), token, false, strings.Join(more, "}\n  - {"))
+		s, err := w.small(filepath.Join(dir, fmt.Sprint("n", n)), token, false, tokens(more...))
 		if err != nil {
 			return err
 		}
@@ -156,13 +149,36 @@ func (w *rig) growTokens(ctx context.Context, t *table) error {
 	return nil
 }
 
-func (w *rig) growSessions(ctx context.Context, t *table) error {
-	dir := filepath.Join(w.dir, "gs")
+// tokenWithKey makes a token with one key of the ring.
+func (w *rig) tokenWithKey(ctx context.Context, dir string) (*softhsm.Token, error) {
 	token, err := softhsm.New(ctx, filepath.Join(dir, "t"), "bench", "")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := w.makeKeys(ctx, dir, token, 1); err != nil {
+	return token, w.makeKeys(ctx, dir, token, 1)
+}
+
+// another makes a copy of the token, and is its configuration. It is the nth, and it has a module of its own: a token of a module
+// with another path is another token.
+func another(token *softhsm.Token, dir string, n int) (string, error) {
+	other, err := token.CopyTo(filepath.Join(dir, fmt.Sprint("t", n)))
+	if err != nil {
+		return "", err
+	}
+	module, err := install(filepath.Join(dir, fmt.Sprint("f", n)), other)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("name: t%d, module: %q, label: %q, pinFile: %q, env: {SOFTHSM2_CONF: %q}", n, module.Path(), other.Label, other.PINFile, other.Conf()), nil
+}
+
+// tokens is more of the first token's configuration, and that of others.
+func tokens(each ...string) string { return strings.Join(each, "}\n  - {") }
+
+func (w *rig) growSessions(ctx context.Context, t *table) error {
+	dir := filepath.Join(w.dir, "gs")
+	token, err := w.tokenWithKey(ctx, dir)
+	if err != nil {
 		return err
 	}
 	for _, n := range []int{1, 2, 4, 8, 16, 32, 64} {
@@ -181,11 +197,8 @@ func (w *rig) growSessions(ctx context.Context, t *table) error {
 // its limit allows.
 func (w *rig) growConnections(ctx context.Context, t *table) error {
 	dir := filepath.Join(w.dir, "gc")
-	token, err := softhsm.New(ctx, filepath.Join(dir, "t"), "bench", "")
+	token, err := w.tokenWithKey(ctx, dir)
 	if err != nil {
-		return err
-	}
-	if err := w.makeKeys(ctx, dir, token, 1); err != nil {
 		return err
 	}
 	s, err := w.small(dir, token, false, "")

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
@@ -68,72 +67,6 @@ func (t *table) judge(profile, op string) {
 		t.Figure(what+"rate with 8 clients", at(8, rateRatio), "of 1/(1/N + 1/R)", bound(measure.AtLeast(0.92)))
 		t.Figure(what+"rate with 32 clients", at(32, rateRatio), "of 1/(1/N + 1/R)", bound(measure.AtLeast(0.88)))
 	}
-}
-
-// judgedDelay is what a call takes longer where limits hold; at the others one round is a look.
-const judgedDelay = 5 * time.Millisecond
-
-// slow measures both profiles on a token whose every call takes longer, and what is counted.
-func (w *rig) slow(ctx context.Context, t *table) error {
-	var subjects []*subject
-	for _, profile := range []string{profileGCM, profileHMAC} {
-		s, err := w.start(ctx, setup{
-			name: "slow-" + profile, profile: profile, faulty: true, extra: steady, token: fmt.Sprintf("maxSessions: %d", manySessions),
-		})
-		if err != nil {
-			return err
-		}
-		subjects = append(subjects, s)
-		if err := callsPerOperation(ctx, s, t); err != nil {
-			return err
-		}
-	}
-	gcm := subjects[0]
-	if err := idleCalls(ctx, gcm, t); err != nil {
-		return err
-	}
-	if err := sessions(ctx, gcm, t); err != nil {
-		return err
-	}
-	for _, delay := range []time.Duration{time.Millisecond, judgedDelay, 20 * time.Millisecond} {
-		for _, s := range subjects {
-			s.delay(delay)
-		}
-		rounds := 1
-		if delay == judgedDelay {
-			rounds = max(w.options.rounds/3, 1)
-		}
-		p := plan{
-			subjects: subjects, clients: []int{1, 8, 32}, rounds: rounds, delay: delay,
-			// At the end of a turn clients stand idle until the last call is back: a turn has to be many calls long.
-			slice: w.options.slice + 20*delay,
-		}
-		if err := p.run(ctx, w.n, t.measured, tell); err != nil {
-			return err
-		}
-		for _, s := range subjects {
-			s.delay(0)
-		}
-	}
-	for _, s := range subjects {
-		for _, op := range []string{opEncrypt, opDecrypt} {
-			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, judgedDelay} }
-			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", measure.AtMost(10.7))
-			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", measure.AtLeast(3000))
-		}
-	}
-	return w.coldAndHung(ctx, gcm, t)
-}
-
-func (w *rig) coldAndHung(ctx context.Context, s *subject, t *table) error {
-	for _, delay := range []time.Duration{0, 5 * time.Millisecond} {
-		tell(fmt.Sprintf("cold start, %s per PKCS#11 call more", delay))
-		if err := coldStart(ctx, s, w.options.deks, delay, t); err != nil {
-			return err
-		}
-	}
-	tell("Status while the HSM hangs")
-	return statusWhileHung(ctx, s, t)
 }
 
 // held measures what the process holds, on a plugin as it comes: the faulty module does nothing here but count sessions.

@@ -23,6 +23,7 @@ type resources struct {
 	AnonMiB        float64 // RssAnon: resident memory that is nobody's file
 	Threads, Files int
 	Sessions       int
+	Processes      int
 }
 
 // errNoProc: this system does not tell (only Linux has /proc).
@@ -87,9 +88,9 @@ func memory(ctx context.Context, s *subject, ops int, t *table) error {
 		t.resources(step*ops/steps, now)
 	}
 	t.Figure(fmt.Sprintf("RssAnon of the plugin and its worker over %d operations, a tenth of them failed Decrypts", ops), most.AnonMiB, "MiB", measure.Below(48))
-	t.Figure("RssAnon, growth over the last 8 tenths of them", most.AnonMiB-settled.AnonMiB, "MiB", measure.Below(2))
-	t.Figure("descriptors, growth over the same", float64(most.Files-settled.Files), "fds", measure.AtMost(0))
-	t.Figure("threads, growth over the same", float64(most.Threads-settled.Threads), "threads", measure.AtMost(4))
+	t.Figure("RssAnon, growth over the last 8 tenths of the operations", most.AnonMiB-settled.AnonMiB, "MiB", measure.Below(2))
+	t.Figure("descriptors, growth over the last 8 tenths of the operations", float64(most.Files-settled.Files), "fds", measure.AtMost(0))
+	t.Figure("threads, growth over the last 8 tenths of the operations", float64(most.Threads-settled.Threads), "threads", measure.AtMost(4))
 	t.Figure(fmt.Sprintf("most sessions over all of them, maxSessions %d (one more is for login)", usualSessions),
 		float64(s.fault.MaxOpenSessions()), "sessions", measure.AtMost(usualSessions+1))
 	return nil
@@ -114,6 +115,7 @@ func (s *subject) resources() (resources, error) {
 		if err != nil {
 			return resources{}, err
 		}
+		sum.Processes++
 		sum.AnonMiB += r.AnonMiB
 		sum.Threads += r.Threads
 		sum.Files += r.Files

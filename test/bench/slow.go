@@ -3,12 +3,73 @@ package main
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 )
+
+// judgedDelay is what a call takes longer where limits hold; at the others one round is a look.
+const judgedDelay = 5 * time.Millisecond
+
+// slow measures both profiles on a token whose every call takes longer, and what is counted.
+func (w *rig) slow(ctx context.Context, t *table) error {
+	var subjects []*subject
+	for _, profile := range []string{profileGCM, profileHMAC} {
+		s, err := w.start(ctx, setup{
+			name: "slow-" + profile, profile: profile, faulty: true, extra: steady, token: fmt.Sprintf("maxSessions: %d", manySessions),
+		})
+		if err != nil {
+			return err
+		}
+		subjects = append(subjects, s)
+		if err := callsPerOperation(ctx, s, t); err != nil {
+			return err
+		}
+	}
+	gcm := subjects[0]
+	if err := idleCalls(ctx, gcm, t); err != nil {
+		return err
+	}
+	if err := sessions(ctx, gcm, t); err != nil {
+		return err
+	}
+	for _, delay := range []time.Duration{time.Millisecond, judgedDelay, 20 * time.Millisecond} {
+		for _, s := range subjects {
+			s.delay(delay)
+		}
+		rounds := 1
+		if delay == judgedDelay {
+			rounds = max(w.options.rounds/3, 1)
+		}
+		p := plan{
+			subjects: subjects, clients: []int{1, 8, 32}, rounds: rounds, delay: delay,
+			// At the end of a turn clients stand idle until the last call is back: a turn has to be many calls long.
+			slice: w.options.slice + 20*delay,
+		}
+		if err := p.run(ctx, w.n, t.measured, tell); err != nil {
+			return err
+		}
+		for _, s := range subjects {
+			s.delay(0)
+		}
+	}
+	for _, s := range subjects {
+		for _, op := range []string{opEncrypt, opDecrypt} {
+			at := func(clients int) point { return point{whoPlugin, s.profile, op, clients, judgedDelay} }
+			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, p50 with 1 client", s.profile, op), t.measured.median(at(1), p50)/1e6, "ms", measure.AtMost(10.7))
+			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, p99 with 8 clients", s.profile, op), t.measured.median(at(8), p99OfP50), "x p50", measure.AtMost(1.5))
+			t.Figure(fmt.Sprintf("%s, %s, 5 ms per call, rate with 32 clients", s.profile, op), t.measured.median(at(32), sample.Rate), "per second", measure.AtLeast(3000))
+		}
+	}
+	for _, delay := range []time.Duration{0, judgedDelay} {
+		tell(fmt.Sprintf("cold start, %s per PKCS#11 call more", delay))
+		if err := coldStart(ctx, gcm, w.options.deks, delay, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // cryptoCalls are the calls that use a key.
 var cryptoCalls = [...]string{"C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt", "C_SignInit", "C_Sign"}
@@ -60,46 +121,6 @@ func sessions(ctx context.Context, s *subject, t *table) error {
 	t.Figure(fmt.Sprintf("most sessions with %d clients and maxSessions %d (one more is for login)", 2*manySessions, manySessions),
 		float64(s.fault.MaxOpenSessions()), "sessions", measure.AtMost(manySessions+1))
 	return nil
-}
-
-// statusWhileHung measures Status while every call into the HSM hangs and requests wait for it. The time is long enough
-// for calls to be given up and for their refusal to begin.
-func statusWhileHung(ctx context.Context, s *subject, t *table) error {
-	release := s.fault.HangAll()
-	defer release()
-	background, cancel := context.WithCancel(ctx)
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
-	defer cancel()
-	for range 8 {
-		waiting.Go(func() {
-			for background.Err() == nil {
-				_, _ = s.client.encrypt(background) // fails, as it should: how is not for here
-			}
-		})
-	}
-	hung, stop := context.WithTimeout(ctx, callTimeout)
-	defer stop()
-	if err := s.fault.WaitHung(hung, firstCall(s.profile), 1); err != nil {
-		return err
-	}
-	got, err := measure.Drive(ctx, load{Clients: 1, Time: callTimeout}, func(int, int) error {
-		_, err := s.client.status(ctx)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("asking for Status while the HSM hangs: %w", err)
-	}
-	t.Figure("Status p50 while the HSM hangs", milliseconds(got.P50), "ms", nil)
-	t.Figure("Status p99 while the HSM hangs", milliseconds(got.P99), "ms", measure.Below(5))
-	return nil
-}
-
-func firstCall(profile string) string {
-	if profile == profileHMAC {
-		return "C_SignInit"
-	}
-	return "C_EncryptInit"
 }
 
 // coldStart has a plugin that was just started open so many distinct DEKs, as an API server with an empty cache does.

@@ -75,7 +75,7 @@ func startsAt(ctx context.Context, s *subject, keys int, delay time.Duration, t 
 	}
 	name := fmt.Sprintf("start to first good Status, %s, %s per call", counted(keys, "key"), delay)
 	t.Figure(name, measure.Median(took), "ms", bound)
-	t.Figure("the same: PKCS#11 calls", float64(calls), "calls", nil)
+	t.Figure(name+": PKCS#11 calls", float64(calls), "calls", nil)
 	return nil
 }
 

@@ -31,7 +31,7 @@ func (t *table) resources(ops int, r resources) {
 // write writes all of it as tables for people, each line after prefix.
 func (t *table) write(out io.Writer, prefix string) error {
 	var text strings.Builder
-	measure.Section(&text, "", t.operations())
+	t.operations(&text)
 	measure.Section(&text, "What the process holds over many operations", append([][]string{{"operations", "RssAnon MiB", "threads", "descriptors", "sessions"}}, t.held...))
 	measure.Section(&text, "How it grows, one thing at a time", append([][]string{growthHeading()}, t.grown...))
 	t.Judged(&text)
@@ -41,38 +41,56 @@ func (t *table) write(out io.Writer, prefix string) error {
 	return measure.WriteLines(out, prefix, text.String())
 }
 
-// operations is one row for each operation of the plugin, with what was measured beside it.
-func (t *table) operations() [][]string {
+// operations writes, for each delay, how long the operations take and how many there are in a second, of the plugin and of what
+// was measured beside it.
+func (t *table) operations(out *strings.Builder) {
 	all := append(append([]string{whoN, whoR}, beside...), whoPlugin)
-	judged := all[2:]
-	heading := []string{"delay", "profile", "operation", "clients"}
-	for _, who := range all {
-		heading = append(heading, who+" p50", "/s")
-	}
-	heading = append(heading, "p99")
-	for _, what := range []string{"p50/(N+R) ", "rate ratio "} {
-		for _, who := range judged {
-			heading = append(heading, what+who)
-			what = ""
+	var delays []time.Duration
+	for _, p := range t.points(whoPlugin) {
+		if !slices.Contains(delays, p.Delay) {
+			delays = append(delays, p.Delay)
 		}
 	}
-	rows := [][]string{heading}
+	for _, delay := range delays {
+		where := "SoftHSM"
+		if delay > 0 {
+			where += fmt.Sprintf(", %s more per call", delay)
+		}
+		measure.Section(out, where+": p50 in microseconds, p99 of the plugin, and p50 in ratio to N + R", t.rows(delay, all, "", micros, p50, latencyRatio))
+		measure.Section(out, where+": operations in a second, and their ratio to 1/(1/N + 1/R)", t.rows(delay, all, "/s", whole, sample.Rate, rateRatio))
+	}
+}
+
+// rows have one operation with one number of clients each.
+func (t *table) rows(delay time.Duration, all []string, unit string, show func(float64) string, of func(sample) float64, compare func(n, bare, plugin sample) float64) [][]string {
+	judged := all[2:]
+	heading := []string{"profile", "operation", "clients"}
+	for _, who := range all {
+		heading = append(heading, who+unit)
+	}
+	if unit == "" {
+		heading = append(heading, "p99")
+	}
+	rows := [][]string{append(heading, judged...)}
 	for _, p := range t.points(whoPlugin) {
-		of := func(who string) point {
+		if p.Delay != delay {
+			continue
+		}
+		at := func(who string) point {
 			if p.Who = who; who == whoN {
 				return point{whoN, "", p.Op, p.Clients, p.Delay}
 			}
 			return p
 		}
-		row := []string{p.Delay.String(), p.Profile, p.Op, fmt.Sprint(p.Clients)}
+		row := []string{p.Profile, p.Op, fmt.Sprint(p.Clients)}
 		for _, who := range all {
-			row = append(row, micros(t.measured.median(of(who), p50)), whole(t.measured.median(of(who), sample.Rate)))
+			row = append(row, show(t.measured.median(at(who), of)))
 		}
-		row = append(row, micros(t.measured.median(of(whoPlugin), p99)))
-		for _, f := range []func(n, bare, plugin sample) float64{latencyRatio, rateRatio} {
-			for _, who := range judged {
-				row = append(row, ratio(t.measured.perRound(of(who), f)))
-			}
+		if unit == "" {
+			row = append(row, show(t.measured.median(at(whoPlugin), p99)))
+		}
+		for _, who := range judged {
+			row = append(row, ratio(t.measured.perRound(at(who), compare)))
 		}
 		rows = append(rows, row)
 	}
@@ -106,13 +124,11 @@ func (t *table) points(who string) []point {
 func p50(s sample) float64 { return float64(s.P50) }
 func p99(s sample) float64 { return float64(s.P99) }
 
+// p99OfP50 is how far the slow calls are from the usual ones.
+func p99OfP50(s sample) float64 { return p99(s) / p50(s) }
+
 // micros shows nanoseconds as microseconds; "-" for what was not measured.
-func micros(ns float64) string {
-	if ns == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.0f us", ns/1e3)
-}
+func micros(ns float64) string { return whole(ns / 1e3) }
 
 func whole(v float64) string {
 	if v == 0 {

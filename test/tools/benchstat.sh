@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # benchstat.sh FOLDER compares the ratios of the last run of `make bench` with those of the one before: a difference that
-# may be noise is shown as "~". Without an earlier run there is nothing to compare; without benchstat, which is fetched
+# may be noise is shown as "~". Below are the figures of which a run has one value: both values, and no judgement. Without an earlier run there is nothing to compare; without benchstat, which is fetched
 # once, that is said, and is no failure.
 set -uo pipefail
 GO=${GO:-go}
@@ -15,4 +15,5 @@ if ! "${tool[@]}" -filter '.name:KMS /who:plugin /delay:0s .unit:(p50-ratio OR r
 	-table /who -row /profile,/op,/clients previous="$previous" latest="$latest"; then
 	echo "NOT compared: benchstat cannot be had or run here"
 fi
-echo "all figures: ${tool[*]} $previous $latest"
+"${tool[@]}" -filter '.name:Figure' previous="$previous" latest="$latest" | grep Figure/
+echo "all rounds: ${tool[*]} $previous $latest"

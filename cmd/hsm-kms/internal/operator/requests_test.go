@@ -77,6 +77,9 @@ func (s *sim) requestsOfHour() {
 			}
 		}
 		leader, mean := s.requests[before.Leader], sum/len(s.nodes)
+		s.t.Attr(string(before.State)+",the-leader", strconv.Itoa(leader)) // make bench takes these
+		s.t.Attr(string(before.State)+",each-other-node", strconv.Itoa(slices.Max(others)))
+		s.t.Attr(string(before.State)+",mean", strconv.Itoa(mean))
 		s.t.Logf("%d nodes, %s, requests per hour: leader %d, another node %d at most, mean %d", len(s.nodes), before.State, leader, slices.Max(others), mean)
 		if slices.Max(others) > mostRequests || mean > mostRequests || leader > mostRequests+24*len(s.nodes) {
 			s.t.Errorf("more than %d an hour", mostRequests)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/app"
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/keyops"
 	"github.com/hsm-kms/hsm-kms/evidence/migrate/kubeapi"
 	"github.com/hsm-kms/hsm-kms/hsm"
@@ -38,6 +39,14 @@ func (f *clusterFlags) cluster(ctx context.Context) (string, error) {
 	return uid, hint.Wrap(err, "kubectl get namespace kube-system -o jsonpath='{.metadata.uid}' prints it")
 }
 
+// load is command.load, and the cluster beside it.
+func (f *clusterFlags) load(ctx context.Context, c *command) (a *app.Context, uid string, err error) {
+	if a, err = c.load(); err == nil {
+		uid, err = f.cluster(ctx)
+	}
+	return a, uid, err
+}
+
 func (c *command) keysBind() *cobra.Command {
 	f := &clusterFlags{}
 	cmd := c.withConfig(c.withRing(c.withOutput(&cobra.Command{
@@ -57,11 +66,7 @@ needs it. A binding never changes, and another cluster cannot bind a bound ring.
 }
 
 func (c *command) runKeysBind(ctx context.Context, f *clusterFlags) error {
-	a, err := c.load()
-	if err != nil {
-		return err
-	}
-	uid, err := f.cluster(ctx)
+	a, uid, err := f.load(ctx, c)
 	if err != nil {
 		return err
 	}

@@ -34,11 +34,7 @@ With several tokens, copy the key to the others: no node writes under it until e
 }
 
 func (c *command) runKeysCreate(ctx context.Context, f *clusterFlags) error {
-	a, err := c.load()
-	if err != nil {
-		return err
-	}
-	uid, err := f.cluster(ctx)
+	a, uid, err := f.load(ctx, c)
 	if err != nil {
 		return err
 	}

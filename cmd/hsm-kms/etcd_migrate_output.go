@@ -19,7 +19,7 @@ type migrationWatch struct {
 	bar     evidence.Progress // nil: no terminal
 	wipe    func()
 
-	mu        sync.Mutex // guards the bar and all below
+	mu        sync.Mutex // guards the fields below, and is held while bar and wipe are called
 	began     time.Time  // of the rewriting
 	printed   time.Time
 	rewriting bool // then the reading beneath it is not shown

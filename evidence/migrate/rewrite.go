@@ -19,7 +19,7 @@ type rewriter struct {
 	limiter *rate.Limiter
 	total   int64 // expected
 
-	mu    sync.Mutex // guards all below, and keeps progress to one goroutine at a time
+	mu    sync.Mutex // guards the fields below, and keeps progress to one goroutine at a time
 	out   *Outcome
 	named map[string]bool // keys that failed, of those that are named
 	aside []selected      // to be tried again later
@@ -175,9 +175,9 @@ func (r *rewriter) one(ctx context.Context, object selected) error {
 func (r *rewriter) judge(object selected, err error) {
 	switch {
 	case err == nil:
-		r.count(&r.out.Rewritten)
+		r.done(func(out *Outcome) { out.Rewritten++ })
 	case errors.Is(err, ErrGone):
-		r.count(&r.out.Gone)
+		r.done(func(out *Outcome) { out.Gone++ })
 	case errors.Is(err, ErrPassing):
 		r.setAside(object, err)
 	default:
@@ -185,11 +185,11 @@ func (r *rewriter) judge(object selected, err error) {
 	}
 }
 
-// count counts an object that is done.
-func (r *rewriter) count(what *int64) {
+// done counts an object that is done. It calls count with mu held.
+func (r *rewriter) done(count func(out *Outcome)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	*what++
+	count(r.out)
 	r.out.Found++
 	r.progress()
 }
@@ -229,7 +229,7 @@ func (r *rewriter) isNamed(key string) bool {
 	return r.named[key]
 }
 
-// progress is called with the lock held.
+// progress tells how far it is. mu is held.
 func (r *rewriter) progress() {
 	if r.opts.Progress != nil {
 		r.opts.Progress(Stage, r.out.Found, max(r.out.Found, r.total))

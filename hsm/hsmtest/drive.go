@@ -124,7 +124,7 @@ func (d *Driver) mustKeys() []envelope.Key {
 
 // Calls counts PKCS#11 calls. Safe for concurrent use.
 type Calls struct {
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below
 	counts   map[string]int
 	sessions int
 	most     int
@@ -165,7 +165,7 @@ func (c *Calls) MostSessions() int {
 
 // lines collects a log.
 type lines struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // guards the fields below
 	text []byte
 }
 

@@ -29,10 +29,10 @@ type Reader struct {
 	cfg      ReaderConfig
 	schedule schedule
 	log      changes
+	reported string // Run's alone: the words of the last line of the log
 
-	mu       sync.Mutex
-	failure  error // of the last round; nil: it went well
-	reported string
+	mu      sync.Mutex // guards the fields below
+	failure error      // of the last round; nil: it went well
 }
 
 // ReadRing is how a read ring is.

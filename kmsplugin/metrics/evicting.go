@@ -15,15 +15,15 @@ type evictingListener struct {
 	net.Listener
 	most int
 
-	mu   sync.Mutex
-	open []*client // in the order in which they came
+	mu   sync.Mutex // guards the fields below, and answered of each client
+	open []*client  // in the order in which they came
 }
 
 // client is one connection.
 type client struct {
 	net.Conn
 	listener *evictingListener
-	answered int // requests being answered, under the listener's lock
+	answered int // requests being answered; the listener's mu guards it
 }
 
 // Accept waits for the next connection.

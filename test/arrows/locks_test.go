@@ -23,7 +23,7 @@ type guarded struct {
 	methods map[string]*ast.FuncDecl
 }
 
-// TestLocks finds methods that use a field without its lock: neither do they lock mu, nor do they say that it is held. It does
+// TestLocks finds a struct that has a lock and does not say what for, and methods that use a field without its lock: neither do they lock mu, nor do they say that it is held. It does
 // not see an unlock that comes too early, or another path to the field; the race detector is for those.
 func TestLocks(t *testing.T) {
 	t.Parallel()
@@ -33,7 +33,10 @@ func TestLocks(t *testing.T) {
 			if err != nil || !entry.IsDir() {
 				return err
 			}
-			found, err := lockedTypes(path)
+			found, silent, err := lockedTypes(path)
+			for _, where := range silent {
+				t.Errorf("%s: say that the lock %s, or while what it is held", where, guards)
+			}
 			for name, g := range found {
 				seen++
 				g.check(t, path, name)
@@ -49,13 +52,14 @@ func TestLocks(t *testing.T) {
 	}
 }
 
-// lockedTypes are the structs of a folder that say what their mu guards.
-func lockedTypes(folder string) (map[string]*guarded, error) {
+// lockedTypes are the structs of a folder that say what their mu guards, and the places of locks that say nothing that can be checked.
+func lockedTypes(folder string) (found map[string]*guarded, silent []string, err error) {
 	paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	found, set := map[string]*guarded{}, token.NewFileSet()
+	found = map[string]*guarded{}
+	set := token.NewFileSet()
 	var all []ast.Decl
 	for _, path := range paths {
 		if strings.HasSuffix(path, "_test.go") {
@@ -63,7 +67,7 @@ func lockedTypes(folder string) (map[string]*guarded, error) {
 		}
 		file, err := parser.ParseFile(set, path, nil, parser.ParseComments)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		all = append(all, file.Decls...)
 	}
@@ -71,6 +75,7 @@ func lockedTypes(folder string) (map[string]*guarded, error) {
 		ast.Inspect(d, func(n ast.Node) bool {
 			if spec, ok := n.(*ast.TypeSpec); ok {
 				if s, ok := spec.Type.(*ast.StructType); ok {
+					silent = append(silent, silentLocks(set, s)...)
 					if fields := below(set, s); fields != nil {
 						found[spec.Name.Name] = &guarded{fields, map[string]*ast.FuncDecl{}}
 					}
@@ -86,7 +91,21 @@ func lockedTypes(folder string) (map[string]*guarded, error) {
 			}
 		}
 	}
-	return found, nil
+	return found, silent, nil
+}
+
+// silentLocks are the places of the struct's locks without a comment, or with another one of what they guard than TestLocks reads.
+func silentLocks(set *token.FileSet, s *ast.StructType) (silent []string) {
+	for _, f := range s.Fields.List {
+		of, isSelector := f.Type.(*ast.SelectorExpr)
+		if !isSelector || of.Sel.Name != "Mutex" && of.Sel.Name != "RWMutex" {
+			continue
+		}
+		if text := f.Comment.Text() + f.Doc.Text(); text == "" || strings.Contains(text, "guards") && !strings.Contains(text, guards) {
+			silent = append(silent, set.Position(f.Pos()).String())
+		}
+	}
+	return silent
 }
 
 // below are the fields that the struct's mu guards; nil: it does not say.

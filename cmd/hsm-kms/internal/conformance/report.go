@@ -99,7 +99,7 @@ func (r *Report) Text(w io.Writer) error {
 
 // counter observes PKCS#11 calls. Safe for concurrent use.
 type counter struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards the fields below
 	calls map[string]*seen
 	open  int
 	most  int

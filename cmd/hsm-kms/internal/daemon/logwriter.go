@@ -23,8 +23,8 @@ type logWriter struct {
 	lines chan logLine
 	done  chan struct{}
 
-	mu      sync.Mutex
-	late    bool // an earlier line was not written in time
+	mu      sync.Mutex // guards the fields below
+	late    bool       // an earlier line was not written in time
 	dropped int
 	closed  bool
 }

@@ -92,15 +92,15 @@ type Operator struct {
 
 	leads chan struct{} // has something when this instance begins to lead
 
-	mu     sync.Mutex // guards all below
+	figures figures // mu guards it as well, but for its counters
+
+	mu     sync.Mutex // guards the fields below
 	sights sights
 	own    *coordinationv1.Lease // of this node, as it was written last; nil: it is asked for first
 	self   node                  // what the plugin of this node said last
 	lead   leadership
 	dirty  dirty
-
-	figures figures
-	left    int64 // objects not under the key yet, while they are rewritten
+	left   int64 // objects not under the key yet, while they are rewritten
 }
 
 // New checks what a person must correct and makes an instance. Nothing is asked yet.
@@ -167,7 +167,9 @@ type Result struct {
 // Once makes one pass: publishes what the plugin says, and does what is due if this node leads. The error is why something
 // could not be asked, read or written; what a person has to see to is in the result. With an error the result may be nil.
 func (o *Operator) Once(ctx context.Context) (*Result, error) {
+	o.mu.Lock()
 	o.sights = loadSights(o.cfg.StateDir)
+	o.mu.Unlock()
 	o.look(ctx)
 	if err := o.publish(ctx); err != nil {
 		return nil, err
@@ -179,11 +181,16 @@ func (o *Operator) Once(ctx context.Context) (*Result, error) {
 	result := &Result{Leader: leader}
 	if leading := o.leading(); leading != nil {
 		result.Status, err = o.pass(leading)
-		if len(o.dirty) > 0 { // the next one is another process
+		o.mu.Lock()
+		dirty := len(o.dirty) > 0
+		o.mu.Unlock()
+		if dirty { // the next one is another process
 			_, again := o.campaign(ctx, time.Now())
 			err = errors.Join(err, again)
 		}
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	return result, errors.Join(err, o.sights.save(o.cfg.StateDir))
 }
 

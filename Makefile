@@ -66,7 +66,7 @@ e2e: need build tools ## the tests against a real kube-apiserver and etcd
 	@test/tools/need.sh opensc
 	HSM_KMS_BIN=$(CURDIR)/bin/hsm-kms $(GO) test -tags e2e -p 1 -count=1 -shuffle=on -parallel 4 -timeout 20m ./test/kube ./test/e2e ./test/evidence/... ./test/bench/evidence ./test/manifests
 
-bench: need build ## latency, rate and what is held, against the bare token and an empty plugin
+bench: need build ## latency, rate, growth and what a fault costs, against the bare token and an empty plugin
 	@$(GO) build -o bin/bench ./test/bench
 	@bin/bench -bin bin/hsm-kms -time $(BENCH_TIME) -ops $(BENCH_OPS)
 	@GO=$(GO) test/tools/benchstat.sh bin/bench-results

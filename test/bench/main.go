@@ -90,6 +90,9 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
 	t := &table{measured: rounds{}}
+	if t.machine, err = measure.Describe(ctx, []string{o.Bin, "version"}); err != nil {
+		return err
+	}
 	if err := w.startEmpty(ctx); err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func operate(ctx context.Context, t *table) error {
 		if strings.HasPrefix(e.Key, "Steady,") { // nothing is to be done
 			limit, found = measure.AtMost(400), true
 		}
-		t.Figure("operate, three nodes, requests in an hour: "+e.Key, float64(requests), "requests", limit)
+		t.Figure("operate, three nodes, requests in an hour: "+strings.NewReplacer("-", " ", ",", ", ").Replace(e.Key), float64(requests), "requests", limit)
 	}
 	if !found {
 		return fmt.Errorf("%s gives no figure: %w\n%s", operateTest, err, out)

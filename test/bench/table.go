@@ -14,6 +14,7 @@ import (
 // table is what comes out, in the order in which it came in. It is used by one goroutine.
 type table struct {
 	measure.Figures
+	machine  []string
 	measured rounds
 	held     [][]string // of the process, over many operations
 	grown    [][]string // rows of growthHeading
@@ -31,6 +32,9 @@ func (t *table) resources(ops int, r resources) {
 // write writes all of it as tables for people, each line after prefix.
 func (t *table) write(out io.Writer, prefix string) error {
 	var text strings.Builder
+	for _, line := range t.machine {
+		fmt.Fprintln(&text, line)
+	}
 	t.operations(&text)
 	measure.Section(&text, "What the process holds over many operations", append([][]string{{"operations", "RssAnon MiB", "threads", "descriptors", "sessions"}}, t.held...))
 	measure.Section(&text, "How it grows, one thing at a time", append([][]string{growthHeading()}, t.grown...))

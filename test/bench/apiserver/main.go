@@ -115,7 +115,7 @@ func measureAll(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	t := &table{options: *o, measured: map[string][]turn{}}
-	if t.machine, err = describe(ctx, o.Bin, programs); err != nil {
+	if t.machine, err = measure.Describe(ctx, []string{o.Bin, "version"}, []string{programs.Path("kube-apiserver"), "--version"}, []string{programs.Path("etcd"), "--version"}); err != nil {
 		return err
 	}
 	w, err := newRig(o, programs)

@@ -242,7 +242,7 @@ const awayName = ", HSM away"
 // decodesAtOnce reports whether this API server decodes several objects of a watch at once unless told not to (the feature
 // ConcurrentWatchObjectDecode: there since 1.31, the default since 1.37).
 func (w *rig) decodesAtOnce(ctx context.Context) bool {
-	version, err := firstLine(ctx, w.programs.Path("kube-apiserver"), "--version")
+	version, err := measure.FirstLine(ctx, w.programs.Path("kube-apiserver"), "--version")
 	return err == nil && minor(version) >= 37
 }
 

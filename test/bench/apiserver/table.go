@@ -1,17 +1,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"os"
-	"runtime"
 	"strings"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
-	"github.com/hsm-kms/hsm-kms/test/tools/kubebin"
-	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // The variants that the others are compared with.
@@ -30,45 +25,6 @@ type table struct {
 	measured map[string][]turn
 }
 
-// describe says where this was measured, and with what.
-func describe(ctx context.Context, bin string, programs kubebin.Set) ([]string, error) {
-	lines := []string{fmt.Sprintf("machine: %s, %s, %s, load %s at the start", measure.Processor(), firstOf("/proc/sys/kernel/osrelease"), runtime.Version(), loadNow())}
-	for _, program := range [][]string{{bin, "version"}, {programs.Path("kube-apiserver"), "--version"}, {programs.Path("etcd"), "--version"}} {
-		line, err := firstLine(ctx, program[0], program[1:]...)
-		if err != nil {
-			return nil, err
-		}
-		lines = append(lines, line)
-	}
-	return lines, nil
-}
-
-// firstLine runs a program that soon ends and gives the first line of what it printed.
-func firstLine(ctx context.Context, path string, args ...string) (string, error) {
-	out, err := proc.Command(ctx, path, args...).Output()
-	if err != nil {
-		return "", fmt.Errorf("running %s %s: %w", path, strings.Join(args, " "), err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return line, nil
-}
-
-// firstOf is the first line of a file; "?" when there is none.
-func firstOf(path string) string {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "?"
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line
-}
-
-// loadNow is the load average over one minute.
-func loadNow() string {
-	load, _, _ := strings.Cut(firstOf("/proc/loadavg"), " ")
-	return load
-}
-
 // write writes all of it as tables for people, each line after prefix.
 func (t *table) write(out io.Writer, prefix string) error {
 	var text strings.Builder
@@ -76,7 +32,7 @@ func (t *table) write(out io.Writer, prefix string) error {
 		fmt.Fprintln(&text, line)
 	}
 	fmt.Fprintf(&text, "%d rounds, %d Secrets of %d bytes, keys in the ring: %d; %s; load %s at the end\n",
-		t.options.rounds, t.options.secrets, t.options.size, t.options.keys, t.others, loadNow())
+		t.options.rounds, t.options.secrets, t.options.size, t.options.keys, t.others, measure.LoadNow())
 	measure.Section(&text, "Start of an API server (x: to no encryption, to aescbc)", t.starts())
 	measure.Section(&text, "Secrets created and read, from etcd (x: to no encryption, to aescbc)", t.steady())
 	t.Judged(&text)

@@ -151,7 +151,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// What could be meant as well as the current key is not to come: it never was ordered after it, and it may be needed.
+// A key that conflicts with the current one is not to come: it never was ordered after it, and it may be needed.
 func TestStateOfAConflictingKey(t *testing.T) {
 	t.Parallel()
 	made, other := foreignKey("a", "made elsewhere"), foreignKey("b", "other")

@@ -49,7 +49,7 @@ var (
 	ErrSelfTest = errors.New("the HSM failed the self-test")
 )
 
-// What to do about a PIN that keeps a token from being used, wherever it is said.
+// Hints about a PIN that keeps a token from being used, for all who print them.
 const (
 	PINRefusedHint = "write the right PIN to the PIN file: another PIN is tried at once, without a restart. The same PIN is not tried again, because tokens lock for good; " +
 		"if it is right, allow one more attempt with: hsm-kms doctor --try-pin"

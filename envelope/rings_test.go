@@ -21,7 +21,7 @@ func newReadRing(t *testing.T, c *clock, name string, profile Profile, token *so
 	return r
 }
 
-// What is opened goes to the ring that its key_id names, by the profile of that ring; what is sealed to the one ring that is
+// Open goes to the ring that its key_id names, by the profile of that ring; Seal goes to the one ring that is
 // written under.
 func TestRingsByName(t *testing.T) {
 	t.Parallel()

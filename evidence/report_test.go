@@ -161,7 +161,7 @@ func TestRequireCurrent(t *testing.T) {
 	}
 }
 
-// What a report was told to look at and did not find is a finding: a prefix, a resource, the whole.
+// A prefix or resource that was named and not found is a finding, and so is an empty report.
 func TestNothingThere(t *testing.T) {
 	t.Parallel()
 	m := &memory{prefixes: []string{"/registry", "/kubernetes.io"}}
@@ -346,7 +346,7 @@ func FuzzReport(f *testing.F) {
 	})
 }
 
-// What was not read, and what is encrypted where nobody looked, is a finding of a requirement, and of it alone.
+// Ranges that were not read, and objects that are encrypted where nobody looked, are findings of a requirement, and of it alone.
 func TestRequireRead(t *testing.T) {
 	t.Parallel()
 	const hidden = "/a../b"

@@ -71,7 +71,7 @@ func TestVerifyOfSomeResources(t *testing.T) {
 	}
 }
 
-// What cannot be opened is named, with the reason, and does not keep the rest from being verified.
+// A DEK that cannot be opened is named, with the reason, and does not keep the rest from being verified.
 func TestVerifyFailures(t *testing.T) {
 	t.Parallel()
 	h := newHSM()

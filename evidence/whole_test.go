@@ -62,7 +62,7 @@ func newMoving(t *testing.T, h *hsm) *moving {
 	return m
 }
 
-// What was given before it was corrected, or in a try that came to nothing, is in no number and no list.
+// Objects as they were before a correction, or in a try that came to nothing, are in no number and no list.
 func TestReportCorrected(t *testing.T) {
 	t.Parallel()
 	m := newMoving(t, newHSM())
@@ -117,7 +117,7 @@ func TestVerifyCorrected(t *testing.T) {
 	}
 }
 
-// What is whole never is no report and no verification.
+// A reading that is never whole gives no report and no verification.
 func TestNotWhole(t *testing.T) {
 	t.Parallel()
 	m := newMoving(t, newHSM())

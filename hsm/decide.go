@@ -1,6 +1,6 @@
 package hsm
 
-// What is done about an error of an operation, and about what a check finds out then. This file is the whole of the
+// Decisions about an error of an operation, and about what a check finds out then. This file is the whole of the
 // decision; operate.go, check.go and verify.go carry it out.
 //
 //	SESSION_*, OPERATION_*                       another session, once; then as any other error

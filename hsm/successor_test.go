@@ -197,7 +197,7 @@ func TestReadingSurvivesOneFailure(t *testing.T) {
 	}
 }
 
-// What a library shows for the first time is a key whose name was read, and that can be served.
+// A key counts as shown for the first time if its name was read and it can be served.
 func TestShowsMore(t *testing.T) {
 	t.Parallel()
 	mute := func() *table { // its second object says nothing of itself

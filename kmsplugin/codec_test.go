@@ -37,7 +37,7 @@ func TestCodecWipes(t *testing.T) {
 	}
 }
 
-// What gRPC hands over to be decoded is gRPC's: it may share the bytes with anybody who has a reference, and forbids to
+// Bytes that gRPC hands over to be decoded are gRPC's: it may share them with anybody who has a reference, and forbids to
 // change them. Nor does what we hand to gRPC change while somebody has a reference.
 func TestCodecLeavesWhatIsGRPCs(t *testing.T) {
 	t.Parallel()

@@ -44,7 +44,7 @@ func sendRaw(name string, message []byte) func(*grpc.ClientConn) error {
 	}
 }
 
-// What gRPC refuses before anything of ours reads it is recorded, counted and logged like any other refusal.
+// A request that gRPC refuses before anything of ours reads it is recorded, counted and logged like any other refusal.
 func TestUnreadableRequestsAreRecorded(t *testing.T) {
 	t.Parallel()
 	broken := []byte{0x0a, 0xff}
@@ -126,7 +126,7 @@ func TestTakenBackBeforeItIsRead(t *testing.T) {
 	}
 }
 
-// What is no part of KMS v2 is counted, and said with what to do: a kube-apiserver whose provider says apiVersion: v1 ends here.
+// A method that is no part of KMS v2 is counted, and logged with what to do: a kube-apiserver whose provider says apiVersion: v1 ends here.
 func TestUnknownMethods(t *testing.T) {
 	t.Parallel()
 	ring, _ := newRing(t)

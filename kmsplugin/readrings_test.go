@@ -64,7 +64,7 @@ func TestReadRingAway(t *testing.T) {
 	}
 }
 
-// What the trailer says is bounded and understood, or left out.
+// The trailer is bounded and understood, or left out.
 func TestReadRingTrailer(t *testing.T) {
 	t.Parallel()
 	for _, want := range []health.ReadRing{

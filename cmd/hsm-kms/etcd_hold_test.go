@@ -41,8 +41,8 @@ func (r *retireRig) putHeld(path, key, text string) {
 	r.etcd.write("/registry/"+path, value)
 }
 
-// What was written in an outage hold is shown as that, is not under the key that is required, and opens with the HSM alone,
-// on a machine that has no hold. With /hold put on or taken off it opens for nobody.
+// Objects that were written in an outage hold are shown as such, are not under the key that is required, and open with the HSM alone,
+// on a machine that has no hold. With /hold put on or taken off they open for nobody.
 func TestHoldInEtcd(t *testing.T) {
 	t.Parallel()
 	r := newRetireRig(t)

@@ -78,7 +78,7 @@ func TestGetFromTwoEtcds(t *testing.T) {
 	}
 }
 
-// What others say comes to no terminal as it is: an etcd's error, a key in JSON.
+// Texts of others reach no terminal as they are: an etcd's error, a key in JSON.
 func TestHarmless(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

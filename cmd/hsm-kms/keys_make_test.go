@@ -66,7 +66,7 @@ func (r *retireRig) process(kill string, args ...string) (out, errOut string, co
 	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
 }
 
-// What keys rotate says of a key is true, whatever C_GenerateKey does; the first call of it is the trial for the session.
+// keys rotate reports the truth about a key, whatever C_GenerateKey does; the first call of it is the trial for the session.
 func TestKeysRotateTellsTheTruth(t *testing.T) {
 	t.Parallel()
 	fn := "C_GenerateKey"

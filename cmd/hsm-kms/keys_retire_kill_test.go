@@ -193,7 +193,7 @@ func (r *retireRig) checkGone() {
 	}
 }
 
-// What this machine's plugin says counts: one that would write under the key, or that does not say under which.
+// The plugin of this machine counts: one that would write under the key, or that does not say under which.
 func TestRetireAsksThePlugin(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -52,7 +52,7 @@ func (p *prompted) Write(text []byte) (int, error) {
 	return n, err
 }
 
-// What was true when the question was asked may not be when it is answered: etcd is read and the ring judged again.
+// Time passes between the question and its answer: etcd is read and the ring judged again.
 func TestRetireJudgesAgainAfterThePrompt(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

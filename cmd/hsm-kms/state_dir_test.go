@@ -32,7 +32,7 @@ func TestObjectThatDoesNotFit(t *testing.T) {
 	}
 }
 
-// What root makes on a SoftHSM token is in files of root's, which the service does not see: no key is made.
+// A key that root makes on a SoftHSM token is in files of root's, which the service does not see: no key is made.
 func TestRootMakesNoKeyOnTheSoftHSMOfTheService(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

@@ -130,7 +130,7 @@ func (c *command) askStatus(ctx context.Context, socket string, wait time.Durati
 	answer, err := statusWithin(ctx, socket, c.ring, wait)
 	printed := statusOf(answer)
 	if err != nil {
-		// What the plugin said is the whole message; what the client wrapped around it is for people.
+		// The plugin's own message, without what the client put around it for people.
 		printed.Error = status.Convert(rootStatus(err)).Message()
 	}
 	if c.structured() {

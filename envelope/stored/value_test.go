@@ -124,7 +124,7 @@ func TestDEK(t *testing.T) {
 	}
 }
 
-// What the API server decodes is decoded to the same, and what it refuses is refused.
+// ParseObject decodes what the API server decodes, to the same, and refuses the rest.
 func FuzzParseObject(f *testing.F) {
 	f.Add(object(f, nil))
 	f.Add(object(f, func(o *upstream.EncryptedObject) { o.Annotations = map[string][]byte{"a.example.com.": []byte("x")} }))

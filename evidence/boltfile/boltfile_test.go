@@ -77,7 +77,7 @@ func all(data []byte, bucket string) (keys []string, values map[string]string, e
 	return keys, values, err
 }
 
-// What bbolt reads is what Backward gives.
+// Backward gives what bbolt reads.
 func TestBackward(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ n, pageSize int }{{0, 4096}, {1, 4096}, {3000, 4096}, {500, 1024}, {3000, 16384}} {

@@ -109,7 +109,7 @@ func TestUnnamed(t *testing.T) {
 	}
 }
 
-// What is wrong is said with its line, and never with the file's values: they are keys.
+// Errors name the line, and never a value of the file: those are keys.
 func TestMistakes(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{

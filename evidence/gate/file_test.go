@@ -44,7 +44,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What is not a whole report of a live etcd is no evidence.
+// Nothing but a whole report of a live etcd is evidence.
 func TestLoadRefuses(t *testing.T) {
 	t.Parallel()
 	without := func(t *testing.T, field string) []byte {
@@ -105,7 +105,7 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// What is too large is not read.
+// A file that is too large is not read.
 func TestLoadTooLarge(t *testing.T) {
 	t.Parallel()
 	path := write(t, encoded(t, clean(at(1), 100)))
@@ -119,7 +119,7 @@ func TestLoadTooLarge(t *testing.T) {
 	}
 }
 
-// What cannot be read is another matter than what is no evidence.
+// A file that cannot be read is another matter than one that is no evidence.
 func TestLoadCannotRead(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -133,7 +133,7 @@ func (c *Case) Judge() []Refusal {
 	return v.refusals
 }
 
-// What to do, where several reasons want the same.
+// Hints that several reasons share.
 const (
 	anotherReport = "rewrite what is under the key (hsm-kms etcd migrate), then make another report: hsm-kms etcd report -o json"
 	rewrite       = "rewrite it (hsm-kms etcd migrate), check that every API server writes under the current key, then make another report: hsm-kms etcd report -o json"

@@ -73,7 +73,7 @@ func TestRestoredEtcd(t *testing.T) {
 	}
 }
 
-// What was not read, or whose store does not say which it is, is no evidence unless somebody answers for it.
+// A range that was not read, and a store that does not say which it is, are no evidence unless somebody answers for them.
 func TestNotRead(t *testing.T) {
 	t.Parallel()
 	hidden := []string{"../registry/", "/registry0.."}

@@ -14,7 +14,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// What is wrong with the way to etcd is said, with what to look at, and soon.
+// Errors of the connection to etcd say what is wrong and what to look at, and come soon.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	stranger := httptest.NewUnstartedServer(http.NotFoundHandler())

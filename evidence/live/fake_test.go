@@ -47,7 +47,7 @@ type fakeEtcd struct {
 	term     uint64
 	denied   string // a range that begins below it may be neither read nor watched
 	version  string
-	// What it does not do as an etcd does; nil: as an etcd does.
+	// Where it differs from an etcd; nil: nowhere.
 	page  func(*pb.RangeRequest, *pb.RangeResponse)
 	watch func(*pb.WatchResponse) []*pb.WatchResponse
 }

@@ -112,7 +112,7 @@ func hostilePages() map[string]struct {
 	}
 }
 
-// What answers wrongly ends the reading, soon and in little memory, in each way of reading. It is no evidence.
+// A wrong answer ends the reading, soon and in little memory, in each way of reading. It is no evidence.
 func TestHostilePages(t *testing.T) { //nolint:paralleltest // the heap is measured
 	for title, test := range hostilePages() {
 		for _, way := range []evidence.Way{evidence.Pinned, evidence.Followed, evidence.Loose} {
@@ -297,7 +297,7 @@ func TestHostileWatch(t *testing.T) {
 	}
 }
 
-// What never answers, or never tells what was written, is waited for only so long.
+// A server that never answers, or never sends what was written, is waited for only so long.
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	const short = 2 * time.Second
@@ -399,7 +399,7 @@ func TestTries(t *testing.T) {
 	}
 }
 
-// What is written after the last page, and told before what is waited for is there, is of a later state.
+// Writes after the last page, which are sent before the awaited ones, are of a later state.
 func TestLaterWrites(t *testing.T) {
 	t.Parallel()
 	f := store(10)

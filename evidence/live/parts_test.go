@@ -170,7 +170,7 @@ func TestPartedErrors(t *testing.T) {
 	}
 }
 
-// What follows a page is cut into ranges that have no gap and no overlap, and are not empty.
+// The rest after a page is cut into ranges that have no gap and no overlap, and are not empty.
 func FuzzCuts(f *testing.F) {
 	f.Add("/registry0", "/registry/a/1", "/registry/a/2")
 	f.Add("", "/registry/a/1", "/registry/a/1")

@@ -136,7 +136,7 @@ func TestNamesThatLeadElsewhere(t *testing.T) {
 	}
 }
 
-// What servers say of 16 objects that fail, 256 KiB each, is kept in short.
+// Reasons of 256 KiB each, of 16 objects that fail, are kept in short.
 func TestLongReasons(t *testing.T) {
 	if testing.Short() {
 		t.Skip("make test runs it")

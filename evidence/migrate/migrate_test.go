@@ -99,7 +99,7 @@ func answer(w http.ResponseWriter, code int, reason, message string) bool {
 	return true
 }
 
-// What cannot be asked of an API server is named, and nothing else is asked of one instead.
+// Objects that cannot be asked of an API server are named, and nothing else is asked of one instead.
 func TestNotAddressable(t *testing.T) {
 	t.Parallel()
 	s := newStore()
@@ -301,7 +301,7 @@ func (m moving) Read(ctx context.Context, way evidence.Way, each func([]evidence
 	return reading, err
 }
 
-// What there is and what is to be done is counted as it is at one revision.
+// Objects, and those to be rewritten, are counted as they are at one revision.
 func TestSurveyCorrected(t *testing.T) {
 	t.Parallel()
 	s := newStore()
@@ -324,7 +324,7 @@ func TestSurveyCorrected(t *testing.T) {
 	}
 }
 
-// What could not be read at the end may be plain text or under any key, and an etcd of another cluster than the ring's proves
+// Objects that could not be read at the end may be plain text or under any key, and an etcd of another cluster than the ring's proves
 // nothing of the ring's.
 func TestNotAllRead(t *testing.T) {
 	t.Parallel()
@@ -364,7 +364,7 @@ func TestNotAllRead(t *testing.T) {
 	}
 }
 
-// What was written in an outage hold is rewritten, and a server that still writes so is not proven.
+// Objects of an outage hold are rewritten, and a server that still writes so is not proven.
 func TestHold(t *testing.T) {
 	t.Parallel()
 	const key = "ring/x02/8899aabbccddeeff"

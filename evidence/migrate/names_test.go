@@ -73,7 +73,7 @@ func configuration(t *testing.T, provider string) *encconfig.Config {
 	return c
 }
 
-// What is under the right key and by another name of the provider than the file has is rewritten, and no server is proven
+// Objects under the right key, and by another name of the provider than the file has, are rewritten, and no server is proven
 // that writes by another one.
 func TestRenamedProvider(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// What can happen to a request to an API server. Any other error is for good: asking again gives the same answer.
+// Errors of a request to an API server. Any other one is for good: asking again gives the same answer.
 var (
 	// ErrGone: there is no such object (any more).
 	ErrGone = errors.New("no such object")

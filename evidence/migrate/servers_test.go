@@ -215,7 +215,7 @@ func (m meddled) Find(ctx context.Context, key string) (evidence.Object, error) 
 	return m.store.Find(ctx, key)
 }
 
-// What somebody else wrote proves nothing about this server.
+// A canary that somebody else wrote proves nothing about this server.
 func TestSomebodyElse(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"secrets/ns/a", "example.com/widgets/ns/a"} {

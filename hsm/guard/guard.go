@@ -1,7 +1,7 @@
 // Package guard decides whether a PIN may be tried on a token. Tokens lock for good after a few wrong PINs, and a crash
 // loop under kubelet would try them all within a minute.
 //
-// What became of earlier attempts is kept in a file of stateDir for each token, so that it outlives the process and holds in
+// The outcome of earlier attempts is kept in a file of stateDir for each token, so that it outlives the process and holds in
 // every process that uses the folder. A PIN is known there by a tag of 20 bits, under a random key that is in the same
 // file: enough to know the same bytes again, whatever file they are in.
 //

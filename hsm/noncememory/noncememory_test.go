@@ -65,7 +65,7 @@ func TestLengthsAreApart(t *testing.T) {
 	}
 }
 
-// What one process notes, another one knows; many at once lose nothing.
+// Nonces that one process notes are known to another one; many at once lose nothing.
 func TestSeveralProcesses(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -116,7 +116,7 @@ func TestForgetsTheOldest(t *testing.T) {
 	}
 }
 
-// What another process notes is taken up also where the file begins again from the front.
+// Notes of another process are taken up also where the file begins again from the front.
 func TestTakesUpAroundTheEnd(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -97,7 +97,7 @@ func TestEmptyPIN(t *testing.T) {
 	}
 }
 
-// What can be seen without reading the file is seen.
+// Stat finds what can be found without reading the file.
 func TestStatJudgesTheSize(t *testing.T) {
 	t.Parallel()
 	for size, want := range map[int]error{0: ErrMalformed, 1: nil, MaxLength + 2: nil, MaxLength + 3: ErrMalformed} {

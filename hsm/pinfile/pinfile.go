@@ -223,7 +223,7 @@ func inGroup(gid uint32) bool {
 	return int(gid) == os.Getegid() || err == nil && slices.Contains(groups, int(gid))
 }
 
-// What is wrong with a file's content, and what to do.
+// Errors of a file's content, and their hints.
 var tooLong = fmt.Sprintf("it holds more than %d bytes", MaxLength)
 
 const (

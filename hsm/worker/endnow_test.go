@@ -48,7 +48,7 @@ func TestEndNow(t *testing.T) {
 	}
 }
 
-// What a program asked for is not begun when the program has ended, although the worker goes on for a call that it is in.
+// A request is not begun when its program has ended, although the worker goes on for a call that it is in.
 func TestNothingBeginsWithoutProgram(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/hint"
 )
 
-// What is written is read again, and nothing is left over.
+// Frames are read as they were written, and nothing is left over.
 func TestFrames(t *testing.T) {
 	t.Parallel()
 	var wire bytes.Buffer

@@ -492,7 +492,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// What the library prints is read to its end, and logged within bounds.
+// Output of the library is read to its end, and logged within bounds.
 func TestOutputIsBounded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

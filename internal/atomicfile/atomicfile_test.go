@@ -168,7 +168,7 @@ func TestManyWriters(t *testing.T) {
 	only(t, path, got)
 }
 
-// What another process is writing just now is no left-over.
+// A file that another process is writing just now is no left-over.
 func TestFileInUseIsNoLeftOver(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "state")
@@ -188,7 +188,7 @@ func TestFileInUseIsNoLeftOver(t *testing.T) {
 	}
 }
 
-// What root writes in a folder of the service's user belongs to that user, also where an earlier release left root's.
+// A file that root writes in a folder of the service's user belongs to that user, also where an earlier release left root's.
 func TestRootWritesState(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

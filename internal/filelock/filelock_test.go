@@ -154,7 +154,7 @@ func TestContention(t *testing.T) {
 	}
 }
 
-// What root makes in a folder of the service's user, and what an earlier release left there, that user can lock.
+// The service's user can lock what root makes in its folder, and what an earlier release left there.
 func TestRootLocksInAFolderOfTheService(t *testing.T) {
 	t.Parallel()
 	dir := stateDir(t)
@@ -249,7 +249,7 @@ func TestRootGivesNothingElseAway(t *testing.T) {
 	}
 }
 
-// What cannot be locked is named with its owner, and the hint says what helps.
+// A file that cannot be locked is named with its owner, and the hint says what helps.
 func TestWhatCannotBeLocked(t *testing.T) {
 	t.Parallel()
 	dir := stateDir(t)

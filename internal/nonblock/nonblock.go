@@ -2,7 +2,7 @@
 // descriptor does not block: a call returns at once, and the goroutine waits in Go's network poller, as with os.File and
 // net.Conn, deadlines included.
 //
-// What os.File and net.Conn do beside that is of no use here and costs: at each call the runtime's monitor thread (sysmon)
+// os.File and net.Conn do more, which is of no use here and costs: at each call the runtime's monitor thread (sysmon)
 // is woken if it sleeps, and while it is awake it gives the processor to another thread when a call takes long, which a
 // call that wakes another process does on a busy machine. With GOMAXPROCS=1 that was a fifth of the time.
 //

@@ -59,7 +59,7 @@ func TestMakeFolder(t *testing.T) {
 	}
 }
 
-// What root makes in the service's folder is the service's, folders in folders too.
+// Files that root makes in the service's folder are the service's, those in folders in it too.
 func TestRootMakesForTheOwner(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -80,7 +80,7 @@ func TestRootMakesForTheOwner(t *testing.T) {
 			t.Errorf("%s belongs to uid %d", p, uid)
 		}
 	}
-	// What was there is left to whom it belongs.
+	// A file that was there keeps its owner.
 	if err := os.WriteFile(filepath.Join(dir, "old"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

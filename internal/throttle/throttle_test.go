@@ -20,7 +20,7 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
-// What goes on is said ever more seldom, and none of it is lost; what begins again after a pause is said at once.
+// A repeated event is reported ever more seldom, and each is counted; one that begins again after a pause is reported at once.
 func TestPausesGrow(t *testing.T) {
 	t.Parallel()
 	th := Throttle{Interval: time.Minute, Longest: time.Hour}

@@ -96,7 +96,7 @@ func (w *Writer) look() error {
 	cause := fmt.Sprintf("the file had %d bytes and has %d", w.size, st.Size)
 	w.opts.Logger.Warn("audit trail was changed by another process", "path", w.path, "cause", cause)
 	w.pendingRecovery(cause)
-	// What was torn is gone or followed by foreign bytes. The newline keeps our next record whole, and
+	// The torn record is gone, or followed by foreign bytes. The newline keeps our next record whole, and
 	// nothing covers what others wrote: the check of the file will name it.
 	w.size, w.torn = st.Size, nil
 	w.newline = st.Size > 0

@@ -80,7 +80,7 @@ func TestVerifyFindsInASet(t *testing.T) {
 	}
 }
 
-// What a set cannot show by itself: that older files are missing, and that the newest is. Both are told.
+// A set cannot show by itself that older files are missing, or the newest. Both are reported.
 func TestVerifyTellsWhatWasNotGiven(t *testing.T) {
 	t.Parallel()
 	files := set(t)

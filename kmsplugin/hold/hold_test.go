@@ -121,7 +121,7 @@ func TestDecryptThatIsNotHeld(t *testing.T) {
 	})
 }
 
-// What says that the HSM is there, and must not be used or does not have the key, wipes. What says neither changes nothing.
+// A failure by which the HSM is there, and must not be used or does not have the key, wipes. One that says neither changes nothing.
 func TestWhatFailuresMean(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -231,7 +231,7 @@ func TestDays(t *testing.T) {
 	}
 }
 
-// What is held of one key goes without that of others.
+// One key can be wiped, and the others stay.
 func TestStore(t *testing.T) {
 	t.Parallel()
 	p, err := newPage()

@@ -447,7 +447,7 @@ func TestFullList(t *testing.T) {
 	})
 }
 
-// What the HSM has no more, what the configuration refuses and what does not open any more is wiped, key by key.
+// A key that the HSM has no more, that the configuration refuses or that does not open any more is wiped, and no other.
 func TestKeysGo(t *testing.T) {
 	t.Parallel()
 	type setting struct {

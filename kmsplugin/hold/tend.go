@@ -15,7 +15,7 @@ import (
 // tendEvery is how often limits and files are looked at.
 const tendEvery = time.Second
 
-// What keeps the hold from being armed, in the order in which it is told, besides what whyNot finds.
+// Troubles that keep the hold from being armed, in the order in which they are reported, besides what whyNot finds.
 const (
 	aboutPage   = "memory"
 	aboutList   = "list" // it cannot be read, so nobody knows what it had

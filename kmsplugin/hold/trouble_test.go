@@ -71,7 +71,7 @@ func TestTrailThatHangs(t *testing.T) {
 	})
 }
 
-// What a list without room turned away is forgotten once all that etcd has fits in it.
+// DEKs for which the list had no room are forgotten once all that etcd has fits in it.
 func TestRoomAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/internal/nonblock"
 )
 
-// What a request that has not been sent to its end costs the server, in bytes, at most: gRPC keeps the headers, the frames
+// Cost of a request that has not been sent to its end, in bytes, at most: gRPC keeps the headers, the frames
 // and a goroutine for it. Frames can have one byte each.
 const (
 	requestCost = 16 << 10

@@ -246,7 +246,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 	})
 }
 
-// What is held is known frame by frame, and given back when a request is sent, taken back, answered or cut off.
+// Bytes are counted frame by frame, and given back when a request is sent, taken back, answered or cut off.
 func TestWhatHalfSentRequestsHold(t *testing.T) {
 	t.Parallel()
 	half := frameOf(frameHeaders, 0, 1, 100) + frameOf(frameData, 0, 1, 1000)

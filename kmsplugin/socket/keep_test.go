@@ -129,7 +129,7 @@ func TestKeepMakesItAgain(t *testing.T) {
 	}
 }
 
-// What somebody else has put there stays: it is said once, and the path is taken again when it is free.
+// A file that somebody else has put there stays: it is logged once, and the path is taken again when it is free.
 func TestKeepLeavesWhatIsNotOurs(t *testing.T) {
 	t.Parallel()
 	for name, put := range map[string]func(t *testing.T, path string) (undo func()){

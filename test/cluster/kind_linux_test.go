@@ -43,7 +43,7 @@ func TestKind(t *testing.T) {
 	n.sh(t, "hsm-kms manifests systemd --file hsm-kms-as-plugin --output /usr/local/sbin/hsm-kms-as-plugin")
 	n.document(t, "systemd-bind")
 	n.sh(t, n.env.block(t, "systemd-root")+"hsm-kms doctor --encryption-config /etc/kubernetes/enc/encryption.yaml\n"+n.env.block(t, "migrate"))
-	// What root writes there, the plugin's user can go on with, in either order.
+	// The plugin's user can go on with what root writes there, in either order.
 	pending := "pending=$(hsm-kms-as-plugin keys rotate --activate-in 720h -o json | grep -o '\"kind-[^\"/]*/hk1-[^\"]*' | head -n 1 | tr -d '\"')\n"
 	n.sh(t, pending+n.env.block(t, "systemd-root")+`hsm-kms keys retire "$pending" --yes`)
 	n.sh(t, pending+`hsm-kms-as-plugin keys retire "$pending" --no-etcd --yes`)

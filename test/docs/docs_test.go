@@ -192,7 +192,7 @@ func run(t *testing.T, bin string, s script) string {
 		t.Fatal(err)
 	}
 	defer checkUntracked(t, dir)
-	// What is left running in the background ends with the shell, as with a closed terminal.
+	// Processes that are left in the background end with the shell, as with a closed terminal.
 	text := "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n" + strings.ReplaceAll(strings.Join(s.Lines, "\n"), modulePath, module) + "\n"
 	log := filepath.Join(t.TempDir(), "output")
 	shell, err := proc.Start(proc.Spec{

@@ -102,7 +102,7 @@ func decryptRequest(enc *kmsapi.EncryptResponse) *kmsapi.DecryptRequest {
 	return &kmsapi.DecryptRequest{Ciphertext: enc.GetCiphertext(), KeyId: enc.GetKeyId(), Annotations: enc.GetAnnotations(), Uid: "uid"}
 }
 
-// What etcd's thief could hand to the plugin must be refused with the documented codes, and must not harm it.
+// Requests that etcd's thief could make are refused with the documented codes, and do not harm the plugin.
 func TestDecryptRefuses(t *testing.T) {
 	t.Parallel()
 	w := newRig(t)

@@ -26,7 +26,7 @@ func halfSent(n, size int) func(int) [][]byte {
 	}
 }
 
-// What half-sent requests hold is bounded over all connections, below the limit of the pod, and a client that asks is served
+// The memory of half-sent requests is bounded over all connections, below the limit of the pod, and a client that asks is served
 // meanwhile: the API server that was there before, and one that connects again.
 func TestHalfSentRequestsStayBelowThePodsLimit(t *testing.T) {
 	t.Parallel()

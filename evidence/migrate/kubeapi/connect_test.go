@@ -108,7 +108,7 @@ func TestGiven(t *testing.T) {
 	}
 }
 
-// What the kubeconfig has for its own address is sent in clear to no other machine, and nothing is asked there.
+// Credentials of the kubeconfig are sent in clear to no other machine, and nothing is asked there.
 func TestNoHTTPBeyondThisMachine(t *testing.T) {
 	t.Parallel()
 	dialled := errors.New("dialled")
@@ -166,7 +166,7 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// What an API server says is short and safe to show, whatever it is.
+// Texts of an API server are cut short and made safe to show.
 func TestHostileWords(t *testing.T) {
 	t.Parallel()
 	const long = 100_000
@@ -203,7 +203,7 @@ func TestNoList(t *testing.T) {
 	}
 }
 
-// What has our label and not our name is somebody else's, and is not deleted.
+// An object with our label and not our name is somebody else's, and is not deleted.
 func TestPlanted(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

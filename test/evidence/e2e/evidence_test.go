@@ -248,7 +248,7 @@ func get(t *testing.T, w *rig, snapshot string) {
 	var object map[string]any
 	must(t, yaml.Unmarshal([]byte(text), &object))
 
-	// What was recovered is what the API server would take back.
+	// The API server takes back what was recovered.
 	must(t, w.cluster.Do(t.Context(), http.MethodDelete, "/api/v1/namespaces/"+namespace+"/secrets/kms1", nil, nil))
 	must(t, w.cluster.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/"+namespace+"/secrets", object, nil))
 	again, err := w.cluster.GetSecret(t.Context(), namespace, "kms1")

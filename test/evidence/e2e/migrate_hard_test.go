@@ -21,7 +21,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
-// What an operator's night is made of: the command is killed and stopped in the middle while clients write, one object
+// The command is killed and stopped in the middle while clients write, one object
 // cannot be read by anybody, and the user may do no more than the documents say.
 func TestMigrateHard(t *testing.T) {
 	t.Parallel()

@@ -114,7 +114,7 @@ type grant struct {
 	kind       authpb.Permission_Type
 }
 
-// What a client's roles do not let it read is named exactly, and the rest is read, also while etcd is compacted.
+// Ranges that a client's roles do not let it read are named exactly, and the rest is read, also while etcd is compacted.
 func TestRoles(t *testing.T) {
 	t.Parallel()
 	bin, err := plugin.FindPrograms()

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	os.Exit(testworker.Run(m))
 }
 
-// What is counted is what a module sees: each call is a round trip to an HSM behind a network.
+// Calls are counted as a module sees them: each is a round trip to an HSM behind a network.
 func TestCounterCountsWhatTheModuleSees(t *testing.T) {
 	t.Parallel()
 	token := softhsm.ForTest(t, "k8s")

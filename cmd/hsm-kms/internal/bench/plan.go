@@ -49,7 +49,7 @@ type Ring interface {
 // Run measures the plan, with the ring's key id; count is the observer of its tokens. It ends early, with the rows that are
 // complete, at the first error and when stop ends.
 func (p Plan) Run(stop context.Context, ring Ring, id envelope.KeyID, count *Counter) ([]Row, error) {
-	// What has begun is brought to its end, which the token's call time-out bounds.
+	// A call that has begun goes on to its end, which the token's call time-out bounds.
 	ctx := context.WithoutCancel(stop)
 	seal := func(_, _ int) error { return sealed(ctx, ring, id, nil) }
 	var envelopes [][]byte

@@ -10,7 +10,7 @@ import "time"
 // DefaultPath is where the commands look when --config is not given.
 const DefaultPath = "/etc/hsm-kms/config.yaml"
 
-// What a file must say of itself, so that a later, different format cannot be read as this one.
+// Marks of a file of this format, so that a later, different one cannot be read as this one.
 const (
 	APIVersion = "hsm-kms/v1"
 	Kind       = "PluginConfiguration"

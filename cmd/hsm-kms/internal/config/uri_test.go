@@ -37,7 +37,7 @@ func TestURIs(t *testing.T) {
 	}
 }
 
-// What is refused comes with what to do, and is not repeated: it may be a PIN.
+// A refusal says what to do, and does not repeat the URI: it may have a PIN.
 func TestURIsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][2]string{

@@ -130,7 +130,7 @@ func (d *doctor) belongsHere(socketPath string) string {
 		return "its socket is there"
 	}
 	for _, path := range []string{"/etc/systemd/system/multi-user.target.wants/hsm-kms.service", "/etc/kubernetes/manifests/hsm-kms.yaml"} {
-		// What starts a plugin with another configuration starts another plugin.
+		// A unit with another configuration starts another plugin.
 		if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(d.ConfigPath)) {
 			return path + " starts it"
 		}

@@ -61,7 +61,7 @@ func TestStaleReport(t *testing.T) {
 	}
 }
 
-// What stands in a Lease is bounded and well formed before it counts.
+// The text of a Lease counts only if it is bounded and well formed.
 func TestDirtyOfOthers(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC().Truncate(time.Second)

@@ -14,7 +14,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 )
 
-// What a leader that was deposed was still writing does not stay: the new one writes each pass at first.
+// A late write of a leader that was deposed does not stay: the new one writes each pass at first.
 func TestLateWriteOfDeposed(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -105,7 +105,7 @@ func TestSightsOfLeasesThatWent(t *testing.T) {
 	}
 }
 
-// What cannot be read for hours is told once.
+// A list that cannot be read for hours is logged once.
 func TestLogOfListThatIsNone(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)

@@ -9,7 +9,7 @@
 // evidence/migrate, evidence/migrate/kubeapi, envelope, envelope/stored, atomicfile, hint and ownedfile. The plugin serves
 // without it.
 //
-// What it remembers is in Config.StateDir: for each old key, the first clean report of etcd. All else is seen again by the
+// Its memory is in Config.StateDir: for each old key, the first clean report of etcd. All else is seen again by the
 // next leader. Two leaders at once do the same work twice, and no harm. A lost API server, etcd or plugin never ends it.
 //
 // Files: operator (the loop), leases (own Lease and leadership), nodes (the others' Leases), servers (API servers), act (what is

@@ -211,7 +211,7 @@ func TestBackoff(t *testing.T) {
 	<-ended
 }
 
-// What one pass could not read is no state that a person has to see to.
+// A failure to read in one pass is no state that a person has to see to.
 func TestOnceCannotRead(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
@@ -267,7 +267,7 @@ func TestWithoutCRD(t *testing.T) {
 	}
 }
 
-// What a pass saw counts for the next one, in another process.
+// Sights of one pass count for the next one, in another process.
 func TestOnce(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)

@@ -11,7 +11,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/cmd/hsm-kms/internal/operator/state"
 )
 
-// What operate asks of API servers, for docs/performance.md: in an hour in which nothing is to be done, in one in which a key
+// Requests of operate to API servers, for docs/performance.md: in an hour in which nothing is to be done, in one in which a key
 // waits to be retired, and for a rotation. HSM_KMS_TEST_NODES=100 adds so many nodes, and minutes.
 func TestRequests(t *testing.T) {
 	if testing.Short() {

@@ -68,7 +68,7 @@ func trailIn(dir string) (trail Trail, records func(t *testing.T) []string) {
 	}
 }
 
-// What became of the key is told as it is, token by token, in the answer, the error and the trail.
+// The outcome is reported as it is, token by token, in the answer, the error and the trail.
 func TestExecute(t *testing.T) {
 	t.Parallel()
 	failed := errors.New("CKR_DEVICE_ERROR")

@@ -238,7 +238,7 @@ func (unknowing) Open(context.Context, string, []byte) ([]byte, error) {
 	return nil, envelope.ErrUnknownKey
 }
 
-// What was written in a hold of a destroyed key is looked for in vain too.
+// Open under a destroyed key names the destruction, and under its hold too.
 func TestRemembersForHolds(t *testing.T) {
 	t.Parallel()
 	key := envelope.KeyID{Ring: "r", Version: "x01"}

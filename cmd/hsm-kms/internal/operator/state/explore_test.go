@@ -437,7 +437,7 @@ func TestExplore(t *testing.T) {
 	}
 }
 
-// What nodes publish delays, and never proves: also where a node of which nothing is known counts as it was, no key that may
+// The word of a node delays, and never proves: also where a node of which nothing is known counts as it was, no key that may
 // be written under is retirable.
 func TestNodesNeverProve(t *testing.T) {
 	t.Parallel()

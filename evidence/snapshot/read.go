@@ -42,7 +42,8 @@ type reader struct {
 	elsewhere int64 // encrypted, and not below the prefixes
 }
 
-// Read implements evidence.Source.
+// Read implements evidence.Source. The hash is checked beside the reading, by another processor: what each gets counts once Read
+// has returned without an error.
 func (f *File) Read(ctx context.Context, _ evidence.Way, each func([]evidence.Object) error) (evidence.Reading, error) {
 	r := &reader{file: f, seen: map[keyHash]struct{}{}}
 	read := func(ctx context.Context, emit func([]evidence.Object) error) error {
@@ -52,7 +53,13 @@ func (f *File) Read(ctx context.Context, _ evidence.Way, each func([]evidence.Ob
 		}
 		return nil
 	}
-	if err := evidence.Ahead(ctx, read, each); err != nil {
+	checked := make(chan error, 1)
+	go func() { checked <- f.checkHash(ctx, nil) }()
+	err := evidence.Ahead(ctx, read, each)
+	if wrong := <-checked; wrong != nil && (err == nil || errors.Is(wrong, evidence.ErrDamaged)) {
+		err = fmt.Errorf("reading the snapshot %s: %w", f.path, wrong) // whatever else is wrong with it follows from that
+	}
+	if err != nil {
 		return evidence.Reading{}, err
 	}
 	reading := evidence.Reading{Name: f.path, Revision: r.revision, SHA256: f.sha256, Prefixes: f.opts.Prefixes, Elsewhere: r.elsewhere, Unreadable: []string{}}
@@ -159,6 +166,9 @@ func (r *reader) flush() error {
 
 // Find implements evidence.Source. Of a key that was deleted, the newest revision says so.
 func (f *File) Find(ctx context.Context, key string) (evidence.Object, error) {
+	if err := f.checkHash(ctx, f.opts.Progress); err != nil {
+		return evidence.Object{}, fmt.Errorf("reading the snapshot %s: %w", f.path, err)
+	}
 	var found evidence.Object
 	var deleted bool
 	db, err := boltfile.Open(f.file, f.size)

@@ -44,20 +44,21 @@ type Options struct {
 type File struct {
 	path   string
 	file   *os.File
-	size   int64 // of the database, without the hash
-	sha256 string
+	size   int64  // of the database, without the hash
+	hashed bool   // a hash follows it
+	sha256 string // of checkHash; empty: not checked yet, or there is none
 	opts   Options
 }
 
-// Open opens a snapshot and checks its integrity hash, if it has one. Errors wrap evidence.ErrDamaged, or are the
+// Open opens a snapshot. Its integrity hash, if it has one, is checked by each Read and Find. Errors wrap evidence.ErrDamaged, or are the
 // system's. The caller closes it.
-func Open(ctx context.Context, path string, opts Options) (*File, error) {
+func Open(path string, opts Options) (*File, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) //nolint:gosec // the operator names it; a FIFO must not hang
 	if err != nil {
 		return nil, hint.Wrap(fmt.Errorf("opening the snapshot: %w", err), "give the path of a file that etcdctl snapshot save wrote, or of member/snap/db")
 	}
 	f := &File{path: path, file: file, opts: opts}
-	if err := f.check(ctx); err != nil {
+	if err := f.check(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the snapshot %s: %w", path, err), file.Close())
 	}
 	return f, nil
@@ -66,7 +67,7 @@ func Open(ctx context.Context, path string, opts Options) (*File, error) {
 // Close closes the file.
 func (f *File) Close() error { return f.file.Close() }
 
-func (f *File) check(ctx context.Context) error {
+func (f *File) check() error {
 	info, err := f.file.Stat()
 	if err != nil {
 		return err
@@ -84,14 +85,19 @@ func (f *File) check(ctx context.Context) error {
 		return nil
 	case sha256.Size:
 		f.size -= sha256.Size
-		return f.checkHash(ctx)
+		f.hashed = true
+		return nil
 	}
 	return hint.Wrap(fmt.Errorf("%w: no snapshot has %d bytes: it was cut short, or is something else", evidence.ErrDamaged, f.size),
 		"take the snapshot from another copy")
 }
 
-// checkHash compares the file's bytes with the hash that follows them.
-func (f *File) checkHash(ctx context.Context) error {
+// checkHash compares the file's bytes with the hash that follows them, if there is one. progress may be nil. Nothing else of f
+// changes meanwhile.
+func (f *File) checkHash(ctx context.Context, progress evidence.Progress) error {
+	if !f.hashed {
+		return nil
+	}
 	sum := sha256.New()
 	buffer := make([]byte, 1<<20)
 	for at := int64(0); at < f.size; {
@@ -104,8 +110,8 @@ func (f *File) checkHash(ctx context.Context) error {
 		}
 		_, _ = sum.Write(buffer[:n]) // a hash never fails
 		at += int64(n)
-		if f.opts.Progress != nil {
-			f.opts.Progress("checking the integrity hash", at, f.size)
+		if progress != nil {
+			progress("checking the integrity hash", at, f.size)
 		}
 	}
 	var want [sha256.Size]byte

@@ -77,14 +77,14 @@ func save(t testing.TB, data []byte) string {
 	return path
 }
 
-func open(ctx context.Context, path string) (*snapshot.File, error) {
-	return snapshot.Open(ctx, path, snapshot.Options{Prefixes: []string{"/registry"}})
+func open(path string) (*snapshot.File, error) {
+	return snapshot.Open(path, snapshot.Options{Prefixes: []string{"/registry"}})
 }
 
 // read gives the objects as "key=value@revision", with a * when they are past.
 func read(t testing.TB, data []byte) (map[string]bool, evidence.Reading, error) {
 	t.Helper()
-	f, err := open(t.Context(), save(t, data))
+	f, err := open(save(t, data))
 	if err != nil {
 		return nil, evidence.Reading{}, err
 	}
@@ -151,7 +151,7 @@ func TestBumpMark(t *testing.T) {
 			t.Errorf("written to since: read %v, %+v, %v", got, reading, err)
 		}
 	}
-	f, err := open(t.Context(), save(t, database(t, append(sample(), write{}))))
+	f, err := open(save(t, database(t, append(sample(), write{}))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestBumpMark(t *testing.T) {
 
 func TestFind(t *testing.T) {
 	t.Parallel()
-	f, err := open(t.Context(), save(t, withHash(database(t, sample()))))
+	f, err := open(save(t, withHash(database(t, sample()))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestPages(t *testing.T) {
 	for range 3 {
 		writes = append(writes, write{"/registry/secrets/a/large", bytes.Repeat([]byte{'x'}, 1<<20)})
 	}
-	f, err := open(t.Context(), save(t, withHash(database(t, writes))))
+	f, err := open(save(t, withHash(database(t, writes))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,12 +242,38 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// The hash is checked beside the reading: what is wrong with it is said first, and nothing that was read counts.
+func TestWrongHash(t *testing.T) {
+	t.Parallel()
+	data := withHash(database(t, sample()))
+	data[len(data)-1] ^= 1
+	f, err := open(save(t, data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, refusal := range []error{nil, errors.New("refused")} {
+		reading, err := f.Read(t.Context(), evidence.Pinned, func([]evidence.Object) error { return refusal })
+		if !errors.Is(err, evidence.ErrDamaged) || !strings.Contains(err.Error(), "integrity hash") || hint.Of(err) == "" || reading.Revision != 0 {
+			t.Errorf("Read: %+v, %v", reading, err)
+		}
+	}
+	if o, err := f.Find(t.Context(), "/registry/secrets/a/one"); !errors.Is(err, evidence.ErrDamaged) || o.Value != nil {
+		t.Errorf("Find: %+v, %v", o, err)
+	}
+	refused := errors.New("refused")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if _, err := f.Read(ctx, evidence.Pinned, func([]evidence.Object) error { cancel(refused); return refused }); !errors.Is(err, refused) && !errors.Is(err, evidence.ErrDamaged) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
 func TestNotASnapshot(t *testing.T) {
 	t.Parallel()
-	if _, err := open(t.Context(), filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := open(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing: %v", err)
 	}
-	if _, err := open(t.Context(), t.TempDir()); err == nil || hint.Of(err) == "" {
+	if _, err := open(t.TempDir()); err == nil || hint.Of(err) == "" {
 		t.Errorf("a folder: %v", err)
 	}
 	path := save(t, database(t, sample()))
@@ -259,7 +285,7 @@ func TestNotASnapshot(t *testing.T) {
 	if err := syscall.Flock(int(etcd.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t.Context(), path); err == nil || hint.Of(err) == "" || errors.Is(err, evidence.ErrDamaged) {
+	if _, err := open(path); err == nil || hint.Of(err) == "" || errors.Is(err, evidence.ErrDamaged) {
 		t.Errorf("in use: %v", err)
 	}
 }
@@ -268,7 +294,7 @@ func TestCancelled(t *testing.T) {
 	t.Parallel()
 	path := save(t, withHash(database(t, sample())))
 	ctx, cancel := context.WithCancel(t.Context())
-	f, err := open(ctx, path)
+	f, err := open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,8 +303,8 @@ func TestCancelled(t *testing.T) {
 	if _, err := f.Read(ctx, evidence.Pinned, func([]evidence.Object) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("Read: %v", err)
 	}
-	if _, err := open(ctx, path); !errors.Is(err, context.Canceled) {
-		t.Errorf("Open: %v", err)
+	if _, err := f.Find(ctx, "/registry/secrets/a/one"); !errors.Is(err, context.Canceled) {
+		t.Errorf("Find: %v", err)
 	}
 }
 
@@ -317,7 +343,7 @@ func TestFIFO(t *testing.T) {
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t.Context(), path); err == nil || !strings.Contains(err.Error(), "it is not a file") {
+	if _, err := open(path); err == nil || !strings.Contains(err.Error(), "it is not a file") {
 		t.Errorf("error = %v", err)
 	}
 }

@@ -144,7 +144,7 @@ func (o *Options) Open(ctx context.Context, progress evidence.Progress) (sources
 		return nil, nil, err
 	}
 	for _, path := range o.Snapshots {
-		file, err := snapshot.Open(ctx, path, snapshot.Options{Prefixes: prefixes, Progress: progress})
+		file, err := snapshot.Open(path, snapshot.Options{Prefixes: prefixes, Progress: progress})
 		if err != nil {
 			return nil, nil, errors.Join(err, closeAll())
 		}

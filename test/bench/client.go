@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"github.com/hsm-kms/hsm-kms/kmsplugin"
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
 )
 
@@ -36,19 +36,11 @@ type client struct {
 
 // dial connects to the server at socket, which must be listening.
 func dial(socket string) (*client, error) {
-	conn, err := grpc.NewClient("passthrough:///"+socket,
-		grpc.WithAuthority("localhost"),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		}),
-	)
+	conn, err := kmsplugin.Dial(socket)
 	if err != nil {
-		return nil, fmt.Errorf("preparing a connection to %s: %w", socket, err)
+		return nil, err
 	}
-	c := &client{conn: conn, api: kmsapi.NewKeyManagementServiceClient(conn)}
-	return c, nil
+	return &client{conn: conn, api: kmsapi.NewKeyManagementServiceClient(conn)}, nil
 }
 
 func (c *client) close() { _ = c.conn.Close() }
@@ -56,19 +48,19 @@ func (c *client) close() { _ = c.conn.Close() }
 func (c *client) status(ctx context.Context) (*kmsapi.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return c.api.Status(ctx, &kmsapi.StatusRequest{})
+	return c.api.Status(ctx, &kmsapi.StatusRequest{}, grpc.WaitForReady(true))
 }
 
 func (c *client) encrypt(ctx context.Context) (*kmsapi.EncryptResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return c.api.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: random(dekSize), Uid: requestUID})
+	return c.api.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: random(dekSize), Uid: requestUID}, grpc.WaitForReady(true))
 }
 
 func (c *client) decrypt(ctx context.Context, request *kmsapi.DecryptRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	answer, err := c.api.Decrypt(ctx, request)
+	answer, err := c.api.Decrypt(ctx, request, grpc.WaitForReady(true))
 	if err == nil && len(answer.Plaintext) != dekSize {
 		err = fmt.Errorf("decrypting: the answer has %d bytes", len(answer.Plaintext))
 	}

@@ -6,53 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // resources are what a plugin holds: its process and its workers together.
 type resources struct {
-	AnonMiB        float64 // RssAnon: resident memory that is nobody's file
-	Threads, Files int
-	Sessions       int
-	Processes      int
-}
-
-// errNoProc: this system does not tell (only Linux has /proc).
-var errNoProc = errors.New("no /proc")
-
-// resourcesOf reads a process's status (proc_pid_status(5)) and counts its descriptors.
-func resourcesOf(pid int) (resources, error) {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	text, err := os.ReadFile(filepath.Join(dir, "status"))
-	if err != nil {
-		return resources{}, fmt.Errorf("%w: %w", errNoProc, err)
-	}
-	var r resources
-	for line := range strings.Lines(string(text)) {
-		name, rest, _ := strings.Cut(line, ":")
-		value, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
-		switch name {
-		case "RssAnon":
-			r.AnonMiB = float64(value) / 1024
-		case "Threads":
-			r.Threads = value
-		}
-	}
-	files, err := os.ReadDir(filepath.Join(dir, "fd"))
-	if err != nil && !errors.Is(err, fs.ErrPermission) { // of a plugin only root may see them; 0 otherwise
-		return resources{}, fmt.Errorf("counting descriptors: %w", err)
-	}
-	r.Files = len(files)
-	return r, nil
+	proc.Held
+	Sessions  int
+	Processes int
 }
 
 // memory puts ops operations on the plugin, a tenth of them Decrypts that must fail, and looks at what it holds after
@@ -61,7 +28,7 @@ func resourcesOf(pid int) (resources, error) {
 func memory(ctx context.Context, s *subject, ops int, t *table) error {
 	const steps, clients = 10, 8
 	start, err := s.resources()
-	if errors.Is(err, errNoProc) {
+	if errors.Is(err, fs.ErrNotExist) {
 		t.note("memory, threads and descriptors are not measured: " + err.Error())
 		return nil
 	}
@@ -101,46 +68,25 @@ const usualSessions = 8
 
 // orMore is the larger of each.
 func (r resources) orMore(other resources) resources {
-	return resources{
-		AnonMiB: max(r.AnonMiB, other.AnonMiB), Threads: max(r.Threads, other.Threads),
-		Files: max(r.Files, other.Files), Sessions: max(r.Sessions, other.Sessions),
-	}
+	held := proc.Held{AnonMiB: max(r.AnonMiB, other.AnonMiB), Threads: max(r.Threads, other.Threads), Files: max(r.Files, other.Files)}
+	return resources{Held: held, Sessions: max(r.Sessions, other.Sessions)}
 }
 
 func (s *subject) resources() (resources, error) {
 	pid := s.plugin.Process().PID()
 	sum := resources{Sessions: s.fault.OpenSessions()}
-	for _, pid := range append(childrenOf(pid), pid) {
-		r, err := resourcesOf(pid)
+	for _, pid := range append(proc.Children(pid), pid) {
+		held, err := proc.HeldBy(pid)
 		if err != nil {
 			return resources{}, err
 		}
 		sum.Processes++
-		sum.AnonMiB += r.AnonMiB
-		sum.Threads += r.Threads
-		sum.Files += r.Files
+		sum.AnonMiB += held.AnonMiB
+		sum.Threads += held.Threads
+		sum.Files += held.Files
 	}
 	sum.Files -= 4 * sum.Sessions // each has two pipes between the two, and sessions are counted by themselves
 	return sum, nil
-}
-
-// childrenOf finds the processes that a process has started, by the fourth field of proc_pid_stat(5).
-func childrenOf(parent int) (pids []int) {
-	found, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range found {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-		if len(fields) < 2 || fields[1] != strconv.Itoa(parent) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 // mixed makes one call: of ten five Decrypts, four Encrypts, and one Decrypt of a ciphertext that was changed.

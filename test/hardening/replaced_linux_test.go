@@ -5,18 +5,18 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // holdings are what the plugin and its workers hold.
 type holdings struct {
 	workers, descriptors, ofWorkers, threads, files int
-	resident, residentOfWorkers                     int // MiB
+	resident, residentOfWorkers                     float64 // MiB
 }
 
 // TestReplacements: after the library has died a hundred times, the plugin holds what it held after the first time. No
@@ -74,42 +74,20 @@ func (w *rig) holds() (h holdings) {
 		w.t.Fatal(err)
 	}
 	h.files = len(entries)
-	h.descriptors, h.threads, h.resident = process(pid)
-	for _, child := range children(pid) {
+	held, err := proc.HeldBy(pid)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	h.descriptors, h.threads, h.resident = held.Files, held.Threads, held.AnonMiB
+	for _, child := range proc.Children(pid) {
+		held, err := proc.HeldBy(child)
+		if err != nil {
+			continue // it has ended
+		}
 		h.workers++
-		descriptors, threads, resident := process(child)
-		h.ofWorkers += descriptors
-		h.threads += threads
-		h.residentOfWorkers += resident
+		h.ofWorkers += held.Files
+		h.threads += held.Threads
+		h.residentOfWorkers += held.AnonMiB
 	}
 	return h
-}
-
-// process counts the descriptors and threads of a process, and its resident memory (MiB). One that has ended has none.
-func process(pid int) (descriptors, threads, resident int) {
-	open, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if fields := strings.Fields(string(text)); len(fields) > 1 {
-		pages, _ := strconv.Atoi(fields[1])
-		resident = pages * os.Getpagesize() >> 20
-	}
-	return len(open), len(tasks), resident
-}
-
-// children are the processes whose parent is pid: the fourth field of /proc/PID/stat, after the name in parentheses.
-func children(pid int) (all []int) {
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		panic(err)
-	}
-	for _, path := range stats {
-		text, _ := os.ReadFile(path) // it may be gone
-		_, rest, _ := strings.Cut(string(text), ") ")
-		if fields := strings.Fields(rest); len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
-			child, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			all = append(all, child)
-		}
-	}
-	return all
 }

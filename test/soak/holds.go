@@ -5,46 +5,26 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // resources are what the program holds.
 type resources struct {
-	AnonMiB        float64 // RssAnon: resident memory that is nobody's file
-	Threads, Files int
-	Recoveries     int // connections made to the token after the first
+	proc.Held
+	Recoveries int // connections made to the token after the first
 }
 
-// holds looks at the program from outside: proc_pid_status(5), its descriptors, and a scrape.
+// holds looks at the program from outside, and scrapes it.
 func (w *rig) holds(ctx context.Context) (r resources, err error) {
 	// First, since the answer's connection stays open for the next one and counts as a descriptor both times.
 	if r.Recoveries, err = w.recoveries(ctx); err != nil {
 		return r, err
 	}
-	dir := filepath.Join("/proc", strconv.Itoa(w.plugin.Process().PID()))
-	text, err := os.ReadFile(filepath.Join(dir, "status"))
-	if err != nil {
-		return r, fmt.Errorf("looking at the program (only Linux tells): %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		name, rest, _ := strings.Cut(line, ":")
-		value, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
-		switch name {
-		case "RssAnon":
-			r.AnonMiB = float64(value) / 1024
-		case "Threads":
-			r.Threads = value
-		}
-	}
-	files, err := os.ReadDir(filepath.Join(dir, "fd"))
-	if err != nil {
-		return r, fmt.Errorf("counting descriptors: %w", err)
-	}
-	r.Files = len(files)
-	return r, nil
+	r.Held, err = proc.HeldBy(w.plugin.Process().PID())
+	return r, err
 }
 
 // recoveries reads the sum of hsm_kms_token_recoveries_total.

@@ -13,7 +13,7 @@ SHORT    ?= -short
 # holds them to that.
 SERIAL   := cmd/hsm-kms/internal/config cmd/hsm-kms/internal/doctor cmd/hsm-kms/internal/operator/state \
             cmd/hsm-kms/internal/retire cmd/hsm-kms/internal/sources envelope/stored evidence/boltfile evidence/encconfig \
-            evidence/gate evidence/manifest evidence/snapshot hsm/modulefile hsm/pinfile internal/duration internal/hint \
+            evidence/gate evidence/manifest hsm/modulefile hsm/pinfile internal/duration internal/hint \
             internal/ownedfile kmsplugin/hold/holdfile kmsplugin/problem manifests test/arrows test/bench/apiserver \
             test/demo/record test/docs test/tools/bom test/tools/image test/tools/release
 # What does not run with the detector: these, and test/hardening, which has no test in a short run.

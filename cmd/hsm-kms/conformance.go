@@ -24,7 +24,8 @@ func (c *command) conformance() *cobra.Command {
 
 Makes two keys with a label of their own, seals and opens with them as the plugin would, changes what was sealed in every
 byte, and destroys the keys again. No other object of the token is touched, no wrong PIN is tried, and what could not be
-removed is named. Ctrl-C ends the test and still removes the keys.
+removed is named. Ctrl-C ends the test and still removes the keys. Their label is printed to stderr first: a test that is
+killed (SIGKILL) leaves them, and no later one touches them.
 
 What it prints can be sent in as it stands: it has no PIN, label, serial number or path. Exits 0 when the token conforms,
 1 when it does not or when a key may be left, 2 when the test could not be begun or was interrupted.`,
@@ -49,6 +50,9 @@ func (c *command) runConformance(ctx context.Context, f *conformanceFlags) error
 	}
 	report, err := conformance.Run(c.process.Acting(ctx), a, conformance.Options{
 		At: at, Ring: f.ring, Program: fmt.Sprintf("hsm-kms %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH),
+		Label: func(label string) {
+			fmt.Fprintf(c.errOut, "hsm-kms: the keys of this test have the label %s; they stay on the token only if the test is killed\n", label)
+		},
 		Progress: func(check conformance.Check) { fmt.Fprintf(c.errOut, "hsm-kms: %s: %s\n", check.Result, check.Name) },
 	})
 	if err != nil {

@@ -50,7 +50,8 @@ func (r *retireRig) startCommand(ctx context.Context, args ...string) (cmd *exec
 	return cmd, stdout, stderr
 }
 
-// process runs a command as a process of its own, which a hanging call does not outlive: its worker is killed too. Killed, when it hangs, if kill.
+// process runs a command as a process of its own, which a hanging call does not outlive: its worker is killed too. Killed,
+// when it hangs, if kill.
 func (r *retireRig) process(kill string, args ...string) (out, errOut string, code int) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)

@@ -1,5 +1,6 @@
 // Package config reads the one configuration file of hsm-kms. The structs are the manual of every field and have
-// the defaults. The file is read strictly, and judged by all rules that need nothing else. The package touches no token, PIN, module, socket or user database (Socket.GID apart), so that a file written on
+// the defaults. The file is read strictly, and judged by all rules that need nothing else. The package touches no token,
+// PIN, module, socket or user database (Socket.GID apart), so that a file written on
 // another machine can be checked; what the machine has to say is asked by doctor and serve.
 //
 // It depends on hint, ownedfile and duration. A Config is not changed after Load, and is then safe for concurrent use.
@@ -139,7 +140,8 @@ type Token struct {
 	// asks for the PIN itself (CKF_PROTECTED_AUTHENTICATION_PATH).
 	Login string `yaml:"login"`
 	// PINFile is the file with the user PIN: an absolute path, or the name of a systemd credential, which is looked up
-	// in $CREDENTIALS_DIRECTORY. Required with login: pin, and refused otherwise. Owner root or our own user, mode 0400 or 0600; at most 256 bytes, of which
+	// in $CREDENTIALS_DIRECTORY. Required with login: pin, and refused otherwise. Owner root or our own user, mode 0400 or
+	// 0600; at most 256 bytes, of which
 	// one newline at the end is not part of the PIN. It is read again at each login.
 	PINFile string `yaml:"pinFile,omitempty"`
 	// EmptyPIN says that the token's PIN is the empty one, so that the file may be empty. Default false.

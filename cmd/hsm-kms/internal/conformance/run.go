@@ -31,6 +31,8 @@ type Options struct {
 	Program string // version and commit of hsm-kms
 	// Ring is the label of keys that somebody made for this; "": the run makes its own, and destroys them.
 	Ring string
+	// Label gets the label of the keys before the first one is made: a run that is killed leaves them. It is not called with Ring.
+	Label func(label string)
 	// Progress hears of each check when it is done.
 	Progress func(Check)
 }
@@ -54,6 +56,9 @@ func Run(ctx context.Context, a *app.Context, o Options) (*Report, error) {
 	}
 	if err := r.describe(ctx); err != nil {
 		return nil, err
+	}
+	if o.Ring == "" {
+		o.Label(r.common.Ring)
 	}
 	r.checks(ctx)
 	r.cleanUp(ctx)

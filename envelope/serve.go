@@ -23,7 +23,8 @@ func (r *Ring) Seal(ctx context.Context, id KeyID, dek []byte) ([]byte, error) {
 }
 
 // Open unwraps an envelope under the key that keyID names: that one and no other is tried. What was sealed in a hold has the
-// profile Hold and K/hold, and nothing else has either. The caller wipes the DEK. An unknown key_id causes one re-read of the ring, at most one a second, and then has tokens look again
+// profile Hold and K/hold, and nothing else has either. The caller wipes the DEK. An unknown key_id causes one re-read of
+// the ring, at most one a second, and then has tokens look again
 // whose library may not show it (Seeker). Errors:
 // ErrMalformed, ErrUnauthentic, ErrUnknownKey with what the ring does hold, and those of Token.
 func (r *Ring) Open(ctx context.Context, keyID string, envelope []byte) ([]byte, error) {

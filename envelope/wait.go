@@ -88,7 +88,8 @@ type proofKey struct {
 }
 
 // judge sets what the tokens that can be reached, by their generations, and what was seen of the others say of each
-// version. suspended are the keys that a token cannot use just now, by token. A proof counts for the connection in which it was made. Of a token that is out of reach the last one counts:
+// version. suspended are the keys that a token cannot use just now, by token. A proof counts for the connection in which it
+// was made. Of a token that is out of reach the last one counts:
 // the wait is for the copy to arrive, and it has arrived. r.mu is held.
 func (r *Ring) judge(versions []Version, generations map[string]uint64, suspended map[string]map[KeyID]error, now time.Time) {
 	waits := make([]Wait, 0, len(versions)*len(r.cfg.Tokens))

@@ -12,6 +12,7 @@
 // Everything read here may have been written by somebody hostile. What cannot be decoded is counted and named, a
 // damaged file is [ErrDamaged], and text from etcd is never printed without being made safe first.
 //
-// It depends on envelope, envelope/stored, hint and the types of k8s.io/api and the decoders of k8s.io/apimachinery. A reading is one call, which starts goroutines of its
+// It depends on envelope, envelope/stored, hint and the types of k8s.io/api and the decoders of k8s.io/apimachinery. A
+// reading is one call, which starts goroutines of its
 // own where it says so and waits for them; a [Source] belongs to one reading at a time.
 package evidence

@@ -143,7 +143,8 @@ func offers(api p11.API, slot uint, profile envelope.Profile) (lacks []string, c
 	return lacks, !has(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKF_GENERATE)
 }
 
-// AllowPIN forgets what earlier logins with the PIN that the file holds now came to, so that it is tried once more. For a person who knows that the PIN is right. It fails when the token is not found, and refuses, with
+// AllowPIN forgets what earlier logins with the PIN that the file holds now came to, so that it is tried once more. For a
+// person who knows that the PIN is right. It fails when the token is not found, and refuses, with
 // envelope.ErrPINLocked or envelope.ErrPINRefused, when the token itself says that its PIN is locked or that a wrong one would lock it.
 func AllowPIN(ctx context.Context, common Config, cfg TokenConfig) error {
 	t := Open(common, []TokenConfig{cfg}).tokens[0]

@@ -7,7 +7,8 @@
 // revision in it is under the key. Destruction is forever, so whatever is unclear is a reason against it, and all
 // reasons are told at once.
 //
-// It depends on envelope for key_ids, on evidence for the reports and on evidence/migrate for the outcomes. Functions keep nothing and may be called from any number of goroutines.
+// It depends on envelope for key_ids, on evidence for the reports and on evidence/migrate for the outcomes. Functions keep
+// nothing and may be called from any number of goroutines.
 package gate
 
 import (
@@ -62,7 +63,8 @@ type Case struct {
 	// WrittenRing is the ring that API servers write under, when that of the key is only read. Then File is of a migration that
 	// has shown it of each of them, and Successor is not looked at: the report of that migration was made after that.
 	WrittenRing string
-	// Others are the other key_ids of the ring that the tokens hold, and those of WrittenRing. The etcd of a cluster that uses the ring has something
+	// Others are the other key_ids of the ring that the tokens hold, and those of WrittenRing. The etcd of a cluster that uses
+	// the ring has something
 	// under one of them.
 	Others []string
 	// Cluster is the UID of the cluster that the ring belongs to; empty: the ring is bound to none.

@@ -1,5 +1,6 @@
 // Package manifest turns an object, as the API server serialised it for etcd, into YAML. It depends on k8s.io/api, whose types it
-// knows. They are registered when they are needed and not when the program starts. It keeps nothing else, and may be called from any number of goroutines.
+// knows. They are registered when they are needed and not when the program starts. It keeps nothing else, and may be called
+// from any number of goroutines.
 package manifest
 
 import (

@@ -9,5 +9,6 @@
 // Memory: objects pass through in the pages of the source. What grows with a store is one entry per resource, and the
 // lists of those that failed, which have a limit.
 //
-// It depends on evidence, encconfig, envelope for key_ids, envelope/stored and hint. A run starts goroutines for the rewriting, and has ended when it returns.
+// It depends on evidence, encconfig, envelope for key_ids, envelope/stored and hint. A run starts goroutines for the
+// rewriting, and has ended when it returns.
 package migrate

@@ -242,7 +242,8 @@ func testDeadlines(t *testing.T, s Subject) {
 	}
 }
 
-// testLiveRing is LiveRing, where it can be had: a key that another process makes is served without a restart: by the next reading of the ring, or, where the
+// testLiveRing is LiveRing, where it can be had: a key that another process makes is served without a restart: by the next
+// reading of the ring, or, where the
 // module reads its keys once, when another plugin has used it.
 func testLiveRing(t *testing.T, s Subject) {
 	switch {

@@ -19,7 +19,8 @@
 // Three descriptors: control, lanes and the critical lock.
 //
 // The control socket carries frames: four bytes of length and a JSON message, at most frameLimit bytes. At most maxAsked
-// requests are under way at once, because one may hang; their answers come in any order. Everything that is not an operation of a session goes there (frame.go).
+// requests are under way at once, because one may hang; their answers come in any order. Everything that is not an operation
+// of a session goes there (frame.go).
 //
 // A lane is a pair of pipes for each session, one for requests and one for answers (lane.go, and p11/lane.h for the layout
 // and for why no socket). The program makes them and hands their other ends over on the lanes socket; the worker answers

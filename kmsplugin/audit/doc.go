@@ -34,5 +34,6 @@
 //
 // One writer has the file: it holds flock(2) on it. [Verify] sees by that lock that a file is being written.
 //
-// It depends on envelope for key_ids, and on filelock, ownedfile and hint. Writer documents its lock; Verify and FindKey read files and keep nothing.
+// It depends on envelope for key_ids, and on filelock, ownedfile and hint. Writer documents its lock; Verify and FindKey
+// read files and keep nothing.
 package audit

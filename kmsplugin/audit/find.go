@@ -21,7 +21,8 @@ import (
 const maxFoundLine = 64 << 10
 
 // FindKey looks in the trail at path, and in the files that it was rotated into and that are still beside it, for a
-// request about keyID, or about its outage hold. It returns the first one as "OPERATION at TIME in FILE"; empty: there is none. An empty path, or no
+// request about keyID, or about its outage hold. It returns the first one as "OPERATION at TIME in FILE"; empty: there is
+// none. An empty path, or no
 // file, is no trail. The chain of hashes is not checked. Errors: what cannot be read.
 func FindKey(path, keyID string) (string, error) {
 	if path == "" {

@@ -7,7 +7,8 @@
 // frame, RFC 9113 section 3.4), which a client that means it does within a millisecond; else, where half of all have had no
 // request answered and have none open, the one of those that has been so for longest: between two calls of an API server its
 // connection may be the one that was idle for longest; else the one that has been without an open request for longest; else
-// one whose request has been half-sent for ten seconds. Only when every connection waits for an answer does the newcomer go. When half-sent requests hold too much, one of those connections goes that hold more
+// one whose request has been half-sent for ten seconds. Only when every connection waits for an answer does the newcomer go.
+// When half-sent requests hold too much, one of those connections goes that hold more
 // than their share: the one whose request has been half-sent for longest.
 package limits
 

@@ -30,7 +30,8 @@ const (
 )
 
 // Handler answers /metrics, /livez (live: the process works; the HSM does not count), /readyz (ready: Status would be
-// ok; readable: every read ring can be used; hold: on what the plugin lives while the HSM is away, "" while it is not). The health checks answer in fixed words: the client was not checked.
+// ok; readable: every read ring can be used; hold: on what the plugin lives while the HSM is away, "" while it is not). The
+// health checks answer in fixed words: the client was not checked.
 func (m *Metrics) Handler(live, ready, readable func() bool, hold func() string) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", Exposition(m.registry))

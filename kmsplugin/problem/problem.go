@@ -1,5 +1,6 @@
 // Package problem is the one place that says what an error means outside the process: the gRPC code, the fixed words
-// that a peer may read, the hint for the person who has to repair it, and whether writes must stop at once. Words never hold a path, a slot, a label or a cause: peers get no more than the class of a failure,
+// that a peer may read, the hint for the person who has to repair it, and whether writes must stop at once. Words never hold
+// a path, a slot, a label or a cause: peers get no more than the class of a failure,
 // and the same words for the same class everywhere. The cause goes to our own log.
 //
 // It depends on envelope for the errors, and on hint. It is a table without state, for any number of goroutines.

@@ -23,7 +23,8 @@ type guarded struct {
 	methods map[string]*ast.FuncDecl
 }
 
-// TestLocks finds a struct that has a lock and does not say what for, and methods that use a field without its lock: neither do they lock mu, nor do they say that it is held. It does
+// TestLocks finds a struct that has a lock and does not say what for, and methods that use a field without its lock: neither
+// do they lock mu, nor do they say that it is held. It does
 // not see an unlock that comes too early, or another path to the field; the race detector is for those.
 func TestLocks(t *testing.T) {
 	t.Parallel()

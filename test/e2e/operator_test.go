@@ -50,7 +50,8 @@ func newOperator(t *testing.T, p *plane, n *node, book *runbook) *operator {
 		t.Fatal(err)
 	}
 	text = bytes.Replace(text, []byte(n.token.Module), []byte(o.faults.Path()), 1)
-	// ACTIVATE_IN and --settle shorten the waits, the ring is bound to no cluster, HOLE is an etcd that does not answer: nothing else of a command is changed.
+	// ACTIVATE_IN and --settle shorten the waits, the ring is bound to no cluster, HOLE is an etcd that does not answer:
+	// nothing else of a command is changed.
 	script := fmt.Sprintf(`#!/bin/bash
 args=("$@")
 case "$1 $2" in

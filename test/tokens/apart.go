@@ -19,7 +19,8 @@ const apartMark = "HSM_KMS_TEST_APART"
 //		return
 //	}
 //
-// In a short run the test is skipped. The other process is killed when this one ends. As root on Linux it has mount, IPC and PID namespaces of its own, so
+// In a short run the test is skipped. The other process is killed when this one ends. As root on Linux it has mount, IPC and
+// PID namespaces of its own, so
 // that whatever it starts ends with it.
 func Apart(t *testing.T) bool {
 	t.Helper()

@@ -22,9 +22,14 @@ func TestSmall(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("building the benchmark: %v: %s", err, out)
 	}
-	out, err := exec.CommandContext(t.Context(), program, "-bin", bin, "-objects", "3001", "-deks", "23", "-keys", "3", "-rounds", "1", "-migrate", "150",
-		"-out", t.TempDir()).CombinedOutput()
-	if err != nil || strings.Count(string(out), "PASS")+strings.Count(string(out), "MISS") != 9 {
-		t.Errorf("%v:\n%s", err, out)
+	for _, test := range []struct {
+		judged int // lines
+		args   []string
+	}{{9, []string{"-objects", "3001", "-migrate", "150"}}, {4, []string{"-curve", "600,3001"}}} {
+		args := append(test.args, "-bin", bin, "-deks", "23", "-keys", "3", "-rounds", "1", "-out", t.TempDir())
+		out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
+		if err != nil || strings.Count(string(out), "PASS")+strings.Count(string(out), "MISS") != test.judged {
+			t.Errorf("%v: %v:\n%s", test.args, err, out)
+		}
 	}
 }

@@ -43,8 +43,10 @@ func (w *rig) value(i int, data []byte) ([]byte, error) {
 	return w.deks[i%len(w.deks)].Value(key(i), plain)
 }
 
-// fill writes the Secrets to etcd, from twice as many goroutines as there are CPUs.
-func (w *rig) fill(ctx context.Context) error {
+func (w *rig) fillAll(ctx context.Context) error { return w.fill(ctx, 0, w.options.objects) }
+
+// fill writes the Secrets from one number to another to etcd, from twice as many goroutines as there are CPUs.
+func (w *rig) fill(ctx context.Context, from, to int) error {
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -54,16 +56,16 @@ func (w *rig) fill(ctx context.Context) error {
 	for range 2 * runtime.GOMAXPROCS(0) {
 		writers.Go(func() {
 			for first := range firsts {
-				if err := w.put(ctx, w.client, first, min(first+batch, w.options.objects), data); err != nil {
+				if err := w.put(ctx, w.client, first, min(first+batch, to), data); err != nil {
 					cancel(err)
 				}
 			}
 		})
 	}
-	for first := 0; first < w.options.objects && ctx.Err() == nil; first += batch {
+	for first := from; first < to && ctx.Err() == nil; first += batch {
 		firsts <- first
-		if first%100_000 == 0 && first > 0 {
-			tell("%d of %d Secrets written, %s", first, w.options.objects, time.Since(began).Round(time.Second))
+		if done := first - from; done%100_000 == 0 && done > 0 {
+			tell("%d of %d Secrets written, %s", first, to, time.Since(began).Round(time.Second))
 		}
 	}
 	close(firsts)
@@ -71,7 +73,8 @@ func (w *rig) fill(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("filling etcd: %w", context.Cause(ctx))
 	}
-	tell("%d Secrets written, %s", w.options.objects, time.Since(began).Round(time.Second))
+	took := time.Since(began)
+	tell("%d Secrets written, %s, %.0f per second", to, took.Round(time.Second), float64(to-from)/took.Seconds())
 	return nil
 }
 

@@ -6,7 +6,8 @@
 // time is a user's and its memory is the kernel's figure (the largest resident set). Machines differ, so each time is
 // told as a ratio to a bare measure taken beside it: reading the same range from etcd in pages of the same size,
 // etcdutl's own look at the same file, decrypting the same values on all CPUs. The range is also read in several parts at once:
-// whether etcd gives more that way depends on the machine. etcd migrate is measured with an API server.
+// whether etcd gives more that way depends on the machine. etcd migrate is measured with an API server. -curve measures etcd
+// report and etcd verify while one store grows, and nothing else.
 package main
 
 import (
@@ -16,6 +17,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
@@ -27,6 +31,7 @@ type options struct {
 	measure.Flags
 	dir     string
 	objects int
+	curve   []int // objects of each step, increasing; none: objects, and everything is measured
 	keys    int
 	deks    int
 	size    int
@@ -49,6 +54,7 @@ func run() error {
 	o.Register()
 	flag.StringVar(&o.dir, "dir", "", "a `folder` with room for five times the store (default: a temporary one)")
 	flag.IntVar(&o.objects, "objects", 1_000_000, "how many Secrets")
+	flag.Func("curve", "numbers of Secrets, such as `100000,1000000`: measure etcd report and verify over each, in one store that grows", o.setCurve)
 	flag.IntVar(&o.keys, "keys", 5, "over how many keys of the ring")
 	flag.IntVar(&o.deks, "deks", 2000, "and how many DEKs in all")
 	flag.IntVar(&o.size, "size", 1000, "bytes of data in each Secret")
@@ -69,6 +75,21 @@ func run() error {
 	return measureAll(ctx, o)
 }
 
+func (o *options) setCurve(text string) error {
+	for field := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return err
+		}
+		o.curve = append(o.curve, n)
+	}
+	if !slices.IsSorted(o.curve) || o.curve[0] < 1 {
+		return errors.New("the numbers must be positive and increase")
+	}
+	o.objects = o.curve[len(o.curve)-1]
+	return nil
+}
+
 func measureAll(ctx context.Context, o *options) (err error) {
 	if err := o.Prepare(); err != nil {
 		return err
@@ -83,7 +104,11 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	}
 	w := &rig{options: o, programs: programs, dir: dir}
 	defer func() { err = errors.Join(err, w.close()) }()
-	for _, step := range []func(context.Context) error{w.start, w.makeDEKs, w.fill, w.live, w.snapshot, w.migration} {
+	steps := []func(context.Context) error{w.start, w.makeDEKs, w.fillAll, w.live, w.snapshot, w.migration}
+	if len(o.curve) > 0 {
+		steps = []func(context.Context) error{w.start, w.makeDEKs, w.curve}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -91,7 +116,11 @@ func measureAll(ctx context.Context, o *options) (err error) {
 	if err := w.table(os.Stdout, ""); err != nil {
 		return err
 	}
-	path, err := measure.Save(o.Out, latestFile, previousFile, w.save)
+	files := [...]string{latestFile, previousFile}
+	if len(o.curve) > 0 {
+		files = [...]string{"curve-" + latestFile, "curve-" + previousFile}
+	}
+	path, err := measure.Save(o.Out, files[0], files[1], w.save)
 	if err != nil {
 		return err
 	}

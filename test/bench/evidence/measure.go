@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,10 +25,11 @@ import (
 
 // result is one line of the table.
 type result struct {
-	name string
-	took time.Duration // median
-	peak int64         // largest resident set of the process in bytes; 0: not a process
-	bare time.Duration // what it is compared with; 0: nothing
+	name    string
+	took    time.Duration // median
+	peak    int64         // largest resident set of the process in bytes; 0: not a process
+	bare    time.Duration // what it is compared with; 0: nothing
+	objects int           // 0: all that there are at the end
 }
 
 // memoryGoal bounds the resident set of a command, in MiB.
@@ -145,13 +147,13 @@ func (w *rig) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.complete(report.out); err != nil {
+	if err := w.complete(report.out, w.options.objects); err != nil {
 		return err
 	}
 	w.results = append(w.results,
 		result{name: "bare paged read", took: bare.took, peak: bare.peak},
 		result{name: fmt.Sprintf("the same in %d ranges at once", several), took: together.took, peak: together.peak, bare: bare.took})
-	w.judge(result{"etcd report", report.took, report.peak, bare.took}, "a bare paged read", 1)
+	w.judge(result{name: "etcd report", took: report.took, peak: report.peak, bare: bare.took}, "a bare paged read", 1)
 	verify, cpu, err := median(w.options.rounds,
 		func() (spent, error) { return w.etcdCommand(ctx, "verify", "--endpoints", w.url) },
 		func() (spent, error) { return w.bareDecrypt(ctx) })
@@ -160,7 +162,40 @@ func (w *rig) live(ctx context.Context) error {
 	}
 	both := bare.took + cpu.took
 	w.results = append(w.results, result{name: "bare decryption on all CPUs", took: cpu.took})
-	w.judge(result{"etcd verify", verify.took, verify.peak, both}, "(a bare paged read and bare decryption)", 1.3)
+	w.judge(result{name: "etcd verify", took: verify.took, peak: verify.peak, bare: both}, "(a bare paged read and bare decryption)", 1.3)
+	return nil
+}
+
+// curve measures against an etcd that grows. There is no bare reading beside it: what etcd counts for one grows with the square
+// of the objects.
+func (w *rig) curve(ctx context.Context) error {
+	filled := 0
+	for _, objects := range w.options.curve {
+		if err := w.fill(ctx, filled, objects); err != nil {
+			return err
+		}
+		filled = objects
+		if status, err := w.client.Status(ctx, w.url); err == nil {
+			tell("the database has %d MiB", status.DbSize>>20)
+		}
+		for _, command := range []string{"report", "verify"} {
+			run, _, err := median(w.options.rounds,
+				func() (spent, error) { return w.etcdCommand(ctx, command, "--endpoints", w.url) },
+				func() (spent, error) { return spent{}, nil })
+			if err != nil {
+				return err
+			}
+			if command == "report" {
+				if err := w.complete(run.out, objects); err != nil {
+					return err
+				}
+			}
+			name := fmt.Sprintf("etcd %s, %d objects", command, objects)
+			tell("%s: %s", name, run.took.Round(time.Millisecond))
+			w.results = append(w.results, result{name: name, took: run.took, peak: run.peak, objects: objects})
+			w.Figure(name+", memory", mib(run.peak), "MiB", measure.Below(memoryGoal))
+		}
+	}
 	return nil
 }
 
@@ -181,11 +216,11 @@ func (w *rig) snapshot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.complete(report.out); err != nil {
+	if err := w.complete(report.out, w.options.objects); err != nil {
 		return err
 	}
 	w.results = append(w.results, result{name: "etcdutl snapshot status", took: bare.took, peak: bare.peak})
-	w.judge(result{"etcd report --snapshot", report.took, report.peak, bare.took}, "etcdutl snapshot status", 1.3)
+	w.judge(result{name: "etcd report --snapshot", took: report.took, peak: report.peak, bare: bare.took}, "etcdutl snapshot status", 1.3)
 	for _, c := range []struct {
 		name string
 		args []string
@@ -205,7 +240,7 @@ func (w *rig) snapshot(ctx context.Context) error {
 }
 
 // complete checks that a report saw everything.
-func (w *rig) complete(out []byte) error {
+func (w *rig) complete(out []byte, objects int) error {
 	var report struct {
 		Objects   int64
 		Resources []struct {
@@ -222,7 +257,7 @@ func (w *rig) complete(out []byte) error {
 			deks += k.DEKs
 		}
 	}
-	if report.Objects != int64(w.options.objects) || deks != int64(min(w.options.deks, w.options.objects)) || len(report.Resources[0].Keys) != w.options.keys {
+	if report.Objects != int64(objects) || deks != int64(min(w.options.deks, objects)) || len(report.Resources) == 0 || len(report.Resources[0].Keys) > w.options.keys {
 		return fmt.Errorf("the report tells of %d objects and %d DEKs: %s", report.Objects, deks, out)
 	}
 	return nil
@@ -283,7 +318,7 @@ func (w *rig) table(to io.Writer, prefix string) error {
 		if r.peak > 0 {
 			peak = fmt.Sprintf("%.0f", mib(r.peak))
 		}
-		rows = append(rows, []string{r.name, fmt.Sprintf("%.2f", r.took.Seconds()), fmt.Sprintf("%.0f", float64(w.options.objects)/r.took.Seconds()), peak, ratio})
+		rows = append(rows, []string{r.name, fmt.Sprintf("%.2f", r.took.Seconds()), fmt.Sprintf("%.0f", float64(cmp.Or(r.objects, w.options.objects))/r.took.Seconds()), peak, ratio})
 	}
 	measure.Section(&text, "", rows)
 	w.Judged(&text)

@@ -69,7 +69,9 @@ func (w *rig) start(ctx context.Context) error {
 	w.etcd, err = proc.Start(proc.Spec{
 		Name: "etcd", Path: w.programs.Path("etcd"), Log: filepath.Join(w.dir, "etcd.log"),
 		Args: []string{
-			"--data-dir=" + filepath.Join(w.dir, "etcd"), "--log-level=error", "--unsafe-no-fsync", "--quota-backend-bytes=17179869184",
+			"--data-dir=" + filepath.Join(w.dir, "etcd"), "--log-level=error",
+			"--snapshot-count=100", "--snapshot-catchup-entries=10", // a batch is large, and etcd keeps the last ones in memory
+			"--unsafe-no-fsync", "--quota-backend-bytes=17179869184",
 			"--max-txn-ops=1000", "--max-request-bytes=10485760", "--listen-client-urls=" + w.url, "--advertise-client-urls=" + w.url,
 			"--listen-peer-urls=http://" + peer, "--initial-advertise-peer-urls=http://" + peer, "--initial-cluster=default=http://" + peer,
 		},

@@ -107,19 +107,3 @@ func (s *subject) mixed(ctx context.Context, call int) error {
 	}
 	return s.client.decrypt(ctx, request)
 }
-
-// startUp starts the plugin again and again, and tells the median from the start of the process to the first Status
-// that is ok.
-func startUp(ctx context.Context, s *subject, t *table) error {
-	const starts = 9
-	var took []float64
-	for range starts {
-		d, err := s.restart(ctx)
-		if err != nil {
-			return err
-		}
-		took = append(took, milliseconds(d))
-	}
-	t.Figure("start to first answer, SoftHSM, "+s.profile, measure.Median(took), "ms", measure.Below(300))
-	return nil
-}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # benchstat.sh FOLDER compares the ratios of the last run of `make bench` with those of the one before: a difference that
-# may be noise is shown as "~". Below are the figures of which a run has one value: both values, and no judgement. Without an earlier run there is nothing to compare; without benchstat, which is fetched
-# once, that is said, and is no failure.
+# may be noise is shown as "~". Below are the figures of which a run has one value: both values, and no judgement. Without
+# an earlier run there is nothing to compare; without benchstat, which is fetched once, that is said, and is no failure.
 set -uo pipefail
 GO=${GO:-go}
 tool=("$GO" tool -modfile=test/tools/benchstat/go.mod benchstat)
@@ -15,5 +15,9 @@ if ! "${tool[@]}" -filter '.name:KMS /who:plugin /delay:0s .unit:(p50-ratio OR r
 	-table /who -row /profile,/op,/clients previous="$previous" latest="$latest"; then
 	echo "NOT compared: benchstat cannot be had or run here"
 fi
-"${tool[@]}" -filter '.name:Figure' previous="$previous" latest="$latest" | grep Figure/
+echo
+echo "figures of which a run has one value: before, and now:"
+echo
+"${tool[@]}" -filter '.name:Figure' previous="$previous" latest="$latest" |
+	sed -n 's/ ± ∞ ¹//g; s/ *~ (p=.*$//; s/^Figure\///p'
 echo "all rounds: ${tool[*]} $previous $latest"

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -58,6 +57,7 @@ import (
 //
 // In MESSAGE and PATTERN, $NAME is the environment's; in MESSAGE and HINT, … stands for anything.
 func TestScripts(t *testing.T) {
+	manyProcesses(t)
 	t.Parallel()
 	module, err := softhsm.Module()
 	if err != nil {
@@ -94,33 +94,15 @@ func TestMain(m *testing.M) {
 type tests struct{ *testing.M }
 
 // Run implements testscript.TestingM.
-func (t tests) Run() int {
-	flag.Parse()
-	if testing.Short() && testworker.RaceEnabled {
-		if err := withoutRace(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	return testworker.Run(t.M)
-}
+func (t tests) Run() int { return testworker.Run(t.M) }
 
-// withoutRace has the scripts of a short run use programs without the race detector, in the place of those that testscript
-// made of this binary. A script starts hundreds of processes, each with a worker or two; with the detector they are four fifths
-// of what the tests of this package cost. A run that is not short keeps it.
-func withoutRace() error {
-	program, err := exec.LookPath("hsm-kms")
-	if err != nil {
-		return err
+// manyProcesses leaves out, in a short run with the race detector, a test that starts hundreds of processes, each with a worker
+// or two: make unit runs it without the detector, which is four fifths of what it costs.
+func manyProcesses(t *testing.T) {
+	t.Helper()
+	if testing.Short() && testworker.RaceEnabled {
+		t.Skip("make unit runs it without the race detector, make test with it")
 	}
-	other := filepath.Join(filepath.Dir(program), "plant")
-	if err := errors.Join(os.Remove(program), os.Remove(other)); err != nil {
-		return err
-	}
-	if out, err := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", program, ".").CombinedOutput(); err != nil {
-		return fmt.Errorf("building the programs of the scripts: %w: %s", err, out)
-	}
-	return os.Link(program, other)
 }
 
 // transcribed is main, with all output and the exit code kept beside for the script.

@@ -197,7 +197,11 @@ func TestExploreTheRing(t *testing.T) {
 func TestExploreBrokenRings(t *testing.T) {
 	t.Parallel()
 	for name, b := range map[string]flaw{"forgets": {forgets: true}, "hurries": {hurries: true}} {
-		if _, wrong := explore(t.Context(), 3, b); wrong == "" {
+		wrong := ""
+		for depth := 1; wrong == "" && depth <= 3; depth++ { // the fewest events show it best, and are found first
+			_, wrong = explore(t.Context(), depth, b)
+		}
+		if wrong == "" {
 			t.Errorf("a ring that %s: nothing was found", name)
 		} else {
 			t.Logf("a ring that %s: %s", name, wrong)

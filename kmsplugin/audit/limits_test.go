@@ -48,7 +48,7 @@ func TestOpenRefuses(t *testing.T) {
 		"no folder":      {func(p string) error { return os.Remove(filepath.Dir(p)) }, "no such file"},
 		"another's file": {func(p string) error { return os.WriteFile(p, []byte("root:x:0:0\n"), 0o600) }, "holds no record"},
 		"long and no record": {func(p string) error {
-			return os.WriteFile(p, bytes.Repeat([]byte("{\"time\":\"\n"), maxTail/8), 0o600)
+			return os.WriteFile(p, bytes.Repeat([]byte("{\"time\":\""+strings.Repeat("x", 100)+"\n"), maxTail/100), 0o600)
 		}, "no record in its last"},
 	} {
 		t.Run(name, func(t *testing.T) {

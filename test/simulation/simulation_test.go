@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	switch {
 	case given:
 	case testing.Short():
-		_ = flag.Set("rapid.checks", "5")
+		_ = flag.Set("rapid.checks", "2")
 	default:
 		_ = flag.Set("rapid.checks", "25")
 	}

@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsm-kms/hsm-kms/test/bench/measure"
@@ -75,4 +78,39 @@ func TestResultsAreForPeopleAndForBenchstat(t *testing.T) {
 			t.Errorf("%d times %q, want %d", got, want, times)
 		}
 	}
+}
+
+// Those who ask count what fails, and the longest time in which nobody had an answer, that which goes on now included. A request
+// that is cut short by the end is no failure.
+func TestOutageIsCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := &asking{good: make([]int, 2), last: time.Now()}
+		ended, end := context.WithCancel(t.Context())
+		end()
+		broken := errors.New("broken")
+		for _, one := range []struct {
+			ctx   context.Context
+			after time.Duration
+			err   error
+		}{
+			{t.Context(), 300 * time.Millisecond, broken}, {t.Context(), 100 * time.Millisecond, nil}, {t.Context(), 50 * time.Millisecond, nil},
+			{ended, 0, broken},
+		} {
+			time.Sleep(one.after)
+			if got := a.note(one.ctx, 1, one.err); got != (one.err == nil) {
+				t.Errorf("%v: %t", one.err, got)
+			}
+		}
+		if got, want := a.look(), (outage{400 * time.Millisecond, 1, broken}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		time.Sleep(time.Second)
+		if got, want := a.look(), (outage{Longest: time.Second}); got != want {
+			t.Errorf("afterwards %+v, want %+v", got, want)
+		}
+		if a.good[0] != 0 || a.good[1] != 2 {
+			t.Errorf("answers: %v", a.good)
+		}
+	})
 }

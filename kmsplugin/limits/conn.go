@@ -50,10 +50,14 @@ type request struct {
 
 func newConn(raw net.Conn, l *Listener) *conn {
 	c := &conn{Conn: raw, reader: raw, writer: raw, listener: l, in: frames{skip: prefaceSize}, requests: map[uint32]request{}, idle: time.Now()}
-	if r, err := nonblock.NewReader(c); err == nil {
+	socket, ok := raw.(*net.UnixConn)
+	if !ok { // its descriptor, if it has one, need not be what carries its bytes
+		return c
+	}
+	if r, err := nonblock.NewReader(socket); err == nil {
 		c.reader = r
 	}
-	if w, err := nonblock.NewWriter(c); err == nil {
+	if w, err := nonblock.NewWriter(socket); err == nil {
 		c.writer = w
 	}
 	return c

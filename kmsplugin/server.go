@@ -81,15 +81,12 @@ func (p *Plugin) Run(ctx context.Context, lis net.Listener) error {
 // dropped counts each connection that had to go, and logs those that had come to ask, with pauses.
 func (p *Plugin) dropped() func(net.Conn, limits.Reason) {
 	pace := &throttle.Throttle{Interval: dropLogInterval, Longest: dropLogLongest}
-	var mu sync.Mutex
 	return func(c net.Conn, why limits.Reason) {
 		p.options.Metrics.ConnectionDropped()
 		if why == limits.Unfinished {
 			return
 		}
-		mu.Lock()
 		pass, skipped := pace.Allow(time.Now())
-		mu.Unlock()
 		if !pass {
 			return
 		}

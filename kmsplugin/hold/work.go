@@ -124,7 +124,7 @@ func (h *Hold) deriveOne(ctx context.Context, id envelope.KeyID, day envelope.Da
 
 // together does f for 0 to n-1, a few at once, until one reports false or the HSM may not be asked any more.
 func (h *Hold) together(ctx context.Context, n int, f func(i int) bool) {
-	var mu sync.Mutex
+	var mu sync.Mutex // guards next
 	next := 0
 	take := func() (i int, ok bool) {
 		mu.Lock()
@@ -153,7 +153,7 @@ func (h *Hold) together(ctx context.Context, n int, f func(i int) bool) {
 
 // fill opens the listed DEKs that are not held. One that is not authentic is taken off the list: no API server gets it either.
 func (h *Hold) fill(ctx context.Context) {
-	var mu sync.Mutex
+	var mu sync.Mutex                 // guards skip, forgotten and progress
 	skip := map[envelope.KeyID]bool{} // keys that the HSM cannot use
 	forgotten := 0
 	for h.mayWork(ctx) {

@@ -172,7 +172,7 @@ func (m *Metrics) ObserveTokens(rings map[string][]envelope.Token) {
 		starts     = c.describe("worker_starts_total", "Worker processes started for the token.", "token")
 		deaths     = c.describe("worker_deaths_total", "Worker processes of the token that ended by themselves.", "token")
 	)
-	var mu sync.Mutex
+	var mu sync.Mutex              // guards highest
 	highest := map[string]uint64{} // generation, by token
 	more := func(ch chan<- prometheus.Metric, t envelope.Token) {
 		name := t.Name()

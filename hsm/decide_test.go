@@ -133,14 +133,12 @@ func ringOf(names ...string) *table {
 func TestDecisions(t *testing.T) {
 	t.Parallel()
 	three := map[p11.Object]string{1: "a", 2: "b", 3: "c"}
-	any := []p11.RV{pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_USER_NOT_LOGGED_IN,
-		pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_GENERAL_ERROR, 0x8000001A}
 	for name, c := range map[string]struct {
 		ring  []string
 		token fakeToken
 		key   string // that is suspected
 		avoid string
-		codes []p11.RV // of the error; nil: any
+		codes []p11.RV // of the error; nil: KeyErrors
 		want  reaction
 		found verdict
 		at    p11.Object
@@ -189,7 +187,7 @@ func TestDecisions(t *testing.T) {
 			}
 			codes := c.codes
 			if codes == nil {
-				codes = any
+				codes = KeyErrors
 			}
 			for _, rv := range codes {
 				if got := react(classOf(errorOf(rv)), found.verdict); got != c.want {

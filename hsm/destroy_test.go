@@ -26,7 +26,7 @@ func (b *bench) holds(id envelope.KeyID) (held bool) {
 // A sequence that was abandoned before it destroyed anything never does: its caller was told that the key is kept.
 func TestDestroyAbandonedBefore(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, nil)
+	b := newBench(t, impatient)
 	b.generate(time.Now().Add(time.Hour))
 	b.start()
 	id := b.ring.Advance().Versions[1].ID

@@ -156,7 +156,7 @@ func TestFailover(t *testing.T) {
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, 2, nil)
+			f := newFleet(t, 2, impatient)
 			f.start()
 			id := f.current()
 			f.servedBy(id, 0)
@@ -188,7 +188,7 @@ func TestFailover(t *testing.T) {
 // A caller that gives no deadline is served too, and one that no token can serve is not kept.
 func TestFailoverWithoutDeadline(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 3, nil)
+	f := newFleet(t, 3, impatient)
 	f.start()
 	id := f.current()
 	releases := []func(){f.modules[0].HangAll(), f.modules[1].HangAll()}

@@ -17,7 +17,7 @@ func TestHang(t *testing.T) {
 	for _, function := range []string{"C_EncryptInit", "C_Encrypt", "C_OpenSession", "C_CloseSession"} {
 		t.Run(function, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, nil).start()
+			b := newBench(t, impatient).start()
 			id := b.current()
 			logins := b.module.Calls("C_Login")
 			if function == "C_CloseSession" {
@@ -103,7 +103,10 @@ func TestCallersDeadline(t *testing.T) {
 // More callers than may wait are refused at once.
 func TestTooManyWaiting(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, func(c *hsm.Config, _ *hsm.TokenConfig) { c.MaxWaiting = 4 }).start()
+	b := newBench(t, func(c *hsm.Config, cfg *hsm.TokenConfig) {
+		impatient(c, cfg)
+		c.MaxWaiting = 4
+	}).start()
 	id := b.current()
 	release := b.module.Hang("C_Encrypt")
 	defer release()

@@ -13,6 +13,7 @@ import (
 	"github.com/hsm-kms/hsm-kms/hsm"
 	"github.com/hsm-kms/hsm-kms/test/faultp11"
 	"github.com/hsm-kms/hsm-kms/test/softhsm"
+	"github.com/hsm-kms/hsm-kms/test/testworker"
 )
 
 const ringName = "kube-secrets"
@@ -44,13 +45,13 @@ func newBench(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) *bench {
 	}
 	b := &bench{t: t, token: token, log: &logLines{}}
 	b.module = faultp11.New(t, b.token.Module, faultp11.Options{SoftHSMConf: b.token.Conf()})
-	b.common = hsm.Config{
+	b.common = hsm.WithWorkerProgram(hsm.Config{
 		Ring: ringName, Profile: envelope.AESGCM, StateDir: t.TempDir(),
 		Log: slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}
+	}, made.worker)
 	b.cfg = hsm.TokenConfig{
 		Name: "hsm-a", Module: b.module.Path(), Label: "k8s", PINFile: b.token.PINFile,
-		MaxSessions: 8, CallTimeout: 500 * time.Millisecond,
+		MaxSessions: 8, CallTimeout: 5 * time.Second, // slow is no error, and a busy machine is slow
 	}
 	if change != nil {
 		change(&b.common, &b.cfg)
@@ -66,6 +67,7 @@ func newBench(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) *bench {
 // tokens are what every bench gets a copy of: to initialise a token and to make a key on it starts four processes.
 type tokens struct {
 	dir            string
+	worker         string         // the program of the workers; empty: the test binary
 	empty, withKey *softhsm.Token // the same token, without a key and with the first of ringName for profile aes-gcm
 }
 
@@ -75,6 +77,11 @@ var madeTokens = sync.OnceValues(func() (made tokens, err error) {
 		return made, err
 	}
 	ctx := context.Background()
+	if testing.Short() && testworker.RaceEnabled {
+		if made.worker, err = testworker.Plain(made.dir); err != nil {
+			return made, err
+		}
+	}
 	if made.empty, err = softhsm.New(ctx, filepath.Join(made.dir, "empty"), "k8s", ""); err != nil {
 		return made, err
 	}
@@ -86,13 +93,16 @@ var madeTokens = sync.OnceValues(func() (made tokens, err error) {
 		return made, err
 	}
 	_, err = hsm.Generate(ctx,
-		hsm.Config{Ring: ringName, Profile: envelope.AESGCM, StateDir: made.dir, Log: slog.New(slog.DiscardHandler)},
+		hsm.WithWorkerProgram(hsm.Config{Ring: ringName, Profile: envelope.AESGCM, StateDir: made.dir, Log: slog.New(slog.DiscardHandler)}, made.worker),
 		hsm.TokenConfig{
 			Name: "hsm-a", Module: made.empty.Module, Label: "k8s", PINFile: made.withKey.PINFile, MaxSessions: 8, CallTimeout: 20 * time.Second,
 			Env: map[string]string{"SOFTHSM2_CONF": made.withKey.Conf()},
 		}, id)
 	return made, err
 })
+
+// impatient has a short callTimeout, for tests in which calls hang.
+func impatient(_ *hsm.Config, cfg *hsm.TokenConfig) { cfg.CallTimeout = 500 * time.Millisecond }
 
 // generate adds a version to the ring.
 func (b *bench) generate(activation time.Time) []byte {

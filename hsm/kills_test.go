@@ -30,7 +30,7 @@ func TestRandomKills(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f := newFleet(t, 3, nil)
+	f := newFleet(t, 3, impatient)
 	f.start()
 	id := f.current()
 	ctx, cancel := context.WithTimeout(t.Context(), length)

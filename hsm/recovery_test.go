@@ -416,3 +416,63 @@ func TestFirstReading(t *testing.T) {
 		}
 	})
 }
+
+// One key that cannot be used, whatever the token says to it: it is suspended and the others are served, nothing is connected
+// again, and the key is served again when it can be used.
+func TestSuspension(t *testing.T) {
+	t.Parallel()
+	for _, rv := range KeyErrors {
+		t.Run(rv.String(), func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, 4, nil, func(r *rig) {
+				r.connect()
+				good, bad := r.id, r.idOf(r.keys[1])
+				r.hsm.set(func(c fakeCall) fakeFault {
+					if c.key == r.keys[1] && (c.function == "C_Encrypt" || c.function == "C_Decrypt") {
+						return fakeFault{rv: rv}
+					}
+					return fakeFault{}
+				})
+				r.id = bad
+				if err := r.encrypt(); !errors.Is(err, envelope.ErrUnavailable) || !errors.Is(err, envelope.ErrKeySuspended) {
+					r.t.Errorf("encrypting with the bad key: %v", err)
+				}
+				r.id = good
+				if err := r.encrypt(); err != nil {
+					r.t.Errorf("encrypting with another: %v", err)
+				}
+				if keys, err := r.set.Keys(r.ctx); err != nil || len(keys) != len(r.keys) {
+					r.t.Errorf("reading the ring: %d keys, %v", len(keys), err)
+				}
+				if suspended := r.token.Suspended(); len(suspended) != 1 || suspended[bad] == nil {
+					r.t.Errorf("suspended: %v", suspended)
+				}
+				r.hsm.set(nil)
+				time.Sleep(3 * firstSuspension)
+				r.id = bad
+				if err := r.encrypt(); err != nil {
+					r.t.Errorf("encrypting with the key that can be used again: %v", err)
+				}
+				if n := r.set.Generation(); n != 1 {
+					r.t.Errorf("generation %d", n)
+				}
+				r.wantWorkers(1, 1)
+			})
+		})
+	}
+}
+
+// idOf is the key_id of an object.
+func (r *rig) idOf(object p11.Object) envelope.KeyID {
+	r.t.Helper()
+	keys, err := r.set.Keys(r.ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.hsm.mu.Lock()
+	defer r.hsm.mu.Unlock()
+	i := slices.IndexFunc(keys, func(k envelope.Key) bool {
+		return slices.Equal(k.CKAID, r.hsm.keys[object].attributes[pkcs11.CKA_ID])
+	})
+	return keys[i].ID
+}

@@ -3,7 +3,7 @@
 //
 // # Processes
 //
-// A worker is the same program, started through /proc/self/exe with the argument Command. Start starts one and returns
+// A worker is the same program, started through /proc/self/exe with the argument Command; tests may name another one. Start starts one and returns
 // the Client, which is p11.API over sockets and pipes; Main is the worker's side. The worker is hardened before it loads the
 // library: no core file and no debugger, memory locked where that is allowed, SIGTERM, SIGINT, SIGHUP and SIGPIPE
 // ignored, a process group of its own, standard output joined to standard error. It refuses to run when it inherited a

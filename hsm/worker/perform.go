@@ -95,7 +95,7 @@ func (s *server) perform(library *p11.Library, q *request, a *answer) (err error
 
 // load is the first request.
 func (s *server) load(q *request) error {
-	build, err := buildID()
+	build, err := buildID(programPath())
 	switch {
 	case err != nil:
 		return err
@@ -168,11 +168,11 @@ func (s *server) underLock(f func() error) error {
 	return err
 }
 
-// buildID identifies this program's file. Both processes must run the same one, because the protocol has no version.
-func buildID() (string, error) {
+// buildID identifies a program's file. The worker must run the one that was started, because the protocol has no version.
+func buildID(path string) (string, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(programPath(), &st); err != nil {
-		return "", fmt.Errorf("looking at this program's file: %w", err)
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("looking at the worker's program: %w", err)
 	}
 	return fmt.Sprintf("%d-%d-%d-%d", st.Dev, st.Ino, st.Size, st.Mtim.Nano()), nil
 }

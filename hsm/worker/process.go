@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ const (
 // Config says which library a worker loads, and for whom.
 type Config struct {
 	Token          string // its name in the configuration
+	Program        string // path of the program that is the worker; empty: this one
 	Module         string // path of the library
 	Reserved       string // pReserved of C_Initialize
 	Environment    []string
@@ -83,7 +85,7 @@ func Start(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("starting a worker for the PKCS#11 module: %w", err)
 	}
 	c := &Client{process: p}
-	build, err := buildID()
+	build, err := buildID(cmp.Or(cfg.Program, programPath()))
 	if err == nil {
 		_, err = c.For(ctx, cfg.ConnectTimeout).ask(request{header: header{Operation: opLoad}, Load: &loading{
 			Build: build, Module: cfg.Module, Reserved: cfg.Reserved, ConnectTimeout: cfg.ConnectTimeout,
@@ -122,7 +124,7 @@ func spawn(cfg Config) (*process, error) {
 	p := &process{
 		cfg: cfg, control: control, lanes: lanes, critical: critical,
 		cmd: &exec.Cmd{
-			Path: programPath(), Args: []string{os.Args[0], Command, cfg.Token}, Env: cfg.Environment,
+			Path: cmp.Or(cfg.Program, programPath()), Args: []string{os.Args[0], Command, cfg.Token}, Env: cfg.Environment,
 			Stdout: outputEnd, Stderr: outputEnd, ExtraFiles: []*os.File{controlEnd, lanesEnd, critical},
 			SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 		},

@@ -179,6 +179,7 @@ func (m *maker) connect(ctx context.Context, slot uint, info pkcs11.TokenInfo) e
 	m.gen.table.Store(m.before.table)
 	m.t.worker = m.worker
 	m.t.change(func() { m.t.gen = m.gen }) // for the look afterwards
+	m.t.noteView()                         // or another worker would be connected at once, to compare views
 	return nil
 }
 

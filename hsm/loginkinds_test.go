@@ -39,11 +39,13 @@ func padBench(t *testing.T, change func(*hsm.Config, *hsm.TokenConfig)) (b *benc
 	return b, entered
 }
 
-// A token with a PIN pad is used, and keys are made on it, without a PIN file.
+// A token with a PIN pad is used, and keys are made on it, without a PIN file. It asks for the PIN once each time.
 func TestPINPad(t *testing.T) {
 	t.Parallel()
 	b, _ := padBench(t, nil)
+	b.module.DelayAll(20 * time.Millisecond) // a second worker would have logged in before the command ends
 	b.generate(time.Now())
+	b.module.DelayAll(0)
 	b.start()
 	if n := b.module.Calls("C_Login"); n != 2 {
 		t.Errorf("%d logins by a command and the plugin", n)

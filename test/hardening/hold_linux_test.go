@@ -169,8 +169,8 @@ func (w *rig) lockedPage() {
 // TestHoldOfFrozenProcess: the time of a process that was stopped counts, and what it held is wiped before it answers again.
 func TestHoldOfFrozenProcess(t *testing.T) {
 	t.Parallel()
-	const limit = 30 * time.Second
-	w := newRig(t, options{faulty: true, extra: "probeInterval: 1s\noutageHold: 30s"})
+	const limit = 15 * time.Second
+	w := newRig(t, options{faulty: true, extra: "probeInterval: 1s\noutageHold: 15s"})
 	one := w.sealOne()
 	w.untilHold(func(s *holdfile.State) bool { return s.Armed })
 	w.faults.FailAll(pkcs11.CKR_DEVICE_REMOVED).UntilCleared()

@@ -95,8 +95,8 @@ type Config struct {
 	// writes stop within three minutes, as soon as the HSM is out of reach.
 	WriteContinuation Duration `yaml:"writeContinuation"`
 	// OutageHold is how long the plugin may answer without the HSM within seven days, from what it has opened and sealed
-	// before. Default 0s, off; otherwise 30s to 72h, the same on all nodes. With it the DEKs of the cluster are in the plugin's
-	// memory all the time, sealed under a key in one locked page: see docs/outage.md.
+	// before. Default 0s, off; up to 72h, the same on all nodes. Otherwise the DEKs of the cluster are in the plugin's memory all
+	// the time, sealed under a key in one locked page: see docs/outage.md.
 	OutageHold Duration `yaml:"outageHold"`
 	// Audit is the trail of every Encrypt and Decrypt.
 	Audit Audit `yaml:"audit"`

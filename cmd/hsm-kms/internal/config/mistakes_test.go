@@ -160,7 +160,6 @@ func TestMistakesRest(t *testing.T) {
 		{added("writeContinuation: -1s"), "c.yaml:9: writeContinuation: is -1s, outside 0s to 24h"},
 		{added("writeContinuation: 25h"), "c.yaml:9: writeContinuation: is 25h"},
 		{added("outageHold: 73h"), "c.yaml:9: outageHold: is 73h"},
-		{added("outageHold: 29s"), "c.yaml:9: outageHold: is 29s, neither 0s nor 30s to 72h"},
 		{added("http: {address: localhost}"), `c.yaml:9: http.address: "localhost" is not host:port`},
 		{added("http: {address: 'localhost:http'}"), `c.yaml:9: http.address: "localhost:http" is not host:port: port "http"`},
 		{added("http: {address: 'http://a:1'}"), "c.yaml:9: http.address: "},

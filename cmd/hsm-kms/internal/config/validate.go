@@ -25,10 +25,6 @@ const (
 	maxRefuseKeys = 256
 	maxSessions   = 1024
 	maxAuditMB    = 10000
-	mostHold      = 72 * time.Hour
-	// leastHold: five good probes within 30 s end an outage hold (kmsplugin/hold). A shorter one would be used up by every outage,
-	// however short, and its time could not be written to the disk before it is used.
-	leastHold = 30 * time.Second
 )
 
 var (
@@ -50,9 +46,7 @@ func (c *Config) validate(p *problems) {
 	p.between("probeInterval", c.ProbeInterval, time.Second, 10*time.Minute)
 	p.between("deferGrace", c.DeferGrace, 0, 720*time.Hour)
 	p.between("writeContinuation", c.WriteContinuation, 0, 24*time.Hour)
-	if hold := c.OutageHold.Std(); hold != 0 && (hold < leastHold || hold > mostHold) {
-		p.report("outageHold", fmt.Sprintf("is %s, neither 0s nor %s to %s", c.OutageHold, Duration(leastHold), Duration(mostHold)), "choose a time between them, or 0s to turn the hold off")
-	}
+	p.between("outageHold", c.OutageHold, 0, 72*time.Hour)
 	if c.HTTP.Address != "" {
 		if err := CheckAddress(c.HTTP.Address); err != nil {
 			p.report("http.address", fmt.Sprintf("%q is not host:port: %v", c.HTTP.Address, err),

@@ -91,18 +91,10 @@ func hostilePages() map[string]struct {
 		"fewer objects than counted": {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Kvs, resp.Count = resp.Kvs[1:], resp.Count-1 }), "and gave "},
 		"cut short":                  {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Kvs = resp.Kvs[:len(resp.Kvs)/2] }), "says of more that it is false"},
 		"a negative count":           {func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Count = -1 }, "counts -1 keys"},
-		"of the future": {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) {
-			for _, kv := range resp.Kvs {
-				kv.ModRevision = 1 << 40
-			}
-		}), "as of revision"},
-		"of no revision": {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) {
-			for _, kv := range resp.Kvs {
-				kv.ModRevision = 0
-			}
-		}), "as of revision"},
-		"going back": {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Header.Revision-- }), "and was at"},
-		"no header":  {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Header = nil }), "no header"},
+		"of the future":              {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Kvs = ofRevision(resp.Kvs, 1<<40) }), "as of revision"},
+		"of no revision":             {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Kvs = ofRevision(resp.Kvs, 0) }), "as of revision"},
+		"going back":                 {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Header.Revision-- }), "and was at"},
+		"no header":                  {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) { resp.Header = nil }), "no header"},
 		"too many empty objects": {onPages(func(_ *pb.RangeRequest, resp *pb.RangeResponse) {
 			resp.Kvs = make([]*mvccpb.KeyValue, 100_001)
 			for i := range resp.Kvs {
@@ -144,6 +136,14 @@ func TestHostilePages(t *testing.T) { //nolint:paralleltest // the heap is measu
 			}
 		}
 	}
+}
+
+// ofRevision gives copies: the fake has the objects for other answers too, which may be on their way.
+func ofRevision(kvs []*mvccpb.KeyValue, revision int64) (copies []*mvccpb.KeyValue) {
+	for _, kv := range kvs {
+		copies = append(copies, &mvccpb.KeyValue{Key: kv.Key, Value: kv.Value, ModRevision: revision})
+	}
+	return copies
 }
 
 const objectsInParts = 300

@@ -56,7 +56,11 @@ func (f *File) Read(ctx context.Context, _ evidence.Way, each func([]evidence.Ob
 	checked := make(chan error, 1)
 	go func() { checked <- f.checkHash(ctx, nil) }()
 	err := evidence.Ahead(ctx, read, each)
-	if wrong := <-checked; wrong != nil && (err == nil || errors.Is(wrong, evidence.ErrDamaged)) {
+	wrong := <-checked
+	if changed := f.unchanged(); changed != nil {
+		wrong = changed
+	}
+	if wrong != nil && (err == nil || errors.Is(wrong, evidence.ErrDamaged)) {
 		err = fmt.Errorf("reading the snapshot %s: %w", f.path, wrong) // whatever else is wrong with it follows from that
 	}
 	if err != nil {
@@ -184,6 +188,9 @@ func (f *File) Find(ctx context.Context, key string) (evidence.Object, error) {
 			found, deleted = o, gone
 			return errFound
 		})
+	}
+	if changed := f.unchanged(); changed != nil {
+		return evidence.Object{}, fmt.Errorf("reading the snapshot %s: %w", f.path, changed)
 	}
 	switch {
 	case errors.Is(err, errFound) && deleted:

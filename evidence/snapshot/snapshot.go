@@ -44,9 +44,10 @@ type Options struct {
 type File struct {
 	path   string
 	file   *os.File
-	size   int64  // of the database, without the hash
-	hashed bool   // a hash follows it
-	sha256 string // of checkHash; empty: not checked yet, or there is none
+	size   int64       // of the database, without the hash
+	hashed bool        // a hash follows it
+	opened os.FileInfo // to see whether somebody writes to it
+	sha256 string      // of checkHash; empty: not checked yet, or there is none
 	opts   Options
 }
 
@@ -79,7 +80,7 @@ func (f *File) check() error {
 	if err := filelock.TryShared(f.file); errors.Is(err, filelock.ErrHeld) {
 		return hint.Wrap(errors.New("a running etcd has it open"), "ask that etcd with --endpoints, or save a snapshot of it with: etcdctl snapshot save FILE")
 	}
-	f.size = info.Size()
+	f.size, f.opened = info.Size(), info
 	switch f.size % diskSector {
 	case 0:
 		return nil
@@ -124,6 +125,16 @@ func (f *File) checkHash(ctx context.Context, progress evidence.Progress) error 
 	}
 	f.sha256 = hex.EncodeToString(want[:])
 	return nil
+}
+
+// unchanged returns an error if somebody has written to the file since it was opened. What was parsed and what was hashed would not be
+// the same bytes then.
+func (f *File) unchanged() error {
+	info, err := f.file.Stat()
+	if err == nil && (info.Size() != f.opened.Size() || !info.ModTime().Equal(f.opened.ModTime())) {
+		err = hint.Wrap(fmt.Errorf("%w: it was changed while it was read", evidence.ErrDamaged), "run it again once nothing writes to the file, or take the snapshot from another copy")
+	}
+	return err
 }
 
 // damaged turns what boltfile says into what callers of this package know, and says what to do about damage.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -265,6 +266,38 @@ func TestWrongHash(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	if _, err := f.Read(ctx, evidence.Pinned, func([]evidence.Object) error { cancel(refused); return refused }); !errors.Is(err, refused) && !errors.Is(err, evidence.ErrDamaged) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// A file that is written to in place while it is read is no evidence, whichever bytes were parsed and whichever were hashed.
+func TestChangedWhileRead(t *testing.T) {
+	t.Parallel()
+	data, earlier := withHash(database(t, sample())), withHash(database(t, sample()[:7]))
+	for title, change := range map[string]func(path string) error{
+		"overwritten": func(path string) error { return os.WriteFile(path, earlier, 0o600) },
+		"cut":         func(path string) error { return os.Truncate(path, 512) },
+		"longer":      func(path string) error { return os.Truncate(path, int64(len(data)+512)) },
+	} {
+		path := save(t, data)
+		long := time.Now().Add(-time.Hour) // the clock of file systems goes in steps
+		if err := os.Chtimes(path, long, long); err != nil {
+			t.Fatal(err)
+		}
+		f, err := open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if o, err := f.Find(t.Context(), "/registry/secrets/a/one"); err != nil || string(o.Value) != "2" {
+			t.Errorf("%s: before, Find: %s, %v", title, o.Value, err)
+		}
+		reading, err := f.Read(t.Context(), evidence.Pinned, func([]evidence.Object) error { return change(path) })
+		if !errors.Is(err, evidence.ErrDamaged) || !strings.Contains(err.Error(), "while it was read") || hint.Of(err) == "" || reading.Revision != 0 {
+			t.Errorf("%s: Read: %+v, %v", title, reading, err)
+		}
+		if _, err := f.Find(t.Context(), "/registry/secrets/a/one"); err == nil || errors.Is(err, evidence.ErrNotFound) {
+			t.Errorf("%s: Find: %v", title, err)
+		}
 	}
 }
 

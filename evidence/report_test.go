@@ -244,11 +244,18 @@ func TestBounds(t *testing.T) {
 	}
 	t.Parallel()
 	m := &memory{}
-	for i := range evidence.MaxNamed + 10 {
-		m.put(fmt.Sprintf("secrets/ns/%d", i), []byte("k8s:enc:"))
+	const broken = 2*evidence.MaxNamed + 10
+	for i := range broken {
+		m.put(fmt.Sprintf("secrets/ns/%05d", broken-1-i), []byte("k8s:enc:"))
 	}
-	if r := build(t, evidence.ReportOptions{}, m); len(r.UndecodableObjects) != evidence.MaxNamed || r.Undecodable != evidence.MaxNamed+10 {
+	r := build(t, evidence.ReportOptions{}, m)
+	if len(r.UndecodableObjects) != evidence.MaxNamed || r.Undecodable != broken {
 		t.Errorf("%d named of %d", len(r.UndecodableObjects), r.Undecodable)
+	}
+	for i, named := range r.UndecodableObjects {
+		if named.Key != fmt.Sprintf("/registry/secrets/ns/%05d", i) {
+			t.Fatalf("the %d-th that is named is %s: not the first by key", i, named.Key)
+		}
 	}
 	many := &memory{}
 	for i := range 100_001 {

@@ -18,6 +18,8 @@ SERIAL   := cmd/hsm-kms/internal/config cmd/hsm-kms/internal/doctor cmd/hsm-kms/
             test/demo/record test/docs test/tools/bom test/tools/image test/tools/release
 # What does not run with the detector: these, and test/hardening, which has no test in a short run.
 NO_RACE   = $(SERIAL) $(if $(SHORT),test/hardening)
+# Packages that make unit tests at once: twice as many as there are processors, because some tests mostly wait.
+AT_ONCE  ?= $$((2 * $$(getconf _NPROCESSORS_ONLN)))
 IMAGE    ?= localhost/hsm-kms
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -57,9 +59,12 @@ test: tokens unit e2e ## every test
 	$(GO) test -tags e2e -count=1 -timeout 30m ./test/release
 	@$(MAKE) --no-print-directory cluster WHERE='where able'
 
+# A program with the race detector sleeps for a second at its end, to catch races of what still runs. Our tests wait for what
+# they start, and dozens of binaries would sleep.
+unit: export GORACE = atexit_sleep_ms=0
 unit: need ## the quick tests: race detector where there are goroutines, random order
-	$(GO) test -shuffle=on $(SHORT) $(SERIAL:%=./%) $(if $(SHORT),./cmd/hsm-kms) # its scripts start hundreds of processes
-	$(GO) test -race -shuffle=on -timeout 20m $(SHORT) $$($(GO) list ./... | grep -v $(NO_RACE:%=-e '/hsm-kms/%$$'))
+	$(GO) test -p $(AT_ONCE) -shuffle=on $(SHORT) $(SERIAL:%=./%) $(if $(SHORT),./cmd/hsm-kms) # its scripts start hundreds of processes
+	$(GO) test -race -p $(AT_ONCE) -shuffle=on -timeout 20m $(SHORT) $$($(GO) list ./... | grep -v $(NO_RACE:%=-e '/hsm-kms/%$$'))
 	CGO_ENABLED=0 $(GO) test ./envelope/...
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,9 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -56,13 +53,7 @@ const errandMark = "HSM_KMS_TEST_ACT"
 func TestMain(m *testing.M) {
 	text := os.Getenv(errandMark)
 	if text == "" {
-		// Most of what these tests take is waiting, so that more of them run at once than there are processors.
-		flag.Parse()
-		if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-			if err := parallel.Value.Set(strconv.Itoa(4 * runtime.GOMAXPROCS(0))); err != nil {
-				panic(err)
-			}
-		}
+		testworker.MoreAtOnce()
 		code := testworker.Run(m)
 		made, _ := madeTokens()
 		_ = os.RemoveAll(made.dir)

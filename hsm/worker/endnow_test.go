@@ -18,7 +18,7 @@ import (
 func TestEndNow(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.makeKey()
+	r.giveKey()
 	c, _, _ := r.connected()
 	release := r.module.Hang("C_OpenSession")
 	if _, err := c.For(t.Context(), 10*time.Millisecond).OpenSession(r.slot(c), false); !errors.Is(err, p11.ErrOverdue) {

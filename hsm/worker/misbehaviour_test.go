@@ -27,7 +27,7 @@ func TestFlood(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
-			r.makeKey()
+			r.giveKey()
 			c, s, key := r.connected()
 			r.module.Misbehave("C_GetSlotList", how).Once()
 			if _, err := c.For(t.Context(), time.Minute).Slots(); err != nil {
@@ -73,7 +73,7 @@ func TestSignalHandlers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
-			r.makeKey()
+			r.giveKey()
 			r.module.Misbehave("C_Initialize", how).Once()
 			c, s, key := r.connected()
 			c = c.For(t.Context(), 20*time.Second)
@@ -135,7 +135,7 @@ func TestForkedHelper(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
-			r.makeKey()
+			r.giveKey()
 			r.module.Misbehave("C_Initialize", how).Once()
 			c, s, key := r.connected()
 			helper := r.module.Helper()
@@ -207,7 +207,7 @@ func TestForksLeaveNothing(t *testing.T) {
 func TestSlotInfoFirst(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.makeKey()
+	r.giveKey()
 	r.module.Traits(faultp11.SlotInfoFirst)
 	c, s, key := r.connected()
 	if err := seal(c, time.Time{}, s, key); err != nil {
@@ -231,7 +231,7 @@ func TestPINIsAString(t *testing.T) {
 func TestLibraryInGo(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.makeKey()
+	r.giveKey()
 	r.cfg.Module = faultp11.BuildGo(t)
 	r.cfg.Environment = append(r.cfg.Environment, "GOMODULE_REAL="+r.token.Module, "SOFTHSM2_CONF="+r.token.Conf())
 	c, s, key := r.connected()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -30,7 +31,11 @@ func TestMain(m *testing.M) {
 	if module := os.Getenv(starterMark); module != "" {
 		starter(module)
 	}
-	os.Exit(testworker.Run(m))
+	testworker.MoreAtOnce()
+	code := testworker.Run(m)
+	made, _ := madeTokens()
+	_ = os.RemoveAll(made.dir)
+	os.Exit(code)
 }
 
 const (
@@ -113,9 +118,46 @@ type rig struct {
 	calls  *calls
 }
 
+// tokens are what every rig gets a copy of: to initialise a token and to make a key on it starts three processes.
+type tokens struct {
+	dir            string
+	empty, withKey *softhsm.Token // the same token, without a key and with that of the contract
+}
+
+// madeTokens makes them once. TestMain removes the folder.
+var madeTokens = sync.OnceValues(func() (made tokens, err error) {
+	if made.dir, err = os.MkdirTemp("", "worker-tokens-"); err != nil {
+		return made, err
+	}
+	if made.empty, err = softhsm.New(context.Background(), filepath.Join(made.dir, "empty"), "k8s", ""); err != nil {
+		return made, err
+	}
+	if made.withKey, err = made.empty.CopyTo(filepath.Join(made.dir, "with-key")); err != nil {
+		return made, err
+	}
+	env, _ := worker.Environment(os.Environ(), nil)
+	c, err := worker.Start(context.Background(), worker.Config{
+		Token: "hsm-a", Module: made.empty.Module, Environment: append(env, made.withKey.Env()...), ConnectTimeout: 20 * time.Second,
+		Hook: func(string, p11.RV, time.Duration) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return made, err
+	}
+	defer c.End()
+	return made, makeKey(c, made.withKey)
+})
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, token: softhsm.ForTest(t, "k8s"), log: &lines{}, calls: &calls{seen: map[string]int{}}}
+	made, err := madeTokens()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := made.empty.CopyTo(filepath.Join(t.TempDir(), "softhsm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, token: token, log: &lines{}, calls: &calls{seen: map[string]int{}}}
 	r.module = faultp11.New(t, r.token.Module, faultp11.Options{SoftHSMConf: r.token.Conf()})
 	env, _ := worker.Environment(os.Environ(), nil)
 	r.cfg = worker.Config{
@@ -135,42 +177,72 @@ func (r *rig) start() *worker.Client {
 	return c
 }
 
+// giveKey puts the key of the contract on the token, before a worker has it open.
+func (r *rig) giveKey() {
+	r.t.Helper()
+	made, err := madeTokens()
+	if err == nil {
+		err = made.withKey.CopyNew(r.token)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // makeKey makes the key of the contract, through a worker of its own.
 func (r *rig) makeKey() {
 	r.t.Helper()
 	c := r.start()
 	defer c.End()
-	file, err := pinfile.Stat(r.token.PINFile, pinfile.Rules{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := errors.Join(c.Initialize(), c.OpenMaker(r.slot(c), &file)); err != nil {
-		r.t.Fatal(err)
-	}
-	attribute := func(kind uint, value any) pkcs11.Attribute { return *pkcs11.NewAttribute(kind, value) }
-	if err := c.Make(worker.Secret{Attributes: []pkcs11.Attribute{
-		attribute(pkcs11.CKA_LABEL, keyLabel), attribute(pkcs11.CKA_ID, ckaID), attribute(pkcs11.CKA_TOKEN, true),
-		attribute(pkcs11.CKA_SENSITIVE, true), attribute(pkcs11.CKA_EXTRACTABLE, false),
-		attribute(pkcs11.CKA_ENCRYPT, true), attribute(pkcs11.CKA_DECRYPT, true), attribute(pkcs11.CKA_SIGN, false),
-		attribute(pkcs11.CKA_VERIFY, false),
-	}}); err != nil {
+	if err := makeKey(c, r.token); err != nil {
 		r.t.Fatal(err)
 	}
 }
 
+func makeKey(c *worker.Client, token *softhsm.Token) error {
+	file, err := pinfile.Stat(token.PINFile, pinfile.Rules{})
+	if err != nil {
+		return err
+	}
+	if err := c.Initialize(); err != nil {
+		return err
+	}
+	slot, err := slotOf(c)
+	if err != nil {
+		return err
+	}
+	if err := c.OpenMaker(slot, &file); err != nil {
+		return err
+	}
+	attribute := func(kind uint, value any) pkcs11.Attribute { return *pkcs11.NewAttribute(kind, value) }
+	return c.Make(worker.Secret{Attributes: []pkcs11.Attribute{
+		attribute(pkcs11.CKA_LABEL, keyLabel), attribute(pkcs11.CKA_ID, ckaID), attribute(pkcs11.CKA_TOKEN, true),
+		attribute(pkcs11.CKA_SENSITIVE, true), attribute(pkcs11.CKA_EXTRACTABLE, false),
+		attribute(pkcs11.CKA_ENCRYPT, true), attribute(pkcs11.CKA_DECRYPT, true), attribute(pkcs11.CKA_SIGN, false),
+		attribute(pkcs11.CKA_VERIFY, false),
+	}})
+}
+
 func (r *rig) slot(api p11.API) uint {
 	r.t.Helper()
-	slots, err := api.Slots()
+	slot, err := slotOf(api)
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return slot
+}
+
+func slotOf(api p11.API) (uint, error) {
+	slots, err := api.Slots()
+	if err != nil {
+		return 0, err
+	}
 	for _, slot := range slots {
 		if info, err := api.TokenInfo(slot); err == nil && info.Label == "k8s" {
-			return slot
+			return slot, nil
 		}
 	}
-	r.t.Fatal("no token")
-	return 0
+	return 0, errors.New("no token")
 }
 
 // connected is a worker that is logged in, a session and the key.
@@ -242,7 +314,7 @@ func TestContract(t *testing.T) {
 func TestOverdue(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.makeKey()
+	r.giveKey()
 	c, s, key := r.connected()
 	release := r.module.Hang("C_Encrypt")
 	start := time.Now()
@@ -274,7 +346,7 @@ func TestOverdue(t *testing.T) {
 func TestOverdueControl(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.makeKey()
+	r.giveKey()
 	c, s, key := r.connected()
 	release := r.module.Hang("C_FindObjects")
 	if _, err := c.For(t.Context(), 50*time.Millisecond).FindSecretKeys(s, keyLabel, 1); !errors.Is(err, p11.ErrOverdue) {
@@ -344,7 +416,7 @@ func TestDeath(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
-			r.makeKey()
+			r.giveKey()
 			c, s, key := r.connected()
 			r.module.Die("C_Encrypt", death).Once()
 			if err := seal(c, time.Time{}, s, key); !errors.Is(err, p11.ErrEnded) || !strings.Contains(err.Error(), says) {
@@ -367,7 +439,7 @@ func TestDeath(t *testing.T) {
 func TestEnd(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.makeKey()
+	r.giveKey()
 	c, _, _ := r.connected()
 	finalized := r.module.Calls("C_Finalize")
 	c.End()

@@ -9,10 +9,13 @@
 package testworker
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 
 	"github.com/hsm-kms/hsm-kms/hsm/worker"
 )
@@ -38,6 +41,19 @@ func Plain(dir string) (path string, err error) {
 		return "", fmt.Errorf("building a worker without the race detector: %w: %s", err, out)
 	}
 	return path, nil
+}
+
+// MoreAtOnce has four times as many tests run at once as there are processors, unless the command line says how many: for tests
+// that mostly wait. TestMain calls it before Run.
+func MoreAtOnce() {
+	flag.Parse()
+	parallel := flag.Lookup("test.parallel")
+	if parallel.Value.String() != parallel.DefValue {
+		return
+	}
+	if err := parallel.Value.Set(strconv.Itoa(4 * runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
+	}
 }
 
 // Run runs the tests and returns the exit code of the test binary: that of the tests, or 66, the race detector's, if a worker

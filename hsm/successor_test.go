@@ -291,3 +291,30 @@ func TestBindingInTheNextWorker(t *testing.T) {
 		r.wantWorkers(1, 2)
 	})
 }
+
+// Where a library has shown a new key by itself, no other worker is connected to compare what it shows.
+func TestLiveLibrary(t *testing.T) {
+	t.Parallel()
+	for _, live := range []bool{true, false} {
+		inBubble(t, 2, nil, func(r *rig) {
+			r.connect()
+			if live {
+				id, err := envelope.NewCKAID(time.Now())
+				if err != nil {
+					r.t.Fatal(err)
+				}
+				r.hsm.addKey("ring", id)
+			}
+			if _, err := r.set.Keys(r.ctx); err != nil {
+				r.t.Fatal(err)
+			}
+			time.Sleep(3 * defaultViewAge)
+			if n := len(r.hsm.starts()); live != (n == 1) {
+				r.t.Errorf("live %t: %d workers were started", live, n)
+			}
+			if n := r.set.Generation(); n != 1 {
+				r.t.Errorf("live %t: generation %d", live, n)
+			}
+		})
+	}
+}

@@ -43,7 +43,7 @@ func Plain(dir string) (path string, err error) {
 	return path, nil
 }
 
-// MoreAtOnce has four times as many tests run at once as there are processors, unless the command line says how many: for tests
+// MoreAtOnce has twice as many tests run at once as there are processors, unless the command line says how many: for tests
 // that mostly wait. TestMain calls it before Run.
 func MoreAtOnce() {
 	flag.Parse()
@@ -51,7 +51,7 @@ func MoreAtOnce() {
 	if parallel.Value.String() != parallel.DefValue {
 		return
 	}
-	if err := parallel.Value.Set(strconv.Itoa(4 * runtime.GOMAXPROCS(0))); err != nil {
+	if err := parallel.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0))); err != nil {
 		panic(err)
 	}
 }

@@ -12,7 +12,6 @@ package nonblock
 import (
 	"io"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,11 +52,11 @@ func (r *Reader) Read(b []byte) (int, error) {
 
 // tryRead reports whether there was something to read, or will never be.
 func (r *Reader) tryRead(fd uintptr) bool {
-	n, err := call(unix.SYS_READ, fd, r.into)
+	n, err := retry(read, fd, r.into)
 	switch {
 	case err == unix.EAGAIN:
 		return false
-	case err != 0:
+	case err != nil:
 		r.err = err
 	case n == 0:
 		r.err = io.EOF
@@ -100,11 +99,11 @@ func (w *Writer) Write(b []byte) (int, error) {
 // tryWrite reports whether all is written, or will never be.
 func (w *Writer) tryWrite(fd uintptr) bool {
 	for len(w.rest) > 0 {
-		n, err := call(unix.SYS_WRITE, fd, w.rest)
+		n, err := retry(write, fd, w.rest)
 		if err == unix.EAGAIN {
 			return false
 		}
-		if err != 0 {
+		if err != nil {
 			w.err = err
 			return true
 		}
@@ -113,13 +112,13 @@ func (w *Writer) tryWrite(fd uintptr) bool {
 	return true
 }
 
-// call is read(2) or write(2).
-func call(number, fd uintptr, b []byte) (int, unix.Errno) {
+// retry makes the call until no signal interrupts it.
+func retry(call func(fd uintptr, b []byte) (int, error), fd uintptr, b []byte) (int, error) {
 	for {
-		n, _, err := unix.RawSyscall(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		n, err := call(fd, b)
 		switch err {
-		case 0:
-			return int(n), 0
+		case nil:
+			return n, nil
 		case unix.EINTR:
 		default:
 			return 0, err

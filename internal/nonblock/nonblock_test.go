@@ -157,6 +157,32 @@ func TestClosedMeanwhile(t *testing.T) {
 	})
 }
 
+// TestRaceDetector: under the race detector what happens before a write happens before the read of what it wrote, as with
+// os.File and net.Conn, whichever side uses those.
+func TestRaceDetector(t *testing.T) {
+	each(t, func(t *testing.T, r *Reader, w *Writer, from, to end) {
+		for name, ends := range map[string]struct {
+			io.Reader
+			io.Writer
+		}{
+			"both":  {r, w},
+			"read":  {r, to.(io.Writer)},
+			"write": {from.(io.Reader), w},
+		} {
+			said, wrote := "", make(chan struct{})
+			go func() {
+				defer close(wrote)
+				said = name
+				_, _ = ends.Write([]byte("x"))
+			}()
+			if n, err := ends.Read(make([]byte, 1)); n != 1 || err != nil || said != name {
+				t.Errorf("%s: %d, %v: %q", name, n, err, said)
+			}
+			<-wrote
+		}
+	})
+}
+
 // TestNoAllocation: they are on the path of each request.
 func TestNoAllocation(t *testing.T) {
 	from, to, err := os.Pipe()

@@ -297,6 +297,26 @@ func TestHostileWatch(t *testing.T) {
 	}
 }
 
+// What is told before the first page is asked for is taken as all else is.
+func TestEarlyEvents(t *testing.T) {
+	t.Parallel()
+	for range 20 { // the race detector sees some of them
+		f := store(10)
+		f.watch = func(resp *pb.WatchResponse) []*pb.WatchResponse {
+			if !resp.Created {
+				return []*pb.WatchResponse{resp}
+			}
+			f.put(name(1), []byte("early"))
+			event := &mvccpb.Event{Kv: &mvccpb.KeyValue{Key: []byte(name(1)), Value: []byte("early"), ModRevision: resp.Header.Revision + 1}}
+			return []*pb.WatchResponse{resp, {Header: f.header(event.Kv.ModRevision), WatchId: resp.WatchId, Events: []*mvccpb.Event{event}}}
+		}
+		reading, err := f.serve(t).Read(t.Context(), evidence.Followed, none)
+		if err != nil || reading.Changed != 1 || reading.Revision != reading.From+1 {
+			t.Errorf("%+v, %v", reading, err)
+		}
+	}
+}
+
 // A server that never answers, or never sends what was written, is waited for only so long.
 func TestSilence(t *testing.T) {
 	t.Parallel()

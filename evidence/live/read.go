@@ -272,6 +272,8 @@ func (r *reader) follow(ctx context.Context) error {
 		return otherCluster(r.cluster, f.header.GetClusterId(), "one of --endpoints")
 	}
 	// The member that tells of writes may be behind the one that was read; no page may be behind it.
+	f.mu.Lock() // events come already
+	defer f.mu.Unlock()
 	r.newest = max(r.newest, f.highest)
 	return nil
 }

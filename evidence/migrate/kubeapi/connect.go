@@ -120,15 +120,18 @@ func load(cfg Config) (*rest.Config, error) {
 	return base, nil
 }
 
-// clientOf makes a client for the address that cfg has. To http:// beyond this machine it is refused: kubectl sends no credentials
-// there, and client-go does if the kubeconfig had them for another address. Anyone on the way could also answer.
+// clientOf makes a client for the address that cfg has. To http:// beyond this machine, or through a proxy, it is refused:
+// kubectl sends no credentials there, and client-go does if the kubeconfig had them for another address. Anyone on the way
+// could also answer.
 func clientOf(cfg *rest.Config) (rest.Interface, error) {
 	at, _, err := rest.DefaultServerUrlFor(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("%q is not an address of an API server: %w", cfg.Host, err)
 	}
-	if host := at.Hostname(); at.Scheme != "https" && host != "localhost" && !net.ParseIP(host).IsLoopback() {
-		return nil, hint.Wrap(fmt.Errorf("%s does not begin with https://, and is not on this machine: credentials would be sent in clear", at), "give the address as https://HOST:PORT")
+	host := at.Hostname()
+	here := cfg.Proxy == nil && (host == "localhost" || net.ParseIP(host).IsLoopback()) // a proxy of the environment gets nothing for these
+	if at.Scheme != "https" && !here {
+		return nil, hint.Wrap(fmt.Errorf("%s does not begin with https://, and is not on this machine or lies behind a proxy: credentials would be sent in clear", at.Redacted()), "give the address as https://HOST:PORT")
 	}
 	client, err := rest.UnversionedRESTClientFor(cfg)
 	if err != nil {

@@ -133,6 +133,30 @@ func TestNoHTTPBeyondThisMachine(t *testing.T) {
 	}
 }
 
+// A proxy may be on another machine: it gets no credentials in clear either, and no error has a password of an address.
+func TestNoHTTPThroughProxy(t *testing.T) {
+	t.Parallel()
+	proxy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("the proxy was asked for %s with %q", r.URL, r.Header.Get("Authorization"))
+	}))
+	t.Cleanup(proxy.Close)
+	config := filepath.Join(t.TempDir(), "config")
+	text := fmt.Sprintf(`{"clusters":[{"name":"x","cluster":{"server":"https://x.invalid","proxy-url":%q}}],"users":[{"name":"x","user":{"token":"t"}}],
+		"contexts":[{"name":"x","context":{"cluster":"x","user":"x"}}],"current-context":"x"}`, proxy.URL)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{"http://127.0.0.1:8001", "http://localhost:8001", "http://me:secret@10.0.0.1:6443"} {
+		servers, err := kubeapi.Connect(t.Context(), kubeapi.Config{Kubeconfig: config, Servers: []string{address}})
+		if err == nil {
+			_ = servers[0].Ready(t.Context())
+		}
+		if err == nil || !strings.Contains(err.Error(), "sent in clear") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
 // A certificate that is not trusted, or for another name, is no outage that passes.
 func TestUntrusted(t *testing.T) {
 	t.Parallel()

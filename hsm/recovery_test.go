@@ -242,6 +242,33 @@ func TestEverySessionHangs(t *testing.T) {
 	})
 }
 
+// givesBack gives a permit back while hanging calls are counted.
+type givesBack struct {
+	workerProcess
+	release func()
+}
+
+func (w givesBack) Hanging(time.Duration) (int, time.Time) {
+	w.release()
+	return 0, time.Time{}
+}
+
+// The only session is at work, and no longer when hanging calls are counted: the check gets it. Before, it gave up, and the
+// suspicion that it was for was forgotten.
+func TestCheckGetsThePermit(t *testing.T) {
+	t.Parallel()
+	inBubble(t, 1, func(cfg *TokenConfig, _ *fakeHSM) { cfg.MaxSessions = 1 }, func(r *rig) {
+		r.connect()
+		if !r.token.tryPermit() {
+			r.t.Fatal("the session is at work already")
+		}
+		if !r.token.permitForCheck(&generation{worker: givesBack{release: r.token.releasePermit}}) {
+			r.t.Fatal("no permit, and no call hangs")
+		}
+		r.token.releasePermit()
+	})
+}
+
 // Two of four sessions hang: a successor is made, and the others serve until it does, however long that takes.
 func TestReplacementCostsNoRequest(t *testing.T) {
 	t.Parallel()

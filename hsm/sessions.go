@@ -145,6 +145,13 @@ func (t *Token) atWork() int {
 	return len(t.permits) - t.burned
 }
 
+// usable is how many operations can be at work at once.
+func (t *Token) usable() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return cap(t.permits) - t.burned
+}
+
 // restorePermits gives back all that burnPermits took.
 func (t *Token) restorePermits() {
 	for t.restorePermit() {

@@ -189,7 +189,7 @@ func (t *Token) permitForCheck(gen *generation) bool {
 			return true
 		default:
 		}
-		if hanging, _ := gen.worker.Hanging(t.hangsAfter()); hanging >= t.atWork() {
+		if hanging, _ := gen.worker.Hanging(t.hangsAfter()); hanging >= t.usable() {
 			return false
 		}
 		select {

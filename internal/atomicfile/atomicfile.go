@@ -36,7 +36,7 @@ func WriteState(path string, data []byte) error {
 // ReadState reads a file of stateDir of at most limit bytes. It follows no link. found reports whether there is a file, also with an
 // error. Errors name the file and mostly have a hint.
 func ReadState(path string, limit int) (text []byte, found bool, err error) {
-	// O_NONBLOCK: a FIFO in its place must not hang the plugin.
+	// O_NONBLOCK: opening a FIFO must not hang the plugin.
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
@@ -45,7 +45,14 @@ func ReadState(path string, limit int) (text []byte, found bool, err error) {
 		return nil, true, ownedfile.Explain(path, err)
 	}
 	defer func() { _ = file.Close() }()
-	text, err = io.ReadAll(io.LimitReader(file, int64(limit)+1))
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular(): // a FIFO that somebody else has open would be waited for
+		err = errors.New("it is not a regular file")
+	default:
+		text, err = io.ReadAll(io.LimitReader(file, int64(limit)+1))
+	}
 	if err == nil && len(text) > limit {
 		err = fmt.Errorf("it has more than %d bytes", limit)
 	}
@@ -55,14 +62,14 @@ func ReadState(path string, limit int) (text []byte, found bool, err error) {
 	return text, true, nil
 }
 
-// DecodeState decodes the one JSON value of such a file. A field that to does not have, and a second value, are errors.
+// DecodeState decodes the one JSON value of such a file. A field that to does not have, and anything after the value, are errors.
 func DecodeState(text []byte, to any) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(to); err != nil {
 		return err
 	}
-	if decoder.More() {
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("more than one JSON value")
 	}
 	return nil

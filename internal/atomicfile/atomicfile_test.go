@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,6 +94,51 @@ func TestWriteState(t *testing.T) {
 }
 
 // A file that is to be new is whole and for its owner alone; one that is there stays as it is, and a link too.
+// TestReadStateOfFIFO: a FIFO is refused, also one that another has open and writes nothing to.
+func TestReadStateOfFIFO(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "state")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	held, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, found, err := atomicfile.ReadState(path, 100)
+		if !found && err != nil {
+			err = errors.Join(err, errors.New("and it is said not to be there"))
+		}
+		read <- err
+	}()
+	select {
+	case err = <-read:
+	case <-time.After(10 * time.Second):
+		_ = held.Close() // ends the read
+		t.Error("it hangs:", <-read)
+		return
+	}
+	_ = held.Close()
+	if err == nil || !strings.HasSuffix(err.Error(), "it is not a regular file") {
+		t.Error(err)
+	}
+}
+
+func TestDecodeState(t *testing.T) {
+	t.Parallel()
+	for text, ok := range map[string]bool{
+		`{"a":1}`: true, " {\"a\":1}\n": true,
+		``: false, `{"b":1}`: false, `{"a":1}{}`: false, `{"a":1}}`: false, `{"a":1}]`: false, `{"a":1}x`: false, "{\"a\":1}\x00": false,
+	} {
+		var to struct{ A int }
+		if err := atomicfile.DecodeState([]byte(text), &to); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestCreate(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "secret.yaml")

@@ -51,7 +51,7 @@ func (c *command) runConformance(ctx context.Context, f *conformanceFlags) error
 	report, err := conformance.Run(c.process.Acting(ctx), a, conformance.Options{
 		At: at, Ring: f.ring, Program: fmt.Sprintf("hsm-kms %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH),
 		Label: func(label string) {
-			fmt.Fprintf(c.errOut, "hsm-kms: the keys of this test have the label %s; they stay on the token only if the test is killed\n", label)
+			fmt.Fprintf(c.errOut, "hsm-kms: the keys of this test have the label %s; a test that is killed leaves them on the token\n", label)
 		},
 		Progress: func(check conformance.Check) { fmt.Fprintf(c.errOut, "hsm-kms: %s: %s\n", check.Result, check.Name) },
 	})

@@ -252,6 +252,27 @@ func (r *rig) write(path string, data []byte) {
 	}
 }
 
+// A FIFO where the record should be stops every attempt, and is not waited for.
+func TestRecordIsFIFO(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.allowed(clean, guard.Succeeded)
+	path := r.record()
+	if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.refuses(clean, guard.ErrState)
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it hangs")
+	}
+}
+
 // One attempt at a time on a token, over all processes that share the folder; another token is not kept waiting.
 func TestOneAttemptAtATime(t *testing.T) {
 	t.Parallel()

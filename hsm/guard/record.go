@@ -78,7 +78,7 @@ func (g *Guard) openOrMake(token Token) (*file, error) {
 // ErrStands. A record that cannot be understood stands against every PIN: it may be the only trace of a refused one.
 func (g *Guard) open(token Token) (_ *file, err error) {
 	path := g.path(token)
-	// A FIFO in its place must not hang the login.
+	// A FIFO in its place must not hang the login: O_NONBLOCK is for the opening, and a read at an offset fails of it.
 	opened, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrState, err)
@@ -88,7 +88,7 @@ func (g *Guard) open(token Token) (_ *file, err error) {
 			_ = opened.Close()
 		}
 	}()
-	data, err := io.ReadAll(io.LimitReader(opened, halfSize*halves+1))
+	data, err := io.ReadAll(io.NewSectionReader(opened, 0, halfSize*halves+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrState, err)

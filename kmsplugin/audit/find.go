@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -85,7 +87,7 @@ func rotated(path string) ([]string, error) {
 }
 
 func findIn(file *os.File, keyID string) (string, error) {
-	scanner := bufio.NewScanner(file)
+	scanner := bufio.NewScanner(io.NewSectionReader(file, 0, math.MaxInt64)) // at an offset: a FIFO is an error, and no empty trail
 	scanner.Buffer(nil, maxFoundLine)
 	for scanner.Scan() {
 		if !bytes.Contains(scanner.Bytes(), []byte(keyID)) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hsm-kms/hsm-kms/kmsplugin/audit"
 )
 
@@ -48,7 +50,11 @@ func TestFindKey(t *testing.T) {
 	if err := os.WriteFile(long, []byte(strings.Repeat("x", 1<<20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{long, t.TempDir()} {
+	fifo := filepath.Join(t.TempDir(), "audit.log")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{long, fifo, t.TempDir()} {
 		if _, err := audit.FindKey(path, key); err == nil {
 			t.Errorf("%s: no error", path)
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/hsm-kms/hsm-kms/envelope"
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -145,6 +146,18 @@ func TestExecute(t *testing.T) {
 				t.Errorf("after the next run the trail says %+v, %v", known[p.KeyID], err)
 			}
 		})
+	}
+}
+
+// A FIFO in the place of the trail is an error, and no trail without records.
+func TestTrailIsFIFO(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	if err := unix.Mkfifo(audit.Beside(path, TrailName), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := Destructions(path); err == nil {
+		t.Errorf("no error: %v", known)
 	}
 }
 

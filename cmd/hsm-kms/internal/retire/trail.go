@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -121,7 +123,7 @@ func Destructions(auditPath string) (map[string]Destruction, error) {
 		return known, fmt.Errorf("reading the trail of keys retire: %w", err)
 	}
 	defer func() { _ = file.Close() }()
-	scanner := bufio.NewScanner(file)
+	scanner := bufio.NewScanner(io.NewSectionReader(file, 0, math.MaxInt64)) // at an offset: a FIFO is an error, and no empty trail
 	scanner.Buffer(nil, maxTrailLine)
 	for scanner.Scan() {
 		var line struct {

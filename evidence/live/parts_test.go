@@ -73,6 +73,9 @@ func TestParted(t *testing.T) {
 				f.put(key, []byte("v"))
 			}
 			began := f.revision
+			if random.IntN(2) == 0 {
+				f.denied = "/registry/" // several ranges are watched then
+			}
 			f.page = atMost(7)
 			f.before = func(page int) {
 				if len(keys) == 0 {
@@ -94,7 +97,7 @@ func TestParted(t *testing.T) {
 				want[string(kv.Key)] = string(kv.Value)
 			}
 			if err != nil || !maps.Equal(got, want) || reading.Revision < began {
-				t.Errorf("%s, compacted %t: read %d objects, want %d: %+v, %v", title, compacted, len(got), len(want), reading, err)
+				t.Errorf("%s, compacted %t, denied below %q: read %d objects, want %d: %+v, %v", title, compacted, f.denied, len(got), len(want), reading, err)
 			}
 		}
 	}

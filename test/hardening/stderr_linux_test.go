@@ -1,10 +1,13 @@
 package hardening
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Nobody reads what the plugin logs, as with a journal whose disk hangs. It serves, its health checks and metrics answer, and
@@ -19,11 +22,18 @@ func TestStderrThatNobodyReads(t *testing.T) {
 	}
 	defer reader.Close()
 	defer writer.Close()
-	if err := writer.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	fd := int(writer.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
 		t.Fatal(err)
 	}
 	for err == nil {
-		_, err = writer.Write(make([]byte, 4<<10)) // until it is full
+		_, err = unix.Write(fd, make([]byte, 4<<10))
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil { // as a standard error is
+		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), program, "serve", "--config", w.plugin.Config()) //nolint:gosec // our own
 	cmd.Env, cmd.Stderr = append(os.Environ(), "SOFTHSM2_CONF="+w.token.Conf()), writer

@@ -9,17 +9,16 @@ MINUTES  ?= 1
 SEED     ?= 0
 # make unit leaves out what takes long (testing.Short). make test does not.
 SHORT    ?= -short
-# The tests of these start no goroutine: the race detector would find nothing there, and take most of the time. test/arrows
-# holds them to that.
+# The tests of these start no goroutine: the race detector would find nothing there, and take most of the time of a short run.
+# test/arrows holds them to that.
 SERIAL   := cmd/hsm-kms/internal/config cmd/hsm-kms/internal/doctor cmd/hsm-kms/internal/operator/state \
             cmd/hsm-kms/internal/retire cmd/hsm-kms/internal/sources envelope/stored evidence/boltfile evidence/encconfig \
             evidence/gate evidence/manifest hsm/modulefile hsm/pinfile internal/duration internal/hint \
             internal/ownedfile kmsplugin/hold/holdfile kmsplugin/problem manifests test/arrows test/bench/apiserver \
             test/demo/record test/docs test/tools/bom test/tools/image test/tools/release
-# What does not run with the detector: these, and test/hardening, which has no test in a short run.
-NO_RACE   = $(SERIAL) $(if $(SHORT),test/hardening)
-# Packages that make unit tests at once: twice as many as there are processors, because some tests mostly wait.
-AT_ONCE  ?= $$((2 * $$(getconf _NPROCESSORS_ONLN)))
+# A short run tests twice as many packages at once as there are processors, because some tests mostly wait. A long one does not:
+# what takes the processors for minutes would slow down what has a time limit.
+AT_ONCE   = $(if $(SHORT),-p $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 IMAGE    ?= localhost/hsm-kms
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -63,8 +62,8 @@ test: tokens unit e2e ## every test
 # they start, and dozens of binaries would sleep.
 unit: export GORACE = atexit_sleep_ms=0
 unit: need ## the quick tests: race detector where there are goroutines, random order
-	$(GO) test -p $(AT_ONCE) -shuffle=on $(SHORT) $(SERIAL:%=./%) $(if $(SHORT),./cmd/hsm-kms) # its scripts start hundreds of processes
-	$(GO) test -race -p $(AT_ONCE) -shuffle=on -timeout 20m $(SHORT) $$($(GO) list ./... | grep -v $(NO_RACE:%=-e '/hsm-kms/%$$'))
+	$(if $(SHORT),$(GO) test $(AT_ONCE) -shuffle=on $(SHORT) $(SERIAL:%=./%) ./cmd/hsm-kms) # its scripts start hundreds of processes
+	$(GO) test -race $(AT_ONCE) -shuffle=on -timeout 20m $(SHORT) $$($(GO) list ./... $(if $(SHORT),| grep -v $(SERIAL:%=-e '/hsm-kms/%$$') -e /test/hardening))
 	CGO_ENABLED=0 $(GO) test ./envelope/...
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd

@@ -244,7 +244,8 @@ func (s *store) forget(keyID string, sealedDEK []byte) bool {
 		return false
 	}
 	delete(s.byName, name)
-	s.entries = slices.DeleteFunc(s.entries, func(other *entry) bool { return other == e })
+	i := slices.Index(s.entries, e)
+	s.entries = slices.Delete(s.entries, i, i+1)
 	s.dirty = true
 	return true
 }

@@ -16,6 +16,9 @@ SERIAL   := cmd/hsm-kms/internal/config cmd/hsm-kms/internal/doctor cmd/hsm-kms/
             evidence/gate evidence/manifest hsm/modulefile hsm/pinfile internal/duration internal/hint \
             internal/ownedfile kmsplugin/hold/holdfile kmsplugin/problem manifests test/arrows test/bench/apiserver \
             test/demo/record test/docs test/tools/bom test/tools/image test/tools/release
+# A short run tests these without it too, as they start hundreds of processes, or simulate days; make test keeps it there.
+COSTLY   := cmd/hsm-kms cmd/hsm-kms/internal/operator
+PLAIN     = $(COSTLY) $(SERIAL)
 # A short run tests twice as many packages at once as there are processors, because some tests mostly wait. A long one does not:
 # what takes the processors for minutes would slow down what has a time limit.
 AT_ONCE   = $(if $(SHORT),-p $$((2 * $$(getconf _NPROCESSORS_ONLN))))
@@ -62,8 +65,8 @@ test: tokens unit e2e ## every test
 # they start, and dozens of binaries would sleep.
 unit: export GORACE = atexit_sleep_ms=0
 unit: need ## the quick tests: race detector where there are goroutines, random order
-	$(if $(SHORT),$(GO) test $(AT_ONCE) -shuffle=on $(SHORT) $(SERIAL:%=./%) ./cmd/hsm-kms) # its scripts start hundreds of processes
-	$(GO) test -race $(AT_ONCE) -shuffle=on -timeout 20m $(SHORT) $$($(GO) list ./... $(if $(SHORT),| grep -v $(SERIAL:%=-e '/hsm-kms/%$$') -e /test/hardening))
+	$(if $(SHORT),$(GO) test $(AT_ONCE) -shuffle=on $(SHORT) $(PLAIN:%=./%))
+	$(GO) test -race $(AT_ONCE) -shuffle=on -timeout 20m $(SHORT) $$($(GO) list ./hsm ./... $(if $(SHORT),| grep -v $(PLAIN:%=-e '/hsm-kms/%$$') -e /test/hardening))
 	CGO_ENABLED=0 $(GO) test ./envelope/...
 
 e2e: need build tools ## the tests against a real kube-apiserver and etcd

@@ -40,7 +40,6 @@ func (r *rig) must(err error) {
 
 // TestDoctorOfBrokenSetups breaks one thing at a time: doctor must find that, say what to do, and say nothing else.
 func TestDoctorOfBrokenSetups(t *testing.T) {
-	manyProcesses(t)
 	t.Parallel()
 	shared := makeShared(t)
 	for _, group := range [][]broken{filesBroken(), tokensBroken(), ringsBroken(), pluginsBroken(), encryptionsBroken()} {

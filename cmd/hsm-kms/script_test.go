@@ -57,7 +57,6 @@ import (
 //
 // In MESSAGE and PATTERN, $NAME is the environment's; in MESSAGE and HINT, … stands for anything.
 func TestScripts(t *testing.T) {
-	manyProcesses(t)
 	t.Parallel()
 	module, err := softhsm.Module()
 	if err != nil {
@@ -95,15 +94,6 @@ type tests struct{ *testing.M }
 
 // Run implements testscript.TestingM.
 func (t tests) Run() int { return testworker.Run(t.M) }
-
-// manyProcesses leaves out, in a short run with the race detector, a test that starts hundreds of processes, each with a worker
-// or two: make unit runs it without the detector, which is four fifths of what it costs.
-func manyProcesses(t *testing.T) {
-	t.Helper()
-	if testing.Short() && testworker.RaceEnabled {
-		t.Skip("make unit runs it without the race detector, make test with it")
-	}
-}
 
 // transcribed is main, with all output and the exit code kept beside for the script.
 func transcribed() {

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,7 +28,7 @@ func FindKey(path, keyID string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	newest, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not hang
+	newest, err := OpenToRead(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("reading the audit trail: %w", err)
 	}
@@ -42,7 +40,7 @@ func FindKey(path, keyID string) (string, error) {
 		return "", fmt.Errorf("looking for the audit trail: %w", err)
 	}
 	for _, name := range older {
-		file, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		file, err := OpenToRead(name)
 		if err != nil {
 			return "", fmt.Errorf("reading the audit trail: %w", err)
 		}
@@ -86,8 +84,26 @@ func rotated(path string) ([]string, error) {
 	return files, nil
 }
 
+// OpenToRead opens a file of a trail. What is no regular file is an error: a FIFO would read as a trail without records, or have
+// its reader wait.
+func OpenToRead(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
 func findIn(file *os.File, keyID string) (string, error) {
-	scanner := bufio.NewScanner(io.NewSectionReader(file, 0, math.MaxInt64)) // at an offset: a FIFO is an error, and no empty trail
+	scanner := bufio.NewScanner(file)
 	scanner.Buffer(nil, maxFoundLine)
 	for scanner.Scan() {
 		if !bytes.Contains(scanner.Bytes(), []byte(keyID)) {

@@ -9,8 +9,6 @@ import (
 	"os"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hsm-kms/hsm-kms/internal/filelock"
 )
 
@@ -78,19 +76,12 @@ type input struct {
 func openAll(paths []string) ([]*input, error) {
 	var files []*input
 	for _, path := range paths {
-		file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		file, err := OpenToRead(path)
 		if err != nil {
 			return files, fmt.Errorf("opening the audit trail: %w", err)
 		}
 		in := &input{path: path, file: file}
 		files = append(files, in)
-		info, err := file.Stat()
-		if err != nil {
-			return files, fmt.Errorf("opening the audit trail: %w", err)
-		}
-		if !info.Mode().IsRegular() {
-			return files, fmt.Errorf("opening the audit trail: %s is not a regular file", path)
-		}
 		in.live = filelock.IsHeld(file)
 		if in.first, err = firstSequence(file); err != nil {
 			return files, fmt.Errorf("reading the audit trail %s: %w", path, err)

@@ -60,7 +60,7 @@ stateDir: %q
 // report runs the suite over a token; with a ring, over keys that are there.
 func report(t *testing.T, token *tokens.Token, ring, more string) *Report {
 	t.Helper()
-	r, err := Run(t.Context(), load(t, token, more), Options{Program: "test", Ring: ring, Progress: func(c Check) { t.Log(c.Result, c.Name, c.Detail) }})
+	r, err := Run(t.Context(), load(t, token, more), Options{Program: "test", Ring: ring, Label: func(string) {}, Progress: func(c Check) { t.Log(c.Result, c.Name, c.Detail) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func interrupted(t *testing.T, a *app.Context, last int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	checks := 0
-	r, err := Run(ctx, a, Options{Program: "test", Progress: func(Check) {
+	r, err := Run(ctx, a, Options{Program: "test", Label: func(string) {}, Progress: func(Check) {
 		if checks++; checks == last {
 			cancel()
 		}

@@ -6,14 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"math"
-	"os"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	"github.com/hsm-kms/hsm-kms/evidence"
@@ -115,7 +111,7 @@ func Destructions(auditPath string) (map[string]Destruction, error) {
 	if auditPath == "" {
 		return known, nil
 	}
-	file, err := os.OpenFile(audit.Beside(auditPath, TrailName), os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not hang
+	file, err := audit.OpenToRead(audit.Beside(auditPath, TrailName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return known, nil
 	}
@@ -123,7 +119,7 @@ func Destructions(auditPath string) (map[string]Destruction, error) {
 		return known, fmt.Errorf("reading the trail of keys retire: %w", err)
 	}
 	defer func() { _ = file.Close() }()
-	scanner := bufio.NewScanner(io.NewSectionReader(file, 0, math.MaxInt64)) // at an offset: a FIFO is an error, and no empty trail
+	scanner := bufio.NewScanner(file)
 	scanner.Buffer(nil, maxTrailLine)
 	for scanner.Scan() {
 		var line struct {

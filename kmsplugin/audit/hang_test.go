@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // A disk that hangs keeps the writer's lock for as long as it likes. The metrics do not wait for it, and say so.
@@ -20,19 +22,13 @@ func TestStatsWhileTheDiskHangs(t *testing.T) {
 	before := w.Stats()
 
 	// A pipe that is full blocks as such a disk does.
-	reader, writer, err := os.Pipe()
+	reader, writer, err := proc.FullPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = reader.Close() }()
 	fd := int(writer.Fd())
-	if err := unix.SetNonblock(fd, true); err != nil { // Fd made it blocking, and Close would not end the write
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, err = unix.Write(fd, make([]byte, 64<<10))
-	}
-	if !errors.Is(err, unix.EAGAIN) {
+	if err := unix.SetNonblock(fd, true); err != nil { // or Close would not end the write
 		t.Fatal(err)
 	}
 	w.mu.Lock()

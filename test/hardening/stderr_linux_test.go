@@ -1,13 +1,12 @@
 package hardening
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/hsm-kms/hsm-kms/test/tools/proc"
 )
 
 // Nobody reads what the plugin logs, as with a journal whose disk hangs. It serves, its health checks and metrics answer, and
@@ -16,25 +15,12 @@ func TestStderrThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	w := newRig(t, options{extra: "probeInterval: 1s"})
 	w.plugin.Kill()
-	reader, writer, err := os.Pipe()
+	reader, writer, err := proc.FullPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
 	defer writer.Close()
-	fd := int(writer.Fd())
-	if err := unix.SetNonblock(fd, true); err != nil {
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, err = unix.Write(fd, make([]byte, 4<<10))
-	}
-	if !errors.Is(err, unix.EAGAIN) {
-		t.Fatal(err)
-	}
-	if err := unix.SetNonblock(fd, false); err != nil { // as a standard error is
-		t.Fatal(err)
-	}
 	cmd := exec.CommandContext(t.Context(), program, "serve", "--config", w.plugin.Config()) //nolint:gosec // our own
 	cmd.Env, cmd.Stderr = append(os.Environ(), "SOFTHSM2_CONF="+w.token.Conf()), writer
 	if err := cmd.Start(); err != nil {

@@ -128,6 +128,12 @@ func median(rounds int, f, bare func() (spent, error)) (measured, compared spent
 	return middle(a), middle(b), nil
 }
 
+// alone is median with nothing beside it.
+func alone(rounds int, f func() (spent, error)) (spent, error) {
+	measured, _, err := median(rounds, f, func() (spent, error) { return spent{}, nil })
+	return measured, err
+}
+
 // live measures against etcd.
 func (w *rig) live(ctx context.Context) error {
 	self, err := os.Executable()
@@ -143,7 +149,7 @@ func (w *rig) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	together, _, err := median(w.options.rounds, func() (spent, error) { return read(several) }, func() (spent, error) { return spent{}, nil })
+	together, err := alone(w.options.rounds, func() (spent, error) { return read(several) })
 	if err != nil {
 		return err
 	}
@@ -179,9 +185,7 @@ func (w *rig) curve(ctx context.Context) error {
 			tell("the database has %d MiB", status.DbSize>>20)
 		}
 		for _, command := range []string{"report", "verify"} {
-			run, _, err := median(w.options.rounds,
-				func() (spent, error) { return w.etcdCommand(ctx, command, "--endpoints", w.url) },
-				func() (spent, error) { return spent{}, nil })
+			run, err := alone(w.options.rounds, func() (spent, error) { return w.etcdCommand(ctx, command, "--endpoints", w.url) })
 			if err != nil {
 				return err
 			}

@@ -150,7 +150,7 @@ func hanging(ctx context.Context, s *subject, t *table, tokens string) error {
 	}, opEncrypt) // Decrypts would share the hangs with their own function, and leave some to the successor
 }
 
-// statusWhileHung measures Status while every call hangs, whoever makes it, for long enough that calls are given up and requests
+// statusWhileHung measures Status while every call of any caller hangs, for long enough that calls are given up and requests
 // are refused.
 func statusWhileHung(ctx context.Context, s *subject, t *table) error {
 	what := "every call of every worker hangs"
